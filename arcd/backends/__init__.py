@@ -1,0 +1,102 @@
+"""What arcd asks of a trainer and of an engine; everything heavy stands behind these two.
+
+A `Trainer` turns lessons into an adapter, one task at a time. An `Engine` turns questions into
+completions, for several tasks at once. Both are used from the event loop and must be cancellable
+within one step. Implementations: `fake` (deterministic, no model), `lora` (PyTorch and peft),
+`vllm_engine` (vLLM).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from arcd.prompts import Lesson, Question
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A trained adapter: a PEFT folder under a serial number that never repeats in a process."""
+
+    serial: int
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The name it is served under; as unique as the serial."""
+        return f"adapter-{self.serial}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """An adapter with how it came about; `notes` lists what had to be given up on the way."""
+
+    adapter: Adapter
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStep:
+    """Progress: step number `step` of `steps` is done; `loss` in nats per token."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sample of a question; `seed` decides it where the temperature is not 0."""
+
+    question: Question
+    sample: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished sample: its tokens, the end token included, and the logprob of each in nats.
+
+    `finish` is "stop" where the model ended the answer and "length" where the limit did.
+    """
+
+    request: Request
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish: Literal["stop", "length"]
+
+
+class Trainer(Protocol):
+    """Trains one adapter at a time on the resident base model."""
+
+    async def train(
+        self, task: str, lessons: Sequence[Lesson], progress: Callable[[TrainingStep], None]
+    ) -> Trained:
+        """A fresh adapter for these lessons.
+
+        `progress` is called in the event loop. Raises TrainerFailed where no adapter came about;
+        cancellation takes effect within a step and leaves nothing behind.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Samples completions, batching the requests of all callers."""
+
+    async def sample(
+        self,
+        requests: Sequence[Request],
+        adapter: Adapter | None,
+        deliver: Callable[[Completion], None],
+    ) -> None:
+        """Deliver each completion in the event loop when it finishes; return after the last.
+
+        Without an adapter the base answers. The adapter is loaded and unloaded by the engine.
+        Cancellation aborts what is open. Raises EngineFailed if the engine stopped.
+        """
+        ...

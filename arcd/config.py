@@ -1,0 +1,179 @@
+"""The configuration: frozen records read from TOML and `--set`; an unknown key is an error.
+
+Knows what each setting means and which values make sense; knows nothing of who uses it.
+"""
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from arcd.errors import BadConfig
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM serves (0.32, `LoRAConfig.max_lora_rank`)."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrainConfig(_Section):
+    """The LoRA adapter of a task and how it is trained."""
+
+    steps: Annotated[int, Field(ge=0)] = 60
+    """Optimizer steps for each task; 0 answers with the base alone."""
+    batch_size: Positive = 2
+    """Lessons for each step."""
+    lr: Annotated[float, Field(gt=0)] = 4e-3
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """What the learning rate does after the warm-up: stay, or fall to zero."""
+    warmup: Share = 0.05
+    """Share of the steps in which the learning rate rises from zero."""
+    rank: int = 16
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    max_seq_len: Positive = 4096
+    """Tokens of a lesson at most; pairs are dropped until it fits."""
+    loss: Literal["target", "outputs"] = "outputs"
+    """Learn the target only, or also the outputs of the pairs before it but the first."""
+    start: Path | None = None
+    """An adapter (PEFT folder) to start each task from instead of a fresh one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.rank not in LORA_RANKS:
+            raise ValueError(f"rank must be one of {', '.join(map(str, LORA_RANKS))}")
+        if not self.target_modules:
+            raise ValueError("target_modules must not be empty")
+        return self
+
+
+class SampleConfig(_Section):
+    """How predictions are drawn."""
+
+    samples: Positive = 16
+    """Predictions for each test input."""
+    views: Positive | None = None
+    """Different views they are spread over; by default one for each sample."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.views is not None and self.views > self.samples:
+            raise ValueError("views cannot exceed samples")
+        if self.temperature == 0 and self.views not in (None, self.samples):
+            raise ValueError("greedy samples of one view are all alike: raise the temperature")
+        return self
+
+
+class ViewConfig(_Section):
+    """How a task may be shown."""
+
+    keep_black: Share = 0.9
+    """Probability that colour 0, the usual background, stays in place."""
+    permute_colours: bool = True
+
+
+class EngineConfig(_Section):
+    """vLLM."""
+
+    max_model_len: Positive = 4096
+    """Tokens of prompt and answer at most."""
+    max_loras: Positive = 2
+    """Adapters that can be sampled at once."""
+    max_num_seqs: Positive = 64
+    """Sequences in one batch."""
+    gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the GPU's memory for the engine; the rest is the trainer's."""
+    cpu_cache_gib: Positive = 2
+    """Memory for keys and values on a CPU."""
+
+
+class Config(_Section):
+    """Everything that decides the answer to a task, beside the base model and the task itself."""
+
+    seed: int = 0
+    encoding: str = "auto"
+    """`auto`: what the base was made for; else `cells` or layers of text, `shape+rows+digits`."""
+    precision: Precision = "auto"
+    """`auto`: bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU."""
+    lookahead: Annotated[int, Field(ge=0)] = 2
+    """Tasks in hand beyond the one in training: trained adapters that wait or are sampled."""
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    views: ViewConfig = ViewConfig()
+    engine: EngineConfig = EngineConfig()
+
+
+def resolve(
+    file: Path | None = None, settings: Iterable[str] = (), **overrides: object
+) -> Config:
+    """The configuration from a TOML file, `--set key.path=value` settings and keyword overrides.
+
+    Later ones win; overrides that are None are ignored. Raises BadConfig in one line that names
+    the key.
+    """
+    tree = _read(file) if file else {}
+    for setting in settings:
+        _put(tree, *_parse(setting))
+    tree |= {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        reason = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise BadConfig(f"{key or 'config'}: {reason.removeprefix('Value error, ')}") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadConfig(f"{file}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{file}: not TOML: {error}") from None
+
+
+def _parse(setting: str) -> tuple[list[str], object]:
+    key, found, text = setting.partition("=")
+    if not found or not all(key.split(".")):
+        raise BadConfig(f"--set {setting}: expected KEY=VALUE, e.g. train.steps=64")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: --set train.schedule=cosine
+    return key.split("."), value
+
+
+def _put(tree: dict[str, Any], path: list[str], value: object) -> None:
+    *sections, key = path
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise BadConfig(f"{'.'.join(path)}: {section} is not a section")
+    tree[key] = value

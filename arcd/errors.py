@@ -1,0 +1,62 @@
+"""Every error that arcd raises on purpose; the first line of a docstring is the default message.
+
+ArcdError                 exit code 1: something arcd can explain in one line
+├── BadInput              exit code 2: the caller gave something that cannot be used
+│   ├── BadGrid           not a rectangle of 1..30 x 1..30 colours 0..9
+│   ├── BadTask           a task or a set of tasks that cannot be read
+│   ├── BadConfig         an unknown option or an impossible value
+│   ├── BadBase           a base model folder that cannot be used
+│   └── BadSubmission     a submission file that cannot be read
+├── MissingPackage        a part of arcd that is not installed here
+├── TrainerFailed         an adapter could not be trained
+└── EngineFailed          the engine stopped
+
+Knows nothing of the rest of arcd.
+"""
+
+
+class ArcdError(Exception):
+    """arcd could not go on."""
+
+    exit_code = 1
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])
+
+
+class BadInput(ArcdError):
+    """The input cannot be used as it is."""
+
+    exit_code = 2
+
+
+class BadGrid(BadInput):
+    """The grid is not a rectangle of 1..30 x 1..30 colours 0..9."""
+
+
+class BadTask(BadInput):
+    """The task cannot be used as it is."""
+
+
+class BadConfig(BadInput):
+    """The configuration cannot be used as it is."""
+
+
+class BadBase(BadInput):
+    """The base model cannot be used as it is."""
+
+
+class BadSubmission(BadInput):
+    """The submission cannot be read."""
+
+
+class MissingPackage(ArcdError):
+    """A package that this command needs is not installed; try: pip install 'arcd[cpu]'."""
+
+
+class TrainerFailed(ArcdError):
+    """The adapter could not be trained."""
+
+
+class EngineFailed(ArcdError):
+    """The inference engine stopped."""

@@ -1,0 +1,91 @@
+"""The ledger: where the wall time of a run went, lane by lane.
+
+A lane (trainer, engine, host) does one kind of work at a time; what it does not spend is idle.
+Training steps and engine steps are what the run is for; the ledger also knows how long at least
+one lane was in a step, so that everything else can be held against the wall time. Constant in
+size, safe to use from several threads. Knows nothing of who works.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+Lane = Literal["trainer", "engine", "host"]
+Kind = Literal["step", "hand-over", "build", "parse", "select", "record"]
+LANES: tuple[Lane, ...] = ("trainer", "engine", "host")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A closed ledger: seconds of wall time, by lane and kind of work, and inside any step."""
+
+    wall: float
+    seconds: dict[Lane, dict[Kind, float]]
+    in_steps: float
+
+    @property
+    def outside_steps(self) -> float:
+        """Share of the wall time in which neither trainer nor engine was in a step."""
+        return 1 - self.in_steps / self.wall if self.wall > 0 else 0.0
+
+    def idle(self, lane: Lane) -> float:
+        """Seconds in which a lane did nothing."""
+        return max(0.0, self.wall - sum(self.seconds[lane].values()))
+
+    def to_json(self) -> dict[str, object]:
+        """Seconds by lane, `idle` included, and the shares that are printed."""
+        return {
+            "wall": self.wall,
+            "outside_steps": self.outside_steps,
+            "lanes": {lane: {**self.seconds[lane], "idle": self.idle(lane)} for lane in LANES},
+        }
+
+
+class Ledger:
+    """Open from its making until `close`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._begun = clock()
+        self._seconds: dict[Lane, dict[Kind, float]] = {lane: defaultdict(float) for lane in LANES}
+        self._steps_open = 0
+        self._steps_since = 0.0
+        self._in_steps = 0.0
+
+    @contextmanager
+    def span(self, lane: Lane, kind: Kind) -> Iterator[None]:
+        """Account the time spent in the block."""
+        begun = self._enter(kind)
+        try:
+            yield
+        finally:
+            self._leave(lane, kind, begun)
+
+    def account(self) -> Account:
+        """What has been accounted up to now; spans that are still open are not in it."""
+        with self._lock:
+            seconds = {lane: dict(kinds) for lane, kinds in self._seconds.items()}
+            return Account(self._clock() - self._begun, seconds, self._in_steps)
+
+    def _enter(self, kind: Kind) -> float:
+        with self._lock:
+            now = self._clock()
+            if kind == "step":
+                if self._steps_open == 0:
+                    self._steps_since = now
+                self._steps_open += 1
+            return now
+
+    def _leave(self, lane: Lane, kind: Kind, begun: float) -> None:
+        with self._lock:
+            now = self._clock()
+            self._seconds[lane][kind] += now - begun
+            if kind == "step":
+                self._steps_open -= 1
+                if self._steps_open == 0:
+                    self._in_steps += now - self._steps_since

@@ -1,0 +1,251 @@
+"""Pretraining of arcd's own base model from scratch: resumable, on a CPU's cores or on a GPU.
+
+A run is a folder with one checkpoint, written to a temporary name and renamed. Every batch is a
+pure function of (seed, worker, step), so a run that was killed goes on as if it had not been. On a
+CPU, single-threaded workers that average their gradients beat threads inside one process.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+from arcd.cellmodel import CellModel
+from arcd.corpus import Corpus, batch, open_corpus
+from arcd.encoding import PAD
+from arcd.errors import BadBase
+from arcd.prompts import IGNORED, Lesson
+from arcd.seeds import generator
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, beside the data."""
+
+    steps: int
+    width: int = 256
+    layers: int = 6
+    context: int = 4096
+    """Positions that the model is made for."""
+    max_seq_len: int = 3072
+    """Tokens of a lesson at most."""
+    batch_tokens: int = 6144
+    """Tokens of one worker's batch at most, padding included."""
+    workers: int = 1
+    lr: float = 3e-3
+    optimizer: str = "muon"
+    """`muon` for the matrices of the backbone and AdamW for the rest, or `adamw` for all."""
+    warmup: int = 100
+    decay: float = 0.4
+    """Last share of the steps, in which the learning rate falls linearly to zero."""
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of a pretraining: losses in nats, per token in training, per grid held out."""
+
+    step: int
+    steps: int
+    loss: float
+    held_out: float | None
+    tokens: int
+    tokens_per_second: float
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """Learning rate of a step as a share of the highest: warm-up, plateau, fall to zero."""
+    rise = min(1.0, (step + 1) / recipe.warmup)
+    fall = (recipe.steps - step) / max(1.0, recipe.steps * recipe.decay)
+    return max(0.0, min(rise, fall))
+
+
+def pretrain(
+    folder: Path,
+    recipe: Recipe,
+    rearc: Path | None,
+    device: str,
+    report: Callable[[Progress], None],
+    every: int = 100,
+) -> None:
+    """Train, or go on training, in `folder`; the finished model is in `folder/model`.
+
+    `report` is called in the first worker every `every` steps, each followed by a checkpoint.
+    Raises BadBase where the folder holds a run of another shape.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = open_corpus(rearc)
+    if recipe.workers == 1:
+        _work(0, folder, recipe, corpus, device, report, every)
+        return
+    meeting = folder / f"meeting-{os.getpid()}"
+    # Forked, so that the workers share the corpus; no thread has been started yet.
+    torch.multiprocessing.start_processes(
+        _join, (meeting, folder, recipe, corpus, device, report, every), recipe.workers,
+        start_method="fork",
+    )
+    meeting.unlink(missing_ok=True)
+
+
+def _join(
+    worker: int, meeting: Path, folder: Path, recipe: Recipe, corpus: Corpus, device: str,
+    report: Callable[[Progress], None], every: int,
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting.absolute()}", rank=worker, world_size=recipe.workers
+    )
+    try:
+        _work(worker, folder, recipe, corpus, device, report, every)
+    finally:
+        dist.destroy_process_group()
+
+
+def _work(
+    worker: int, folder: Path, recipe: Recipe, corpus: Corpus, device: str,
+    report: Callable[[Progress], None], every: int,
+) -> None:
+    torch.manual_seed(recipe.seed)  # the same first weights in every worker
+    model = CellModel(recipe.width, recipe.layers, recipe.context).to(device)
+    optimizers = _optimizers(model, recipe)
+    first, tokens = _restore(folder, recipe, model, optimizers, device)
+    parallel = DistributedDataParallel(model) if recipe.workers > 1 else model
+    losses: list[Tensor] = []
+    clock, counted = time.monotonic(), tokens
+    batches = _batches(corpus, recipe, worker, first, prefetch=device != "cpu")
+    for step, (lessons, lesson_tokens) in enumerate(batches, first):
+        losses.append(_step(parallel, optimizers, lessons, rate(recipe, step), recipe, device))
+        tokens += lesson_tokens * recipe.workers
+        done = step + 1
+        if worker == 0 and (done % every == 0 or done == recipe.steps):
+            held_out = _held_out(model, corpus, recipe, device) if done % (5 * every) == 0 else None
+            _save(folder, recipe, done, tokens, model, optimizers)
+            loss = float(torch.stack(losses).mean())
+            seconds = time.monotonic() - clock
+            report(Progress(done, recipe.steps, loss, held_out, tokens, (tokens - counted) / seconds))
+            losses.clear()
+            clock, counted = time.monotonic(), tokens
+    if worker == 0:
+        model.export(folder / "model")
+
+
+def _step(
+    model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], lessons: list[Lesson],
+    share: float, recipe: Recipe, device: str,
+) -> Tensor:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr * share
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        loss: Tensor = model(*collate(lessons, device)).mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss.detach()
+
+
+def collate(lessons: list[Lesson], device: str) -> tuple[Tensor, Tensor]:
+    """Tokens and labels, (batch, longest), padded on the right."""
+    longest = max(len(lesson.tokens) for lesson in lessons)
+    tokens = [[*lesson.tokens, *[PAD] * (longest - len(lesson.tokens))] for lesson in lessons]
+    labels = [[*lesson.labels, *[IGNORED] * (longest - len(lesson.labels))] for lesson in lessons]
+    return torch.tensor(tokens, device=device), torch.tensor(labels, device=device)
+
+
+def _optimizers(model: CellModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    decay = recipe.weight_decay
+    matrices = [p for p in model.backbone.parameters() if p.ndim == 2]
+    if recipe.optimizer == "adamw":
+        rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": rest}]
+        return [torch.optim.AdamW(groups, recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    rest = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    return [
+        torch.optim.Muon(
+            matrices, recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, recipe.lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+class _Steps(Dataset[tuple[list[Lesson], int]]):
+    """The batches of one worker by step."""
+
+    def __init__(self, corpus: Corpus, recipe: Recipe, worker: int) -> None:
+        self._corpus, self._recipe, self._worker = corpus, recipe, worker
+
+    def __getitem__(self, step: int) -> tuple[list[Lesson], int]:
+        recipe = self._recipe
+        lessons = batch(
+            self._corpus, recipe.seed, self._worker, step,
+            tokens=recipe.batch_tokens, limit=recipe.max_seq_len,
+        )
+        return lessons, sum(len(lesson.tokens) for lesson in lessons)
+
+
+def _batches(
+    corpus: Corpus, recipe: Recipe, worker: int, first: int, *, prefetch: bool
+) -> Iterator[tuple[list[Lesson], int]]:
+    """From step `first` on; ahead of time in processes of their own where a GPU would wait."""
+    yield from DataLoader(
+        _Steps(corpus, recipe, worker),
+        batch_size=None,
+        sampler=range(first, recipe.steps),
+        num_workers=(os.cpu_count() or 1) if prefetch else 0,
+    )
+
+
+@torch.no_grad()
+def _held_out(model: CellModel, corpus: Corpus, recipe: Recipe, device: str) -> float:
+    """Nats for each target grid of 64 lessons from examples never trained on; the same each time."""
+    rng = generator(recipe.seed, "held out")
+    total = 0.0
+    for _ in range(64):
+        lesson = corpus.lesson(rng, recipe.max_seq_len, held_out=True)
+        answer = next(i for i in range(len(lesson.labels), 0, -1) if lesson.labels[i - 1] == IGNORED)
+        labels = (*[IGNORED] * answer, *lesson.labels[answer:])
+        tokens, wanted = torch.tensor([lesson.tokens]), torch.tensor([labels])
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            total += float(model(tokens.to(device), wanted.to(device)).sum())
+    return total / 64
+
+
+def _save(
+    folder: Path, recipe: Recipe, step: int, tokens: int, model: CellModel,
+    optimizers: list[torch.optim.Optimizer],
+) -> None:
+    state = {
+        "recipe": asdict(recipe), "step": step, "tokens": tokens, "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    temporary = folder / "checkpoint.tmp"
+    torch.save(state, temporary)
+    temporary.replace(folder / "checkpoint.pt")
+
+
+def _restore(
+    folder: Path, recipe: Recipe, model: CellModel, optimizers: list[torch.optim.Optimizer],
+    device: str,
+) -> tuple[int, int]:
+    """(next step, tokens so far) of the checkpoint in the folder, or of a new run."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return 0, 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    for key in ("width", "layers", "optimizer"):
+        if state["recipe"][key] != getattr(recipe, key):
+            raise BadBase(f"{path}: was begun with {key}={state['recipe'][key]}")
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"], state["tokens"]

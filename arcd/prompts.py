@@ -1,0 +1,223 @@
+"""Prompts: lessons to train on, questions to answer, and the reasons why there are none.
+
+A lesson shows some demonstration pairs of a task in a view and asks for another one whose output
+is known (leave-one-out); a question asks for a test. Both lose pairs, chosen by the seeded
+generator, until they fit their context; what cannot fit is a `TooLong` value. Provenance (task,
+target or test, view, pairs shown) travels inside. Knows nothing of models or engines.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from arcd.encoding import Encoding
+from arcd.grids import MAX_SIDE, Grid, shape
+from arcd.tasks import Pair, Task
+from arcd.views import View
+
+IGNORED = -100
+"""The label of a token without loss (PyTorch's `ignore_index`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A training prompt: `labels[i]` is `tokens[i]` where there is a loss, else IGNORED."""
+
+    task: str
+    target: int
+    view: View
+    shown: tuple[int, ...]
+    tokens: tuple[int, ...]
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt for test number `test`; an answer takes at most `max_new_tokens`."""
+
+    task: str
+    test: int
+    view: View
+    shown: tuple[int, ...]
+    tokens: tuple[int, ...]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TooLong:
+    """Not even one pair and the query fit: `needed` tokens at least, of `limit`."""
+
+    task: str
+    purpose: Literal["lesson", "question"]
+    needed: int
+    limit: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task}: the smallest {self.purpose} takes {self.needed} tokens, "
+            f"{self.limit} are allowed"
+        )
+
+
+def lesson(
+    task: Task,
+    target: int,
+    view: View,
+    encoding: Encoding,
+    limit: int,
+    rng: random.Random,
+    *,
+    loss: Literal["target", "outputs"] = "target",
+) -> Lesson | TooLong:
+    """Leave pair `target` out and ask for it, in at most `limit` tokens.
+
+    With loss "outputs" the outputs of the pairs shown before it are learnt too, except the first:
+    nothing shown before it tells the rule. A task with a single pair has nothing to leave out; its
+    lesson shows no pair and asks for the only one, which still teaches the grids' look.
+    """
+    parts = _Parts.of(task, view, encoding)
+    answer = encoding.answer(view.apply(task.train[target].output))
+    others = [i for i in view.order if i != target]
+    query = view.apply(task.train[target].input)
+    shown = parts.fit(others, query, len(answer), limit, rng)
+    if isinstance(shown, int):
+        return TooLong(task.id, "lesson", shown, limit)
+    tokens, labels = parts.show(shown, query)
+    if loss == "target":
+        labels = [IGNORED] * len(tokens)
+    tokens, labels = tokens + answer, labels + answer
+    return Lesson(task.id, target, view, tuple(shown), tuple(tokens), tuple(labels))
+
+
+def question(
+    task: Task, test: int, view: View, encoding: Encoding, limit: int, rng: random.Random
+) -> Question | TooLong:
+    """Ask for a test after all pairs that fit into `limit` tokens, the answer included."""
+    parts = _Parts.of(task, view, encoding)
+    query = view.apply(task.tests[test])
+    budget = _longest_answer(task, test, view, encoding)
+    shown = parts.fit(list(view.order), query, budget, limit, rng)
+    if isinstance(shown, int):
+        return TooLong(task.id, "question", shown, limit)
+    tokens, _ = parts.show(shown, query)
+    return Question(task.id, test, view, tuple(shown), tuple(tokens), budget)
+
+
+def lessons(
+    task: Task,
+    views: Sequence[View],
+    encoding: Encoding,
+    limit: int,
+    rng: random.Random,
+    *,
+    loss: Literal["target", "outputs"] = "target",
+) -> list[Lesson] | TooLong:
+    """One lesson for each view; every pair is the target equally often, give or take one.
+
+    A target whose lesson cannot fit passes its turn to the next one that fits.
+    """
+    smallest: list[TooLong] = []
+    targets: list[int] = []
+    for target in range(len(task.train)):
+        found = lesson(task, target, views[0], encoding, limit, rng, loss=loss)
+        if isinstance(found, TooLong):
+            smallest.append(found)
+        else:
+            targets.append(target)
+    if not targets:
+        return min(smallest, key=lambda too_long: too_long.needed)
+    turns: list[int] = []
+    while len(turns) < len(views):
+        turns += rng.sample(targets, len(targets))
+    built = (
+        lesson(task, target, view, encoding, limit, rng, loss=loss)
+        for target, view in zip(turns, views, strict=False)
+    )
+    return [found for found in built if isinstance(found, Lesson)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A task's pairs as tokens in one view; by index of the pair."""
+
+    encoding: Encoding
+    inputs: tuple[Grid, ...]
+    answers: tuple[list[int], ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, task: Task, view: View, encoding: Encoding) -> "_Parts":
+        pairs: list[Pair] = [view.pair(pair) for pair in task.train]
+        inputs = tuple(pair.input for pair in pairs)
+        answers = tuple(encoding.answer(pair.output) for pair in pairs)
+        # The opening of a conversation is longer than what stands between turns: count it for
+        # each pair, so that which pair comes first cannot break the limit.
+        lengths = tuple(
+            max(len(encoding.question(grid, first=first)) for first in (True, False)) + len(answer)
+            for grid, answer in zip(inputs, answers, strict=True)
+        )
+        return cls(encoding, inputs, answers, lengths)
+
+    def show(self, shown: Sequence[int], query: Grid) -> tuple[list[int], list[int]]:
+        """Tokens up to the answer of the query, and labels: the outputs of all pairs but the first."""
+        tokens: list[int] = []
+        labels: list[int] = []
+        for place, i in enumerate(shown):
+            asked = self.encoding.question(self.inputs[i], first=place == 0)
+            output = self.answers[i]
+            tokens += asked + output
+            labels += [IGNORED] * len(asked) + (output if place else [IGNORED] * len(output))
+        asked = self.encoding.question(query, first=not shown)
+        return tokens + asked, labels + [IGNORED] * len(asked)
+
+    def fit(
+        self, order: list[int], query: Grid, answer: int, limit: int, rng: random.Random
+    ) -> list[int] | int:
+        """The pairs to show, in order, or the number of tokens that even one pair would take.
+
+        Pairs are dropped in a random order until the rest fits; one pair at least is kept, where
+        there is one, and the shortest of all stands in if no random choice of one fits.
+        """
+        rest = max(len(self.encoding.question(query, first=first)) for first in (True, False))
+        room = limit - rest - answer
+        kept = list(order)
+        for i in rng.sample(order, len(order)):
+            if sum(self.lengths[j] for j in kept) <= room or len(kept) == 1:
+                break
+            kept.remove(i)
+        if sum(self.lengths[j] for j in kept) <= room:
+            return kept
+        shortest = min(order, key=self.lengths.__getitem__, default=None)
+        if shortest is not None and self.lengths[shortest] <= room:
+            return [shortest]
+        return rest + answer + (self.lengths[shortest] if shortest is not None else 0)
+
+
+def _longest_answer(task: Task, test: int, view: View, encoding: Encoding) -> int:
+    """Tokens that the answer to a test may need.
+
+    Outputs that are as large as their inputs, all of one size, or scaled by one factor settle the
+    size; otherwise the larger of the query and the largest output shown is allowed. Counted in
+    the view, on a blank grid, because rows and columns cost differently.
+    """
+    height, width = shape(task.tests[test])
+    ratios = {
+        (len(pair.output) / len(pair.input), len(pair.output[0]) / len(pair.input[0]))
+        for pair in task.train
+    }
+    sizes = {shape(pair.output) for pair in task.train}
+    guesses: set[tuple[int, int]] = set()
+    if len(ratios) == 1:
+        tall, wide = ratios.pop()
+        guesses.add((_side(height * tall), _side(width * wide)))
+    if len(sizes) == 1:
+        guesses |= sizes
+    if not guesses:
+        guesses = sizes | {(height, width)}
+    blank = (view.apply(((0,) * columns,) * rows) for rows, columns in guesses)
+    return max(len(encoding.answer(grid)) for grid in blank)
+
+
+def _side(length: float) -> int:
+    return max(1, min(MAX_SIDE, round(length)))

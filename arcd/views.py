@@ -1,0 +1,89 @@
+"""Views: a task seen through a flip and turns, a permutation of colours and an order of its pairs.
+
+A view maps grids to grids and has an exact inverse, so a prediction made in the view can be
+carried back. Knows nothing of tokens or models.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arcd.grids import COLOURS, Grid
+from arcd.tasks import Pair, Task
+
+DIHEDRAL = tuple((flip, turns) for flip in (False, True) for turns in range(4))
+"""The eight symmetries of the square as (horizontal flip first?, quarter turns counter-clockwise)."""
+
+PLAIN_COLOURS = tuple(range(COLOURS))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way to look at a task.
+
+    `colours[c]` is the colour shown for c; `order` lists the indices of the demonstration pairs in
+    the order in which they are shown.
+    """
+
+    flip: bool
+    turns: int
+    colours: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def apply(self, grid: Grid) -> Grid:
+        """The grid as this view shows it."""
+        return _turn(_flip(_paint(grid, self.colours), self.flip), self.turns)
+
+    def undo(self, grid: Grid) -> Grid:
+        """The grid that `apply` would show as `grid`."""
+        return _paint(_flip(_turn(grid, -self.turns), self.flip), _inverse(self.colours))
+
+    def pair(self, pair: Pair) -> Pair:
+        """A demonstration pair as this view shows it."""
+        return Pair(self.apply(pair.input), self.apply(pair.output))
+
+
+def identity(task: Task) -> View:
+    """The view that changes nothing."""
+    return View(False, 0, PLAIN_COLOURS, tuple(range(len(task.train))))
+
+
+def spread(
+    n: int, pairs: int, rng: random.Random, *, keep_black: float, colours: bool = True
+) -> list[View]:
+    """n views over `pairs` demonstration pairs, spread evenly over the eight symmetries.
+
+    The counts of any two symmetries differ by at most one, for every n. `keep_black` is the
+    probability that colour 0, the usual background, stays in place; `colours=False` leaves all
+    colours as they are.
+    """
+    views: list[View] = []
+    while len(views) < n:
+        for flip, turns in rng.sample(DIHEDRAL, len(DIHEDRAL)):
+            palette = _palette(rng, keep_black) if colours else PLAIN_COLOURS
+            views.append(View(flip, turns, palette, tuple(rng.sample(range(pairs), pairs))))
+    return views[:n]
+
+
+def _palette(rng: random.Random, keep_black: float) -> tuple[int, ...]:
+    if rng.random() < keep_black:
+        return (0, *rng.sample(range(1, COLOURS), COLOURS - 1))
+    return tuple(rng.sample(range(COLOURS), COLOURS))
+
+
+def _paint(grid: Grid, colours: Sequence[int]) -> Grid:
+    return tuple(tuple(colours[cell] for cell in row) for row in grid)
+
+
+def _inverse(colours: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(colours)), key=colours.__getitem__))
+
+
+def _flip(grid: Grid, flip: bool) -> Grid:
+    return tuple(row[::-1] for row in grid) if flip else grid
+
+
+def _turn(grid: Grid, turns: int) -> Grid:
+    for _ in range(turns % 4):
+        grid = tuple(zip(*grid, strict=True))[::-1]
+    return grid
