@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
-from arcd.encoding import BEGIN, CELLS, COLOURS, END, MAX_SIDE, PAD, SPECIALS, CellEncoding
+from arcd.encoding import BEGIN, CELLS, END, PAD, SPECIALS, CellEncoding
+from arcd.grids import COLOURS, MAX_SIDE
 from arcd.prompts import IGNORED
 
 SHARD = "15MB"
@@ -43,7 +44,8 @@ class CellTables(nn.Module):
         columns, because a cell's logit is the sum of its three.
         """
         special, colour, row, column = (
-            (hidden @ table.T).float() for table in (self.special, self.colour, self.row, self.column)
+            (hidden @ table.T).float()
+            for table in (self.special, self.colour, self.row, self.column)
         )
         cells = colour.logsumexp(-1) + row.logsumexp(-1) + column.logsumexp(-1)
         total = torch.logaddexp(special.logsumexp(-1), cells)
@@ -53,7 +55,10 @@ class CellTables(nn.Module):
             + _pick(row, place // MAX_SIDE % MAX_SIDE)
             + _pick(column, place % MAX_SIDE)
         )
-        return torch.where(tokens < SPECIALS, _pick(special, tokens.clamp(max=SPECIALS - 1)), cell) - total
+        return (
+            torch.where(tokens < SPECIALS, _pick(special, tokens.clamp(max=SPECIALS - 1)), cell)
+            - total
+        )
 
 
 def _pick(logits: Tensor, index: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ class CellModel(nn.Module):
         self.outputs = CellTables(width)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Negative log-likelihood, in nats, of each labelled token; right-padded (batch, length)."""
+        """Nats for each labelled token of right-padded (batch, length) tokens and labels."""
         embedded = F.embedding(tokens, self.inputs.flat())
         hidden = self.backbone(inputs_embeds=embedded, use_cache=False).last_hidden_state
         wanted = labels[:, 1:] != IGNORED

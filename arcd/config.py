@@ -129,9 +129,7 @@ class Config(_Section):
     engine: EngineConfig = EngineConfig()
 
 
-def resolve(
-    file: Path | None = None, settings: Iterable[str] = (), **overrides: object
-) -> Config:
+def resolve(file: Path | None = None, settings: Iterable[str] = (), **overrides: object) -> Config:
     """The configuration from a TOML file, `--set key.path=value` settings and keyword overrides.
 
     Later ones win; overrides that are None are ignored. Raises BadConfig in one line that names

@@ -9,6 +9,7 @@ ArcdError                 exit code 1: something arcd can explain in one line
 │   └── BadSubmission     a submission file that cannot be read
 ├── MissingPackage        a part of arcd that is not installed here
 ├── TrainerFailed         an adapter could not be trained
+│   └── OutOfMemory       ... because its lessons do not fit the memory
 └── EngineFailed          the engine stopped
 
 Knows nothing of the rest of arcd.
@@ -56,6 +57,10 @@ class MissingPackage(ArcdError):
 
 class TrainerFailed(ArcdError):
     """The adapter could not be trained."""
+
+
+class OutOfMemory(TrainerFailed):
+    """The training ran out of memory."""
 
 
 class EngineFailed(ArcdError):

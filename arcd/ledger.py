@@ -15,38 +15,51 @@ from dataclasses import dataclass
 from typing import Literal
 
 Lane = Literal["trainer", "engine", "host"]
-Kind = Literal["step", "hand-over", "build", "parse", "select", "record"]
+Kind = Literal["load", "step", "hand-over", "build", "parse", "select", "record"]
 LANES: tuple[Lane, ...] = ("trainer", "engine", "host")
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A closed ledger: seconds of wall time, by lane and kind of work, and inside any step."""
+    """Seconds of wall time up to some moment, by lane and kind of work, and inside any step."""
 
     wall: float
     seconds: dict[Lane, dict[Kind, float]]
     in_steps: float
 
     @property
+    def loading(self) -> float:
+        """Seconds of start-up: models read, trainer and engine made."""
+        return sum(kinds.get("load", 0.0) for kinds in self.seconds.values())
+
+    @property
+    def solving(self) -> float:
+        """Seconds of wall time after the start-up."""
+        return self.wall - self.loading
+
+    @property
     def outside_steps(self) -> float:
-        """Share of the wall time in which neither trainer nor engine was in a step."""
-        return 1 - self.in_steps / self.wall if self.wall > 0 else 0.0
+        """Share of the solving time in which neither trainer nor engine was in a step."""
+        return 1 - self.in_steps / self.solving if self.solving > 0 else 0.0
 
     def idle(self, lane: Lane) -> float:
-        """Seconds in which a lane did nothing."""
-        return max(0.0, self.wall - sum(self.seconds[lane].values()))
+        """Seconds after the start-up in which a lane did nothing."""
+        busy = sum(s for kind, s in self.seconds[lane].items() if kind != "load")
+        return max(0.0, self.solving - busy)
 
     def to_json(self) -> dict[str, object]:
         """Seconds by lane, `idle` included, and the shares that are printed."""
         return {
             "wall": self.wall,
+            "loading": self.loading,
+            "solving": self.solving,
             "outside_steps": self.outside_steps,
             "lanes": {lane: {**self.seconds[lane], "idle": self.idle(lane)} for lane in LANES},
         }
 
 
 class Ledger:
-    """Open from its making until `close`."""
+    """Counts from its making; start-up is accounted one `load` at a time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -151,16 +151,14 @@ class _Parts:
         pairs: list[Pair] = [view.pair(pair) for pair in task.train]
         inputs = tuple(pair.input for pair in pairs)
         answers = tuple(encoding.answer(pair.output) for pair in pairs)
-        # The opening of a conversation is longer than what stands between turns: count it for
-        # each pair, so that which pair comes first cannot break the limit.
         lengths = tuple(
-            max(len(encoding.question(grid, first=first)) for first in (True, False)) + len(answer)
+            len(encoding.question(grid, first=False)) + len(answer)
             for grid, answer in zip(inputs, answers, strict=True)
         )
         return cls(encoding, inputs, answers, lengths)
 
     def show(self, shown: Sequence[int], query: Grid) -> tuple[list[int], list[int]]:
-        """Tokens up to the answer of the query, and labels: the outputs of all pairs but the first."""
+        """Tokens up to the query's answer, and labels: the outputs of all pairs but the first."""
         tokens: list[int] = []
         labels: list[int] = []
         for place, i in enumerate(shown):
@@ -179,7 +177,8 @@ class _Parts:
         Pairs are dropped in a random order until the rest fits; one pair at least is kept, where
         there is one, and the shortest of all stands in if no random choice of one fits.
         """
-        rest = max(len(self.encoding.question(query, first=first)) for first in (True, False))
+        # One question opens the conversation, whichever that is: this one stands for it.
+        rest = len(self.encoding.question(query, first=True))
         room = limit - rest - answer
         kept = list(order)
         for i in rng.sample(order, len(order)):

@@ -7,7 +7,7 @@ nothing which solves a task can see them. Knows nothing of views, tokens or mode
 
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,20 @@ class TaskSet:
     skipped: tuple[str, ...] = ()
 
     def with_solutions(self, path: Path) -> "TaskSet":
-        """The same tasks with the solutions of a Kaggle solutions file."""
-        solutions = load_solutions(path, self.tasks)
-        return TaskSet(self.name, self.tasks, {**self.solutions, **solutions}, self.skipped)
+        """The same tasks with the solutions of a Kaggle solutions file.
+
+        Solutions of other tasks are left aside; raises BadTask where a task has another number of
+        tests than of solutions.
+        """
+        given = load_solutions(path)
+        known = {task.id: given[task.id] for task in self.tasks if task.id in given}
+        for task in self.tasks:
+            if task.id in known and len(known[task.id]) != len(task.tests):
+                raise BadTask(
+                    f"{path}: task {task.id}: {len(known[task.id])} solutions, "
+                    f"{len(task.tests)} tests"
+                )
+        return TaskSet(self.name, self.tasks, {**self.solutions, **known}, self.skipped)
 
 
 def load(source: str, *, skip_invalid: bool = False) -> TaskSet:
@@ -92,21 +103,12 @@ def load(source: str, *, skip_invalid: bool = False) -> TaskSet:
     return TaskSet(name, tuple(tasks), solutions, tuple(skipped))
 
 
-def load_solutions(path: Path, tasks: Iterable[Task]) -> dict[str, tuple[Grid, ...]]:
-    """The solutions of these tasks in a Kaggle solutions file, {id: [grid, ...]}.
-
-    Tasks that the file does not know are left out; raises BadTask where a known one has another
-    number of outputs than the task has tests.
-    """
+def load_solutions(path: Path) -> dict[str, tuple[Grid, ...]]:
+    """A Kaggle solutions file, {id: [grid, ...]}; raises BadTask naming file, task and reason."""
     value = read_json(path)
-    if not isinstance(value, dict):
-        raise BadTask(f"{path}: not a solutions file: expected an object of task ids")
-    known = {task.id: task for task in tasks}
-    return {
-        task_id: _to_outputs(path, known[task_id], grids)
-        for task_id, grids in value.items()
-        if task_id in known
-    }
+    if not isinstance(value, dict) or not value:
+        raise BadTask(f"{path}: not a solutions file: expected a non-empty object of task ids")
+    return {task_id: _to_outputs(path, task_id, grids) for task_id, grids in value.items()}
 
 
 def read_json(path: Path) -> Any:
@@ -234,10 +236,10 @@ def _cell(pair: object, key: str, where: str) -> Grid:
         raise BadTask(f"{where} {key}: {error}") from None
 
 
-def _to_outputs(path: Path, task: Task, grids: object) -> tuple[Grid, ...]:
-    if not isinstance(grids, list) or len(grids) != len(task.tests):
-        raise BadTask(f"{path}: task {task.id}: expected {len(task.tests)} outputs")
+def _to_outputs(path: Path, task_id: str, grids: object) -> tuple[Grid, ...]:
+    if not isinstance(grids, list) or not grids:
+        raise BadTask(f"{path}: task {task_id}: not a non-empty list of grids")
     try:
         return tuple(to_grid(grid) for grid in grids)
     except BadGrid as error:
-        raise BadTask(f"{path}: task {task.id}: {error}") from None
+        raise BadTask(f"{path}: task {task_id}: {error}") from None

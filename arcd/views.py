@@ -12,7 +12,7 @@ from arcd.grids import COLOURS, Grid
 from arcd.tasks import Pair, Task
 
 DIHEDRAL = tuple((flip, turns) for flip in (False, True) for turns in range(4))
-"""The eight symmetries of the square as (horizontal flip first?, quarter turns counter-clockwise)."""
+"""The symmetries of the square: (horizontal flip first?, quarter turns counter-clockwise)."""
 
 PLAIN_COLOURS = tuple(range(COLOURS))
 

@@ -29,14 +29,13 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """An adapter with how it came about; `notes` lists what had to be given up on the way."""
+    """An adapter with how it came about; `loss` is that of the last step, in nats per token."""
 
     adapter: Adapter
     steps: int
     tokens: int
     seconds: float
     loss: float
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +74,18 @@ class Trainer(Protocol):
     """Trains one adapter at a time on the resident base model."""
 
     async def train(
-        self, task: str, lessons: Sequence[Lesson], progress: Callable[[TrainingStep], None]
+        self,
+        lessons: Sequence[Lesson],
+        seed: int,
+        progress: Callable[[TrainingStep], None],
+        *,
+        frugal: bool = False,
     ) -> Trained:
-        """A fresh adapter for these lessons.
+        """A fresh adapter, begun from `seed`, after one pass over the lessons in their order.
 
-        `progress` is called in the event loop. Raises TrainerFailed where no adapter came about;
-        cancellation takes effect within a step and leaves nothing behind.
+        `progress` is called in the event loop; `frugal` trades time for memory. Raises
+        OutOfMemory or another TrainerFailed where no adapter came about; cancellation takes
+        effect within a step and leaves nothing behind.
         """
         ...
 

@@ -1,0 +1,142 @@
+"""The base model: a folder with weights, the encoding it was made for, a device, a precision.
+
+A base is any Hugging Face folder of a causal language model. arcd's own carries an `arcd.json`
+that names its encoding. Imports torch and transformers only where a model is loaded.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from arcd.config import Precision
+from arcd.encoding import CellEncoding, Encoding, GridText, TextEncoding
+from arcd.errors import BadBase, BadConfig, MissingPackage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DTypeName = Literal["bfloat16", "float16", "float32"]
+
+DEFAULT_TEXT = "shape+rows+digits"
+"""The encoding for a base that does not name its own."""
+
+
+def bundled() -> Path:
+    """The base model that ships with arcd."""
+    return Path(str(files("arcd") / "base"))
+
+
+def check(path: Path) -> Path:
+    """The folder itself; raises BadBase if it cannot be a base model."""
+    if not path.is_dir():
+        raise BadBase(f"{path}: not a folder with a base model")
+    if not (path / "config.json").is_file():
+        raise BadBase(f"{path}: a base model without config.json")
+    if not any(path.glob("*.safetensors")):
+        raise BadBase(f"{path}: a base model without weights (*.safetensors)")
+    return path
+
+
+def fingerprint(path: Path) -> str:
+    """Tells one base from another: a hash of its config and of each weight file's beginning.
+
+    A beginning of 1 MiB holds the names, shapes and first values of the tensors; reading all of a
+    large model would take minutes.
+    """
+    digest = hashlib.sha256((path / "config.json").read_bytes())
+    for file in sorted(path.glob("*.safetensors")):
+        digest.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as opened:
+            digest.update(opened.read(1 << 20))
+    return digest.hexdigest()
+
+
+def open_encoding(path: Path, name: str) -> Encoding:
+    """The encoding of this name for the base, or with `auto` the one that it was made for."""
+    own = _own_encoding(path)
+    wanted = (own or DEFAULT_TEXT) if name == "auto" else name
+    if (wanted == "cells") != (own == "cells"):
+        raise BadConfig(f"encoding {wanted!r} does not fit the base {path}")
+    return CellEncoding() if wanted == "cells" else _text_encoding(path, wanted)
+
+
+def _own_encoding(path: Path) -> str | None:
+    marker = path / "arcd.json"
+    if not marker.is_file():
+        return None
+    try:
+        return str(json.loads(marker.read_text())["encoding"])
+    except (ValueError, KeyError, TypeError):
+        raise BadBase(f"{marker}: does not name an encoding") from None
+
+
+def _text_encoding(path: Path, name: str) -> Encoding:
+    text = GridText.named(name)
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise MissingPackage from None
+    try:
+        return TextEncoding(AutoTokenizer.from_pretrained(path), text)
+    except BadBase as error:
+        raise BadBase(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise BadBase(f"{path}: no usable tokenizer: {str(error).splitlines()[0]}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the models live and in which number format they compute."""
+
+    kind: Literal["cpu", "cuda"]
+    dtype: DTypeName
+
+
+def pick_device(wanted: str, precision: Precision) -> Device:
+    """The device of this name, `auto` preferring a GPU, and the best format that it has.
+
+    `auto` precision is bf16 where the hardware computes in it, else fp16 on a GPU and fp32 on a
+    CPU. Raises BadConfig for a device that is not there.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingPackage from None
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise BadConfig(f"device {wanted!r}: expected auto, cpu or cuda")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise BadConfig("device 'cuda': no GPU that PyTorch can use")
+    on_gpu = wanted != "cpu" and torch.cuda.is_available()
+    names: dict[Precision, DTypeName] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    if precision == "fp16" and not on_gpu:
+        raise BadConfig("precision fp16 needs a GPU")
+    if precision != "auto":
+        return Device("cuda" if on_gpu else "cpu", names[precision])
+    if on_gpu:
+        # Emulated bf16 (before Ampere) is slower than fp16.
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Device("cuda", "bfloat16" if bf16 else "float16")
+    bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return Device("cpu", "bfloat16" if bf16 else "float32")
+
+
+def load_model(path: Path, device: Device) -> "PreTrainedModel":
+    """The model in the device's format, frozen; raises BadBase where the folder has none."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise MissingPackage from None
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, device.dtype), attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BadBase(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    model.requires_grad_(False)
+    return model.to(device.kind)

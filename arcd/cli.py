@@ -1,0 +1,298 @@
+"""The command line: one function for each verb; heavy imports only inside them.
+
+Exit code 0: done; 1: failed; 2: the input or the usage was wrong. Results go to standard output,
+progress and errors to standard error.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from arcd.errors import ArcdError
+
+if TYPE_CHECKING:
+    from arcd.metrics import Report
+    from arcd.tasks import Solutions
+
+app = typer.Typer(
+    name="arcd",
+    help="Test-time fine-tuning on ARC-AGI: a resident trainer and a running vLLM engine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+class MergeMode(StrEnum):
+    """Which attempts of two submissions are taken first."""
+
+    both = "both"
+    second = "second"
+
+
+Tasks = Annotated[
+    str,
+    typer.Argument(help="A Kaggle challenges file, a task file, a folder, or e.g. arc1-eval:50"),
+]
+SolutionsFile = Annotated[Path | None, typer.Option(help="Kaggle solutions file")]
+Home = Annotated[Path | None, typer.Option(help="Where runs are kept [env: ARCD_HOME]")]
+Base = Annotated[Path | None, typer.Option(help="Base model folder; by default arcd's own")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+
+
+@app.command()
+def run(
+    tasks: Tasks,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Submission to write")] = None,
+    solutions: SolutionsFile = None,
+    base: Base = None,
+    device: Device = "auto",
+    seed: Annotated[int | None, typer.Option(help="Decides lessons, views and samples")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.steps=64")
+    ] = None,
+    home: Home = None,
+    skip_invalid: Annotated[bool, typer.Option(help="Leave out tasks that are not valid")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
+    from arcd import basemodel, runs, screen, session
+    from arcd import config as configuration
+    from arcd import tasks as taskfiles
+
+    settled = configuration.resolve(config, settings or (), seed=seed)
+    found = taskfiles.load(tasks, skip_invalid=skip_invalid)
+    found = found.with_solutions(solutions) if solutions else found
+    for line in found.skipped:
+        err.print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
+    with screen.watching(err, len(found.tasks), found.solutions) as listener:
+        outcome = session.run(
+            found,
+            base or basemodel.bundled(),
+            settled,
+            device=device,
+            home=runs.home(home),
+            outs=(out_file,) if out_file else (),
+            listeners=(listener,),
+        )
+    written = out_file or runs.Run(outcome.folder).submission
+    report = _evaluate_run(outcome.folder) if found.solutions else None
+    if as_json:
+        document = {
+            "run": str(outcome.folder),
+            "submission": str(written),
+            "tasks": len(found.tasks),
+            "skipped": found.skipped,
+            "metrics": report.to_json() if report else None,
+            "ledger": outcome.account.to_json(),
+        }
+        print(json.dumps(document))
+        return
+    out.print(screen.account(outcome.account))
+    if report:
+        out.print(_metrics_table(report, each=False))
+    out.print(f"submission {written}\nrun        {outcome.folder}", markup=False, highlight=False)
+
+
+@app.command("eval")
+def evaluate(
+    answers: Annotated[Path, typer.Argument(help="A submission file or a run folder")],
+    solutions: Annotated[
+        Path | None, typer.Option(help="Kaggle solutions file; a run may know its own")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics of a submission's attempts, or of all samples and the attempts of a run."""
+    from arcd import metrics, submission
+
+    if answers.is_dir():
+        report = _evaluate_run(answers, solutions)
+    else:
+        truth = _truth(solutions, answers)
+        report = metrics.evaluate(truth, submission.read(answers))
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        out.print(_metrics_table(report, each=True))
+
+
+@app.command()
+def merge(
+    first: Annotated[Path, typer.Argument(help="Submission A")],
+    second: Annotated[Path, typer.Argument(help="Submission B")],
+    out_file: Annotated[Path, typer.Option("--out", help="Submission to write")],
+    mode: Annotated[
+        MergeMode, typer.Option(help="first attempts of both, or B only for second attempts")
+    ] = MergeMode.both,
+    as_json: Json = False,
+) -> None:
+    """Ensemble two submissions into one; their ids may differ."""
+    from arcd import submission
+
+    merged = submission.merge(submission.read(first), submission.read(second), mode.value)
+    submission.write(out_file, merged)
+    if as_json:
+        print(json.dumps({"submission": str(out_file), "tasks": len(merged)}))
+    else:
+        out.print(f"{out_file}: {len(merged)} tasks", markup=False, highlight=False)
+
+
+@app.command()
+def show(
+    task: Annotated[str, typer.Argument(help="A task file, set:ID, or with --run a task id")],
+    run_folder: Annotated[Path | None, typer.Option("--run", help="A run folder")] = None,
+) -> None:
+    """Draw a task's grids and, with a run, its candidates with their votes."""
+    from arcd import runs, selection, tasks
+    from arcd import show as drawing
+    from arcd.errors import BadTask
+
+    opened = runs.Run.open(run_folder) if run_folder else None
+    found = opened.tasks if opened else tasks.load(task)
+    wanted = [t for t in found.tasks if opened is None or t.id == task]
+    if not wanted:
+        raise BadTask(f"{run_folder}: no task {task!r} in this run")
+    candidates = list(opened.candidates()) if opened else []
+    colour = drawing.coloured(out)
+    for each in wanted:
+        truth = found.solutions.get(each.id, ())
+        out.print(drawing.task(each, truth, colour=colour))
+        if opened:
+            own = [c for c in candidates if c.task == each.id]
+            notes = tuple(opened.notes(each.id))
+            verdict = selection.verdict(each.id, len(each.tests), own, None, notes)
+            out.print(drawing.answers(verdict, truth, colour=colour))
+
+
+@app.command()
+def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) -> None:
+    """Report versions, device and memory, and solve one task to see that everything works."""
+    from arcd import basemodel
+    from arcd.doctor import examine
+
+    findings = []
+    for finding in examine(base or basemodel.bundled(), device):
+        findings.append(finding)
+        if not as_json:
+            mark = "[green]ok  [/]" if finding.ok else "[red]fail[/]"
+            out.print(f"{mark} {finding.name:<13} {finding.value}", highlight=False)
+    if as_json:
+        print(json.dumps({f.name: {"ok": f.ok, "value": f.value} for f in findings}))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def pretrain(
+    folder: Annotated[Path, typer.Argument(help="Run folder; an unfinished run goes on")],
+    steps: Annotated[int, typer.Option(min=1)],
+    rearc: Annotated[
+        Path | None, typer.Option(help="re-arc examples, {id: [pair, ...]} as .json.gz")
+    ] = None,
+    width: Annotated[int, typer.Option(min=64, help="A multiple of 64")] = 256,
+    layers: Annotated[int, typer.Option(min=1)] = 6,
+    batch_tokens: Annotated[int, typer.Option(min=256, help="Each worker's, at each step")] = 4096,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that average gradients")] = 1,
+    lr: Annotated[float, typer.Option(min=0)] = 4e-3,
+    seed: int = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a small base model from scratch on ARC-AGI-1 training tasks; resumable."""
+    from dataclasses import asdict
+
+    from arcd import basemodel
+    from arcd import pretrain as training
+
+    recipe = training.Recipe(
+        steps=steps,
+        width=width,
+        layers=layers,
+        batch_tokens=batch_tokens,
+        workers=workers,
+        lr=lr,
+        seed=seed,
+    )
+
+    def report(now: training.Progress) -> None:
+        if as_json:
+            print(json.dumps(asdict(now)), flush=True)
+        else:
+            err.print(str(now), highlight=False, markup=False)
+
+    training.pretrain(folder, recipe, rearc, basemodel.pick_device(device, "auto").kind, report)
+    out.print(f"model {folder / 'model'}", markup=False, highlight=False)
+
+
+def _truth(solutions: Path | None, answers: Path) -> "Solutions":
+    from arcd import tasks
+    from arcd.errors import BadInput
+
+    if solutions is None:
+        raise BadInput(f"{answers}: a submission does not know its solutions: give --solutions")
+    return tasks.load_solutions(solutions)
+
+
+def _evaluate_run(folder: Path, solutions: Path | None = None) -> "Report":
+    from arcd import metrics, runs, submission
+
+    run = runs.Run.open(folder)
+    truth = _truth(solutions, folder) if solutions else run.tasks.solutions
+    return metrics.evaluate(truth, submission.read(run.submission), run.samples())
+
+
+METRICS = (
+    "accuracy",
+    "correct_pixels",
+    "max_correct_pixels",
+    "correct_size",
+    "any_correct_size",
+    "pass_n",
+    "unanswered",
+    "pass_1",
+    "pass_2",
+)
+
+
+def _metrics_table(report: "Report", *, each: bool) -> Table:
+    table = Table(title=f"score {report.score:.1%} of {len(report.tasks)} tasks")
+    table.add_column("task")
+    for name in METRICS:
+        table.add_column(name.replace("_", " "), justify="right")
+    rows = [*(report.tasks.items() if each else ()), ("mean", report.total)]
+    for name, values in rows:
+        table.add_row(name, *(f"{values.to_json()[metric]:.1%}" for metric in METRICS))
+    return table
+
+
+def main() -> None:
+    """Entry point: one line for an error that arcd can explain, exit codes as documented."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        err.print("arcd: interrupted; what was answered stands in the submission")
+        sys.exit(130)
+    except Exception as error:
+        known = _known(error)
+        if known is None:
+            raise
+        err.print(f"arcd: {known}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(known.exit_code)
+
+
+def _known(error: BaseException) -> ArcdError | None:
+    """The error that arcd can explain, also where task groups have wrapped it."""
+    if isinstance(error, BaseExceptionGroup):
+        found = (_known(inner) for inner in error.exceptions)
+        return next((inner for inner in found if inner is not None), None)
+    return error if isinstance(error, ArcdError) else None

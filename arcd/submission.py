@@ -1,0 +1,168 @@
+"""Submissions: the file that Kaggle scores, made from verdicts, read, written and merged.
+
+In the file every task has an object of two attempts for each of its tests; an attempt that nobody
+made is the blank grid [[0]]. What is read comes back as grids, what is to be written is the JSON
+value. Knows nothing of how attempts came about.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+from arcd.errors import ArcdError, BadGrid, BadSubmission, BadTask
+from arcd.grids import Grid, to_grid, to_lists
+from arcd.selection import ATTEMPTS, Verdict
+from arcd.tasks import Task, read_json
+
+BLANK: Grid = ((0,),)
+KEYS = tuple(f"attempt_{i}" for i in range(1, ATTEMPTS + 1))
+
+Submission = dict[str, list[dict[str, list[list[int]]]]]
+"""The file as a JSON value: {id: [{"attempt_1": grid, "attempt_2": grid}, ...]}."""
+
+Attempts = dict[str, list[list[Grid | None]]]
+"""The file as it is read: by task id, for each test its attempts; None where it says null."""
+
+
+def blank(tasks: Iterable[Task]) -> Submission:
+    """A complete submission without any answer."""
+    return of(tasks, {})
+
+
+def of(tasks: Iterable[Task], verdicts: Mapping[str, Verdict]) -> Submission:
+    """The submission of these verdicts, by task id: every task and every test, in their order.
+
+    A test with a single answer has a blank second attempt: the same answer twice would win
+    nothing and hide that there was only one.
+    """
+    return {task.id: [_test(a) for a in _attempts(task, verdicts.get(task.id))] for task in tasks}
+
+
+def _attempts(task: Task, verdict: Verdict | None) -> Sequence[Sequence[Grid]]:
+    found = verdict.attempts if verdict else ()
+    return [found[i] if i < len(found) else () for i in range(len(task.tests))]
+
+
+def _test(attempts: Sequence[Grid | None]) -> dict[str, list[list[int]]]:
+    padded = [*attempts, *[None] * ATTEMPTS]
+    return {key: to_lists(grid or BLANK) for key, grid in zip(KEYS, padded, strict=False)}
+
+
+def read(path: Path) -> Attempts:
+    """The attempts in a submission file, the blank grid read as the grid that it is.
+
+    Raises BadSubmission naming the file, the task and the reason.
+    """
+    try:
+        value = read_json(path)
+    except BadTask as error:
+        raise BadSubmission(str(error)) from None
+    if not isinstance(value, dict):
+        raise BadSubmission(f"{path}: not a submission: expected an object of task ids")
+    try:
+        return {task_id: _to_tests(task_id, tests) for task_id, tests in value.items()}
+    except BadSubmission as error:
+        raise BadSubmission(f"{path}: {error}") from None
+
+
+def _to_tests(task_id: str, tests: object) -> list[list[Grid | None]]:
+    if not isinstance(tests, list) or not tests:
+        raise BadSubmission(f"task {task_id}: not a non-empty list with an entry for each test")
+    return [_to_attempts(f"task {task_id}: test {i}", test) for i, test in enumerate(tests)]
+
+
+def _to_attempts(where: str, test: object) -> list[Grid | None]:
+    if not isinstance(test, dict) or set(test) != set(KEYS):
+        raise BadSubmission(f"{where}: not an object with just {' and '.join(KEYS)}")
+    return [_to_attempt(f"{where} {key}", test[key]) for key in KEYS]
+
+
+def _to_attempt(where: str, grid: object) -> Grid | None:
+    try:
+        return None if grid is None else to_grid(grid)
+    except BadGrid as error:
+        raise BadSubmission(f"{where}: {error}") from None
+
+
+def write(path: Path, submission: Submission) -> None:
+    """Put the submission at `path` whole: at any moment the old file or the new one is there.
+
+    Durable when it returns. Raises ArcdError naming the path where the file system refuses; then
+    the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            _write_durably(temporary, json.dumps(submission))
+            os.replace(temporary, path)
+        finally:
+            # After the rename there is none left.
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArcdError(f"{path}: not written: {error.strerror or error}") from None
+    # The file is in place: a file system that cannot sync a folder must not turn that into an
+    # error.
+    with suppress(OSError):
+        _sync_folder(path.parent)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+Mode = Literal["both", "second"]
+
+_PREFERENCE: dict[Mode, tuple[tuple[int, int], ...]] = {
+    "both": ((0, 0), (1, 0), (0, 1), (1, 1)),
+    "second": ((0, 0), (1, 0), (1, 1), (0, 1)),
+}
+"""Which attempts are taken first: (submission, attempt)."""
+
+
+def merge(first: Attempts, second: Attempts, mode: Mode) -> Submission:
+    """One submission out of two: the ids of the first, then those that only the second has.
+
+    A test that both know is answered with the first attempt of each. Where these are equal, or one
+    is blank, the next one that differs stands in: with "both" the second attempt of `first`, then
+    that of `second`; with "second" the other way round, as the second answer is the second file's
+    to give. A test that only one of them knows keeps its attempts.
+    """
+    return {
+        task_id: _merge_tests(first.get(task_id, []), second.get(task_id, []), mode)
+        for task_id in {**first, **second}
+    }
+
+
+def _merge_tests(
+    first: Sequence[Sequence[Grid | None]], second: Sequence[Sequence[Grid | None]], mode: Mode
+) -> list[dict[str, list[list[int]]]]:
+    unknown: Sequence[Grid | None] = ()
+    pairs = zip_longest(first, second, fillvalue=unknown)
+    return [_test(_merge_test(*pair, mode)) for pair in pairs]
+
+
+def _merge_test(
+    first: Sequence[Grid | None], second: Sequence[Grid | None], mode: Mode
+) -> Sequence[Grid | None]:
+    if not first or not second:
+        return first or second
+    both = (first, second)
+    wanted = [both[file][i] for file, i in _PREFERENCE[mode] if i < len(both[file])]
+    answers = dict.fromkeys(grid for grid in wanted if grid not in (None, BLANK))
+    return list(answers)[:ATTEMPTS]

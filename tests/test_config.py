@@ -1,0 +1,132 @@
+import pytest
+from pydantic import ValidationError
+
+from arcd.config import LORA_RANKS, Config, resolve
+from arcd.errors import BadConfig
+
+
+def refusal(*settings, **given):
+    """The one line with which a configuration is refused."""
+    with pytest.raises(BadConfig) as caught:
+        resolve(settings=settings, **given)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_without_anything_said_the_defaults_stand():
+    assert resolve() == Config()
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
+    file = tmp_path / "arcd.toml"
+    file.write_text('seed = 3\n[train]\nsteps = 7\nschedule = "cosine"\n', encoding="utf-8")
+    config = resolve(file)
+    assert (config.seed, config.train.steps, config.train.schedule) == (3, 7, "cosine")
+    assert config.sample == Config().sample
+    assert config.train.lr == Config().train.lr
+
+
+def test_a_setting_wins_over_the_file_and_an_override_over_both(tmp_path):
+    file = tmp_path / "arcd.toml"
+    file.write_text("seed = 1\n[train]\nsteps = 7\nbatch_size = 4\n", encoding="utf-8")
+    config = resolve(file, ["seed=2", "train.steps=8"], seed=3)
+    assert (config.seed, config.train.steps, config.train.batch_size) == (3, 8, 4)
+
+
+def test_an_override_that_is_not_given_changes_nothing():
+    assert resolve(settings=["seed=2"], seed=None).seed == 2
+
+
+def test_the_last_setting_of_a_key_wins():
+    assert resolve(settings=["train.steps=8", "train.steps=9"]).train.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "key", "value"),
+    [
+        ("train.lr=1e-4", "train", "lr", 1e-4),
+        ("train.rslora=true", "train", "rslora", True),
+        ("train.schedule=cosine", "train", "schedule", "cosine"),
+        ('train.schedule="cosine"', "train", "schedule", "cosine"),
+        ('train.target_modules=["q_proj"]', "train", "target_modules", ("q_proj",)),
+        ("views.permute_colours=false", "views", "permute_colours", False),
+        ("engine.max_loras=4", "engine", "max_loras", 4),
+    ],
+)
+def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, value):
+    assert getattr(getattr(resolve(settings=[setting]), section), key) == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("nosuch=1", "nosuch: unknown key"),
+        ("train.nosuch=1", "train.nosuch: unknown key"),
+        ("trian.steps=1", "trian: unknown key"),
+        ("train.steps", "--set train.steps: expected KEY=VALUE, e.g. train.steps=64"),
+        ("=1", "--set =1: expected KEY=VALUE, e.g. train.steps=64"),
+        ("train..steps=1", "--set train..steps=1: expected KEY=VALUE, e.g. train.steps=64"),
+        ("seed.x=1", "seed: Input should be a valid integer"),
+        ("train=3", "train: Input should be a valid dictionary or instance of TrainConfig"),
+        ("train.steps=-1", "train.steps: Input should be greater than or equal to 0"),
+        ("train.steps=many", "train.steps: Input should be a valid integer, "),
+        ("train.lr=0", "train.lr: Input should be greater than 0"),
+        ("train.lr=nan", "train.lr: Input should be a finite number"),
+        ("train.lr=inf", "train.lr: Input should be a finite number"),
+        ("train.rank=7", "train: rank must be one of 1, 8, 16, 32, 64, 128, 256, 320, 512"),
+        ("train.target_modules=[]", "train: target_modules must not be empty"),
+        ("train.schedule=wild", "train.schedule: Input should be 'constant', 'linear' or "),
+        ("sample.views=17", "sample: views cannot exceed samples"),
+        ("sample.views=8", "sample: greedy samples of one view are all alike: "),
+        ("views.keep_black=1.5", "views.keep_black: Input should be less than or equal to 1"),
+        ("engine.gpu_memory=1.0", "engine.gpu_memory: Input should be less than 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line_naming_the_key(setting, reason):
+    assert refusal(setting).startswith(reason)
+
+
+def test_a_value_is_not_a_section():
+    assert refusal("train.steps=1", "train.steps.x=1") == "train.steps.x: steps is not a section"
+
+
+def test_views_may_be_fewer_than_samples_where_sampling_is_not_greedy():
+    config = resolve(settings=["sample.views=8", "sample.temperature=0.5"])
+    assert config.sample.views == 8
+
+
+@pytest.mark.parametrize("rank", LORA_RANKS)
+def test_every_rank_that_the_engine_serves_is_allowed(rank):
+    assert resolve(settings=[f"train.rank={rank}"]).train.rank == rank
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"train = [", "not TOML: "),
+        (b"seed = 1\nseed = 2", "not TOML: "),
+        (b"seed = '\xff'", "not TOML: "),
+    ],
+)
+def test_a_file_that_is_not_toml_is_refused(tmp_path, content, reason):
+    file = tmp_path / "arcd.toml"
+    file.write_bytes(content)
+    assert refusal(file=file).startswith(f"{file}: {reason}")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    assert (
+        refusal(file=tmp_path / "none.toml") == f"{tmp_path}/none.toml: No such file or directory"
+    )
+    assert refusal(file=tmp_path) == f"{tmp_path}: Is a directory"
+
+
+def test_a_configuration_survives_its_json_form():
+    config = resolve(settings=["train.steps=8", "train.start=some/adapter", "sample.views=16"])
+    assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_configuration_does_not_change():
+    with pytest.raises(ValidationError, match="frozen"):
+        resolve().seed = 1

@@ -1,0 +1,155 @@
+import math
+import threading
+
+import pytest
+
+from arcd.ledger import LANES, Ledger
+
+
+class Clock:
+    """Time that passes only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(clock) -> Ledger:
+    return Ledger(clock)
+
+
+def test_a_ledger_counts_from_its_making(ledger, clock):
+    clock.sleep(5)
+    account = ledger.account()
+    assert account.wall == 5
+    assert account.outside_steps == 1
+    assert [account.idle(lane) for lane in LANES] == [5, 5, 5]
+
+
+def test_time_is_accounted_by_lane_and_kind(ledger, clock):
+    for seconds in (1, 2):
+        with ledger.span("trainer", "step"):
+            clock.sleep(seconds)
+    with ledger.span("host", "build"):
+        clock.sleep(4)
+    account = ledger.account()
+    assert account.seconds == {"trainer": {"step": 3}, "engine": {}, "host": {"build": 4}}
+    assert account.idle("trainer") == 4
+    assert account.idle("host") == 3
+
+
+def test_the_overlap_of_two_lanes_is_in_steps_once(ledger, clock):
+    with ledger.span("trainer", "step"):
+        clock.sleep(2)
+        with ledger.span("engine", "step"):
+            clock.sleep(3)
+    clock.sleep(5)
+    account = ledger.account()
+    assert account.seconds["trainer"]["step"] == 5
+    assert account.seconds["engine"]["step"] == 3
+    assert account.in_steps == 5
+    assert account.outside_steps == 0.5
+
+
+def test_steps_that_take_turns_in_overlapping_are_one_stretch(ledger, clock):
+    trainer, engine = ledger.span("trainer", "step"), ledger.span("engine", "step")
+    with trainer:
+        clock.sleep(1)
+        engine.__enter__()
+        clock.sleep(1)
+    clock.sleep(1)
+    engine.__exit__(None, None, None)
+    account = ledger.account()
+    assert account.in_steps == account.wall == 3
+    assert account.outside_steps == 0
+
+
+def test_other_work_is_outside_steps_unless_a_step_runs_beside_it(ledger, clock):
+    with ledger.span("engine", "hand-over"):
+        clock.sleep(1)
+    with ledger.span("trainer", "step"), ledger.span("host", "parse"):
+        clock.sleep(3)
+    assert ledger.account().outside_steps == 0.25
+
+
+def test_start_up_is_kept_apart(ledger, clock):
+    with ledger.span("host", "load"):
+        clock.sleep(6)
+    with ledger.span("engine", "step"):
+        clock.sleep(3)
+    clock.sleep(1)
+    account = ledger.account()
+    assert (account.wall, account.loading, account.solving) == (10, 6, 4)
+    assert account.outside_steps == 0.25
+    assert account.idle("engine") == 1
+    assert account.idle("host") == 4
+
+
+def test_a_span_that_fails_is_accounted_all_the_same(ledger, clock):
+    with pytest.raises(ValueError, match="broken"), ledger.span("trainer", "step"):
+        clock.sleep(2)
+        raise ValueError("broken")
+    with ledger.span("trainer", "step"):
+        clock.sleep(1)
+    assert ledger.account().in_steps == 3
+
+
+def test_an_open_span_is_not_in_the_account_yet(ledger, clock):
+    with ledger.span("trainer", "step"):
+        clock.sleep(2)
+        assert ledger.account().seconds["trainer"] == {}
+    assert ledger.account().seconds["trainer"] == {"step": 2}
+
+
+def test_an_account_does_not_change_after_it_is_given(ledger, clock):
+    account = ledger.account()
+    with ledger.span("trainer", "step"):
+        clock.sleep(2)
+    assert account.wall == 0
+    assert account.outside_steps == 0
+    assert account.seconds["trainer"] == {}
+
+
+def test_the_json_of_an_account_adds_up(ledger, clock):
+    with ledger.span("host", "load"):
+        clock.sleep(1)
+    with ledger.span("engine", "step"):
+        clock.sleep(3)
+    clock.sleep(1)
+    value = ledger.account().to_json()
+    assert value["wall"] == 5
+    assert value["solving"] == 4
+    assert value["outside_steps"] == 0.25
+    assert value["lanes"] == {
+        "trainer": {"idle": 4},
+        "engine": {"step": 3, "idle": 1},
+        "host": {"load": 1, "idle": 4},
+    }
+
+
+def test_many_threads_lose_nothing(ledger):
+    def work() -> None:
+        for _ in range(500):
+            with ledger.span("trainer", "step"), ledger.span("engine", "parse"):
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # The clock stands still; a step left open would count from here on.
+    with ledger.span("host", "record"):
+        ledger._clock.sleep(7)
+    assert math.isclose(ledger.account().in_steps, 0)

@@ -1,0 +1,91 @@
+import math
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcd.selection import ATTEMPTS, Candidate, Verdict, Vote, rank, verdict
+from arcd.views import PLAIN_COLOURS, View
+
+PLAIN = View(False, 0, PLAIN_COLOURS, (0,))
+ONE, TWO, THREE = ((1,),), ((2,),), ((3,),)
+
+
+def candidate(grid, logprob=-1.0, length=10, test=0):
+    return Candidate("task", test, PLAIN, (0,), 0, None, grid, logprob, length)
+
+
+def candidates():
+    """Few grids and few logprobs, so that ties are common."""
+    return st.lists(
+        st.builds(
+            candidate,
+            st.sampled_from([None, ONE, TWO, THREE, ((1, 1),), ((1,), (1,))]),
+            st.sampled_from([-0.1, -0.2, -0.3, -1.0, -1.1, -10.0]),
+            st.sampled_from([1, 3, 7]),
+            st.integers(0, 1),
+        ),
+        max_size=20,
+    )
+
+
+def test_votes_are_counted_first_then_weighed_by_logprob():
+    found = [
+        candidate(ONE, -1.0),
+        candidate(THREE, -0.01),
+        candidate(TWO, -0.5),
+        candidate(ONE, -0.2),
+        candidate(TWO, -3.0),
+    ]
+    assert verdict("task", 1, found, None).attempts == ((ONE, TWO),)
+
+
+def test_a_vote_has_the_count_and_the_mean_of_logprobs_per_token():
+    (vote,) = rank([candidate(ONE, -1.0, 10), candidate(ONE, -1.0, 5)])
+    assert vote.grid == ONE
+    assert vote.count == 2
+    assert math.isclose(vote.mean_logprob, -0.15)
+
+
+def test_logprob_is_weighed_by_the_length_of_the_answer():
+    long, short = candidate(ONE, -2.0, 100), candidate(TWO, -1.0, 10)
+    assert [vote.grid for vote in rank([short, long])] == [ONE, TWO]
+
+
+def test_a_tie_goes_to_the_smaller_grid():
+    assert [vote.grid for vote in rank([candidate(TWO), candidate(ONE)])] == [ONE, TWO]
+
+
+def test_an_answer_of_no_tokens_does_not_divide_by_zero():
+    assert candidate(None, 0.0, 0).mean_logprob == 0.0
+
+
+@given(candidates(), st.randoms(use_true_random=False))
+def test_the_order_of_candidates_does_not_matter(found, rng: random.Random):
+    shuffled = rng.sample(found, len(found))
+    assert verdict("task", 2, shuffled, 3) == verdict("task", 2, found, 3)
+
+
+@given(candidates())
+def test_every_valid_candidate_is_a_vote_for_its_own_test(found):
+    result = verdict("task", 2, found, None)
+    for test, votes in enumerate(result.ranked):
+        valid = [c.grid for c in found if c.test == test and c.grid is not None]
+        assert {vote.grid: vote.count for vote in votes} == {g: valid.count(g) for g in valid}
+    assert result.samples == len(found)
+    assert result.invalid == sum(c.grid is None for c in found)
+
+
+@given(candidates())
+def test_attempts_are_the_two_best_grids_which_differ(found):
+    result = verdict("task", 2, found, None)
+    for attempts, votes in zip(result.attempts, result.ranked, strict=True):
+        assert attempts == tuple(vote.grid for vote in votes[:ATTEMPTS])
+        assert len(set(attempts)) == len(attempts)
+
+
+def test_a_test_without_a_valid_candidate_has_no_attempt():
+    result = verdict("task", 2, [candidate(None), candidate(ONE, test=1)], 5, ("a note",))
+    vote = Vote(ONE, 1, -0.1)
+    assert result == Verdict("task", ((), (vote,)), 2, 1, 5, ("a note",))
+    assert result.attempts == ((), (ONE,))
