@@ -58,9 +58,10 @@ def open_encoding(path: Path, name: str) -> Encoding:
     """The encoding of this name for the base, or with `auto` the one that it was made for."""
     own = _own_encoding(path)
     wanted = (own or DEFAULT_TEXT) if name == "auto" else name
-    if (wanted == "cells") != (own == "cells"):
+    text = None if wanted == "cells" else GridText.named(wanted)
+    if (text is None) != (own == "cells"):
         raise BadConfig(f"encoding {wanted!r} does not fit the base {path}")
-    return CellEncoding() if wanted == "cells" else _text_encoding(path, wanted)
+    return _text_encoding(path, text) if text else CellEncoding()
 
 
 def _own_encoding(path: Path) -> str | None:
@@ -73,8 +74,7 @@ def _own_encoding(path: Path) -> str | None:
         raise BadBase(f"{marker}: does not name an encoding") from None
 
 
-def _text_encoding(path: Path, name: str) -> Encoding:
-    text = GridText.named(name)
+def _text_encoding(path: Path, text: GridText) -> Encoding:
     try:
         from transformers import AutoTokenizer
     except ImportError:

@@ -108,6 +108,8 @@ class CellModel(nn.Module):
         stock.load_state_dict(weights, assign=True)
         stock.config.dtype = torch.bfloat16
         stock.save_pretrained(folder, max_shard_size=SHARD)
+        for file in folder.glob("*.safetensors"):
+            file.chmod(0o644)  # they are written readable by their owner only
         write_tokenizer(folder)
         (folder / "arcd.json").write_text(json.dumps({"encoding": "cells"}) + "\n")
 

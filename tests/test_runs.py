@@ -72,10 +72,11 @@ def test_what_was_recorded_can_be_read_back(tmp_path: Path):
 
 def test_the_submission_holds_every_answer_as_soon_as_it_is_known(tmp_path: Path):
     out = tmp_path / "submission.json"
-    recorded(tmp_path, out=out)
+    recorder, _ = recorded(tmp_path, out=out)
     read = submission.read(out)
     assert read["a"] == [[TWO, ONE], [submission.BLANK] * 2]
     assert read["b"] == [[submission.BLANK] * 2] * 2
+    recorder.close(Ledger().account())
 
 
 def test_a_line_torn_by_a_kill_is_not_read(tmp_path: Path):
@@ -95,6 +96,7 @@ def test_an_adapter_does_not_outlive_its_task(tmp_path: Path):
     assert adapter.exists()
     recorder(events.Answered("a", verdict("a", 2, (), 3)))
     assert not adapter.exists()
+    recorder.close(Ledger().account())
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):

@@ -61,11 +61,11 @@ def without(key: str) -> dict[str, object]:
     return {k: v for k, v in GOOD.items() if k != key}
 
 
-def trained_on(pair: object) -> dict[str, object]:
+def showing(pair: object) -> dict[str, object]:
     return {"train": [PAIR, pair], "test": GOOD["test"]}
 
 
-def tested_on(*tests: object) -> dict[str, object]:
+def asking(*tests: object) -> dict[str, object]:
     return {"train": [PAIR], "test": list(tests)}
 
 
@@ -77,45 +77,45 @@ BAD_TASKS = {
     "train empty": ({**GOOD, "train": []}, "'train' is missing or empty"),
     "test empty": ({**GOOD, "test": []}, "'test' is missing or empty"),
     "train not a list": ({**GOOD, "train": {"0": PAIR}}, "'train' is missing or empty"),
-    "pair not an object": (trained_on([GRID, GRID]), "train pair 1 has no 'input'"),
-    "pair without input": (trained_on({"output": GRID}), "train pair 1 has no 'input'"),
-    "pair without output": (trained_on({"input": GRID}), "train pair 1 has no 'output'"),
-    "test not an object": (tested_on(GRID), "test 0 has no 'input'"),
-    "test without input": (tested_on({"output": GRID}), "test 0 has no 'input'"),
+    "pair not an object": (showing([GRID, GRID]), "train pair 1 has no 'input'"),
+    "pair without input": (showing({"output": GRID}), "train pair 1 has no 'input'"),
+    "pair without output": (showing({"input": GRID}), "train pair 1 has no 'output'"),
+    "test not an object": (asking(GRID), "test 0 has no 'input'"),
+    "test without input": (asking({"output": GRID}), "test 0 has no 'input'"),
     "grid empty": (
-        trained_on({"input": [], "output": GRID}),
+        showing({"input": [], "output": GRID}),
         "train pair 1 input: not a non-empty list of rows: []",
     ),
     "row empty": (
-        trained_on({"input": [[]], "output": GRID}),
+        showing({"input": [[]], "output": GRID}),
         "train pair 1 input: row 0 is not a non-empty list of colours: []",
     ),
     "ragged rows": (
-        trained_on({"input": GRID, "output": [[1, 2], [3]]}),
+        showing({"input": GRID, "output": [[1, 2], [3]]}),
         "train pair 1 output: row 1 has 1 cells, row 0 has 2",
     ),
     "colour beyond 9": (
-        trained_on({"input": [[10]], "output": GRID}),
+        showing({"input": [[10]], "output": GRID}),
         "train pair 1 input: cell (0, 0) is not a colour 0..9: 10",
     ),
     "colour below 0": (
-        tested_on({"input": [[0, -1]]}),
+        asking({"input": [[0, -1]]}),
         "test 0 input: cell (0, 1) is not a colour 0..9: -1",
     ),
     "bool": (
-        tested_on({"input": [[True]]}),
+        asking({"input": [[True]]}),
         "test 0 input: cell (0, 0) is not a colour 0..9: True",
     ),
     "too many rows": (
-        tested_on({"input": [[0]] * 31}),
+        asking({"input": [[0]] * 31}),
         "test 0 input: 31 rows, at most 30 are allowed",
     ),
     "bad output of a test": (
-        tested_on({"input": GRID, "output": "?"}),
+        asking({"input": GRID, "output": "?"}),
         "test 0 output: not a non-empty list of rows: '?'",
     ),
     "output of one test only": (
-        tested_on({"input": GRID, "output": GRID}, {"input": GRID}),
+        asking({"input": GRID, "output": GRID}, {"input": GRID}),
         "test 1 has no output, but others have",
     ),
 }
@@ -262,7 +262,7 @@ def test_a_selection_that_makes_no_sense_is_refused(source, reason):
     assert refusal(source) == reason
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, ["a", 1], "a"])
+@pytest.mark.parametrize("value", [{"a": 1}, ["a", 1], 7, None])
 def test_a_list_of_ids_that_is_none_is_refused(tmp_path, value):
     ids = put(tmp_path / "ids.json", value)
     assert refusal(f"arc1-eval@{ids}") == f"{ids}: not a list of task ids"
@@ -270,7 +270,8 @@ def test_a_list_of_ids_that_is_none_is_refused(tmp_path, value):
 
 def test_solutions_come_from_their_own_file(tmp_path):
     tasks = load(str(put(tmp_path / "tasks.json", {"a": GOOD, "b": SOLVED, "c": GOOD})))
-    solutions = put(tmp_path / "solutions.json", {"a": [[[6]]], "other": [[[1]]]})
+    solutions = put(tmp_path / "solutions.json", {"a": [[[6]]], "other": [[[1]], [[2]]]})
+    assert load_solutions(solutions) == {"a": (((6,),),), "other": (((1,),), ((2,),))}
     found = tasks.with_solutions(solutions)
     assert found.tasks == tasks.tasks
     assert found.solutions == {"a": (((6,),),), "b": (((7,),),)}
@@ -279,17 +280,24 @@ def test_solutions_come_from_their_own_file(tmp_path):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ([], "not a solutions file: expected an object of task ids"),
-        ({"a": []}, "task a: expected 1 outputs"),
-        ({"a": [GRID, GRID]}, "task a: expected 1 outputs"),
-        ({"a": GRID[0]}, "task a: expected 1 outputs"),
-        ({"a": {"0": GRID}}, "task a: expected 1 outputs"),
+        ([], "not a solutions file: expected a non-empty object of task ids"),
+        ({}, "not a solutions file: expected a non-empty object of task ids"),
+        ({"a": []}, "task a: not a non-empty list of grids"),
+        ({"a": {"0": GRID}}, "task a: not a non-empty list of grids"),
+        ({"a": GRID}, "task a: row 0 is not a non-empty list of colours: 1"),
         ({"a": [[[10]]]}, "task a: cell (0, 0) is not a colour 0..9: 10"),
     ],
 )
 def test_bad_solutions_are_refused_naming_file_and_task(tmp_path, value, reason):
-    tasks = load(str(put(tmp_path / "tasks.json", {"a": GOOD}))).tasks
     path = put(tmp_path / "solutions.json", value)
     with pytest.raises(BadTask) as caught:
-        load_solutions(path, tasks)
+        load_solutions(path)
     assert str(caught.value) == f"{path}: {reason}"
+
+
+def test_a_task_with_another_number_of_solutions_than_tests_is_refused(tmp_path):
+    tasks = load(str(put(tmp_path / "tasks.json", {"a": GOOD})))
+    path = put(tmp_path / "solutions.json", {"a": [GRID, GRID]})
+    with pytest.raises(BadTask) as caught:
+        tasks.with_solutions(path)
+    assert str(caught.value) == f"{path}: task a: 2 solutions, 1 tests"

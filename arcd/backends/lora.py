@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from anyio import from_thread, to_thread
@@ -193,7 +194,7 @@ class LoraTrainer:
 
     def _saved_parameters(self) -> dict[str, Tensor]:
         """The adapter's live tensors under the names of a PEFT file."""
-        return dict(get_peft_model_state_dict(self._peft).items())
+        return cast(dict[str, Tensor], get_peft_model_state_dict(self._peft))
 
     def _save(self) -> Adapter:
         """A PEFT folder, complete before it has its name."""

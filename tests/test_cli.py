@@ -1,0 +1,151 @@
+"""The command line as a user meets it: exit codes, one-line errors, nothing half-written.
+
+No model here: every command either needs none or must refuse before one is loaded.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_runs import recorded
+
+from arcd.ledger import Ledger
+
+PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
+TASK = {"train": [PAIR, PAIR], "test": [{"input": [[3, 4]]}]}
+
+
+def arcd(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "arcd", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+def write(path: Path, value: object) -> Path:
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+BROKEN = {
+    "not JSON": ("{", ["not JSON"]),
+    "ragged rows": (
+        {"good": TASK, "bad": {**TASK, "test": [{"input": [[1], [1, 2]]}]}},
+        ["task bad", "test 0 input", "row 1 has 2 cells, row 0 has 1"],
+    ),
+    "colour": (
+        {"bad": {**TASK, "train": [{**PAIR, "output": [[10]]}]}},
+        ["task bad", "train pair 0 output", "not a colour 0..9: 10"],
+    ),
+    "empty grid": ({"bad": {**TASK, "test": [{"input": []}]}}, ["task bad", "non-empty list"]),
+    "no test": ({"bad": {"train": [PAIR]}}, ["task bad", "'test' is missing or empty"]),
+    "twice": ('{"bad": 1, "bad": 2}', ["'bad' stands in it twice"]),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_bad_task_file_is_one_line_and_nothing_is_written(tmp_path: Path, kind: str):
+    content, expected = BROKEN[kind]
+    tasks = write(tmp_path / "tasks.json", content)
+    done = arcd("run", tasks, "--out", tmp_path / "out.json", "--home", tmp_path / "home")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    for part in [str(tasks), *expected]:
+        assert part in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tasks.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--set", "train.stepz=3"], "train.stepz: unknown key"),
+        (["--set", "train.steps=-3"], "train.steps: Input should be greater than or equal to 0"),
+        (["--set", "encoding=rows+cells"], "unknown encoding 'rows+cells'"),
+        (["--base", "nowhere"], "nowhere: not a folder with a base model"),
+        (["--base", "."], "a base model without config.json"),
+        (["--config", "none.toml"], "none.toml: No such file"),
+        (["--solutions", "none.json"], "none.json: No such file"),
+        (["--device", "tpu"], "device 'tpu': expected auto, cpu or cuda"),
+        (["--wrong"], "No such option: --wrong"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything_is_written(
+    tmp_path: Path, arguments: list[str], expected: str
+):
+    tasks = write(tmp_path / "tasks.json", {"t": TASK})
+    if arguments[0] == "--base" and arguments[1] == ".":
+        arguments = ["--base", str(tmp_path)]
+    done = arcd("run", tasks, "--home", tmp_path / "home", *arguments)
+    assert done.returncode == 2
+    assert expected in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_base_without_weights_is_named(tmp_path: Path):
+    tasks = write(tmp_path / "tasks.json", {"t": TASK})
+    base = tmp_path / "base"
+    base.mkdir()
+    write(base / "config.json", {})
+    done = arcd("run", tasks, "--home", tmp_path / "home", "--base", base)
+    assert done.returncode == 2
+    assert f"{base}: a base model without weights" in done.stderr
+
+
+def test_eval_prints_a_table_and_json(tmp_path: Path):
+    attempts = {"attempt_1": [[5]], "attempt_2": [[0]]}
+    submission = write(tmp_path / "submission.json", {"a": [attempts]})
+    solutions = write(tmp_path / "solutions.json", {"a": [[[5]]], "b": [[[1]]]})
+    table = arcd("eval", submission, "--solutions", solutions)
+    assert table.returncode == 0
+    assert "score 50.0% of 2 tasks" in table.stdout
+    document = json.loads(arcd("eval", submission, "--solutions", solutions, "--json").stdout)
+    assert document["score"] == 0.5
+    assert document["tasks"]["a"]["pass_1"] == 1
+    assert document["tasks"]["b"]["unanswered"] == 1
+
+
+def test_eval_of_a_run_counts_all_its_samples(tmp_path: Path):
+    recorder, folder = recorded(tmp_path)
+    recorder.close(Ledger().account())
+    document = json.loads(arcd("eval", folder, "--json").stdout)
+    # Test 0 had the samples TWO, which is right, and ONE; test 1 a single invalid one.
+    assert document["total"]["accuracy"] == 0.25
+    assert document["total"]["unanswered"] == 0.5
+    assert document["total"]["pass_2"] == 0.5
+
+
+def test_eval_without_solutions_says_what_is_missing(tmp_path: Path):
+    submission = write(
+        tmp_path / "submission.json", {"a": [{"attempt_1": [[5]], "attempt_2": [[0]]}]}
+    )
+    done = arcd("eval", submission)
+    assert (done.returncode, "give --solutions" in done.stderr) == (2, True)
+
+
+def test_merge_writes_the_first_attempts_of_both(tmp_path: Path):
+    first = write(tmp_path / "a.json", {"x": [{"attempt_1": [[1]], "attempt_2": [[2]]}]})
+    second = write(tmp_path / "b.json", {"x": [{"attempt_1": [[3]], "attempt_2": [[4]]}]})
+    out = tmp_path / "c.json"
+    assert arcd("merge", first, second, "--out", out).returncode == 0
+    assert json.loads(out.read_text()) == {"x": [{"attempt_1": [[1]], "attempt_2": [[3]]}]}
+
+
+def test_show_draws_a_run_without_colour_into_a_pipe(tmp_path: Path):
+    recorder, folder = recorded(tmp_path)
+    recorder.close(Ledger().account())
+    done = arcd("show", "a", "--run", folder)
+    assert done.returncode == 0
+    assert "pair 0  2x2 → 1x1" in done.stdout
+    assert "1 votes" in done.stdout
+    assert "right" in done.stdout
+    assert "note: a note" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert arcd("show", "zz", "--run", folder).returncode == 2
+
+
+def test_show_draws_a_task_of_a_bundled_set():
+    done = arcd("show", "arc1-eval:6ea4a07e")
+    assert done.returncode == 0
+    assert "task 6ea4a07e" in done.stdout

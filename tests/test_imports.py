@@ -1,0 +1,91 @@
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import arcd
+
+PACKAGE = Path(arcd.__file__).parent
+
+RANKS = (
+    ("arcd", "errors"),
+    ("grids", "config", "seeds", "ledger"),
+    ("tasks", "encoding"),
+    ("views", "metrics", "basemodel"),
+    ("prompts", "selection"),
+    ("submission", "events", "backends", "show", "tensors"),
+    ("runs", "screen", "backends.fake", "backends.lora", "backends.vllm_engine")
+    + ("corpus", "cellmodel"),
+    ("pretrain", "solver"),
+    ("scheduler",),
+    ("session",),
+    ("doctor",),
+    ("cli",),
+)
+"""A module imports only modules of a lower rank; `arcd` itself is the version and nothing else."""
+
+RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__") or "arcd"
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The modules of arcd that a module imports anywhere, without the `arcd.` in front."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written in full"
+            names = [_whole_name(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name == "arcd" or name.startswith("arcd."):
+                yield name.removeprefix("arcd.")
+
+
+def _whole_name(module: str, name: str) -> str:
+    """`from arcd import grids` is about a module, `from arcd import __version__` is not."""
+    inner = f"{module}.{name}"
+    return inner if inner.removeprefix("arcd.") in RANK.keys() | MODULES.keys() else module
+
+
+def test_every_module_has_a_rank():
+    assert set(MODULES) <= set(RANK)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_modules_of_a_lower_rank(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for other in imported(tree):
+        assert RANK[other] < RANK[module], f"{module} must not import {other}"
+
+
+def test_imports_are_seen_wherever_they_stand():
+    tree = ast.parse(
+        "import arcd.grids\nfrom arcd import tasks, __version__\n"
+        "from arcd.views import View\n"
+        "def f():\n    from arcd.backends import fake\n    import json"
+    )
+    assert list(imported(tree)) == ["grids", "tasks", "arcd", "views", "backends.fake"]
+
+
+@pytest.mark.parametrize("module", ["tasks", "metrics", "submission", "cli"])
+def test_a_light_module_does_not_import_anything_heavy(module):
+    if module not in MODULES:
+        pytest.skip(f"arcd.{module} does not exist yet")
+    heavy = "{'torch', 'numpy', 'transformers', 'peft', 'vllm'}"
+    code = f"import sys, arcd.{module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.strip() == "[]", done.stderr

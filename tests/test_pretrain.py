@@ -1,0 +1,158 @@
+"""Pretraining: the factorised tables, the exported folder, the corpus, resuming after a kill."""
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
+from arcd.cellmodel import CellModel, CellTables  # noqa: E402
+from arcd.corpus import batch, evaluation_tasks, open_corpus  # noqa: E402
+from arcd.encoding import SPECIALS, CellEncoding  # noqa: E402
+from arcd.errors import BadBase, BadTask  # noqa: E402
+from arcd.pretrain import Progress, Recipe, pretrain, rate  # noqa: E402
+from arcd.prompts import IGNORED  # noqa: E402
+from arcd.seeds import generator  # noqa: E402
+from arcd.tasks import Pair, load  # noqa: E402
+
+pytestmark = pytest.mark.engine
+
+TINY = Recipe(steps=4, width=64, layers=1, batch_tokens=1024, max_seq_len=1024, warmup=2)
+
+
+def test_the_factorised_softmax_is_the_softmax_over_the_flat_table():
+    torch.manual_seed(0)
+    tables = CellTables(16)
+    for parameter in tables.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(40, 16)
+    tokens = torch.cat([torch.arange(SPECIALS), torch.randint(SPECIALS, 9016, (24,))])
+    flat = torch.log_softmax(hidden @ tables.flat().T, dim=-1).gather(-1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(tables.logprob(hidden, tokens), flat, rtol=1e-4, atol=1e-4)
+
+
+def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path: Path):
+    torch.manual_seed(0)
+    model = CellModel(64, 2, 512)
+    model.export(tmp_path)
+    stock = load_model(tmp_path, Device("cpu", "float32"))
+    grid = ((1, 2, 3), (4, 5, 6))
+    encoding = open_encoding(tmp_path, "auto")
+    assert isinstance(encoding, CellEncoding)
+    prompt = encoding.question(grid, first=True)
+    tokens = torch.tensor([prompt + encoding.answer(grid)])
+    labels = tokens.clone()
+    labels[0, : len(prompt)] = IGNORED
+    with torch.no_grad():
+        ours = model(tokens, labels)
+        logits = stock(tokens).logits[0, len(prompt) - 1 : -1]
+    theirs = -torch.log_softmax(logits, -1).gather(-1, tokens[0, len(prompt) :, None])[:, 0]
+    # The folder is in bf16, three significant digits.
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+    assert all(file.stat().st_size < 16 * 2**20 for file in tmp_path.iterdir())
+
+
+def test_no_pair_of_an_evaluation_task_is_in_the_corpus():
+    corpus = open_corpus(None)
+    ids, pairs = evaluation_tasks()
+    assert len(ids) == 514  # 400 and 120, six of which are in both
+    assert corpus.left_out == ("40853293",)
+    assert not ids & corpus.own.keys()
+    assert not any(pair in pairs for pool in corpus.own.values() for pair in pool)
+
+
+def packed(path: Path, task_id: str, pair: Pair) -> Path:
+    with gzip.open(path, "wt") as file:
+        json.dump({task_id: [{"input": pair.input, "output": pair.output}]}, file)
+    return path
+
+
+@pytest.mark.parametrize("name", ["arc1-eval", "arc2-eval"])
+def test_an_evaluation_task_is_refused_whole(tmp_path: Path, name: str):
+    task = load(f"{name}:1").tasks[0]
+    with pytest.raises(BadTask, match=f"task {task.id}: not an ARC-AGI-1 training task"):
+        open_corpus(packed(tmp_path / "a.json.gz", task.id, task.train[0]))
+
+
+def test_a_pair_of_an_evaluation_task_under_another_name_is_dropped(tmp_path: Path):
+    pair = load("arc1-eval:1").tasks[0].train[0]
+    corpus = open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair))
+    assert corpus.generated == {"007bbfb7": ()}
+
+
+def test_a_batch_is_a_pure_function_of_seed_worker_and_step_and_keeps_its_limit():
+    corpus = open_corpus(None)
+
+    def drawn(worker: int, step: int) -> object:
+        return batch(corpus, 0, worker, step, tokens=4096, limit=2048)
+
+    assert drawn(0, 7) == drawn(0, 7)
+    assert drawn(0, 7) != drawn(1, 7)
+    assert drawn(0, 7) != drawn(0, 8)
+    for step in range(20):
+        found = batch(corpus, 0, 0, step, tokens=4096, limit=2048)
+        assert found
+        assert max(len(lesson.tokens) for lesson in found) * len(found) <= 4096
+
+
+def test_a_drawn_lesson_learns_all_outputs_but_the_first():
+    corpus = open_corpus(None)
+    lesson = corpus.lesson(generator(0), 3000)
+    learnt = [token for token in lesson.labels if token != IGNORED]
+    assert learnt.count(CellEncoding.end) == len(lesson.shown)
+
+
+def ignore(progress: Progress) -> None:
+    pass
+
+
+def final(folder: Path) -> dict[str, "torch.Tensor"]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path):
+    whole: list[Progress] = []
+    pretrain(tmp_path / "whole", TINY, None, "cpu", whole.append, every=2)
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress: Progress) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        pretrain(tmp_path / "cut", TINY, None, "cpu", kill, every=2)
+    rest: list[Progress] = []
+    pretrain(tmp_path / "cut", TINY, None, "cpu", rest.append, every=2)
+
+    assert [p.step for p in whole] == [2, 4]
+    assert [p.step for p in rest] == [4]
+    assert rest[-1].loss == whole[-1].loss
+    assert rest[-1].tokens == whole[-1].tokens
+    for name, value in final(tmp_path / "whole").items():
+        assert torch.equal(value, final(tmp_path / "cut")[name])
+
+
+def test_two_workers_average_their_gradients(tmp_path: Path):
+    recipe = replace(TINY, steps=2, workers=2)
+    pretrain(tmp_path, recipe, None, "cpu", ignore, every=2)
+    assert (tmp_path / "model" / "config.json").exists()
+
+
+def test_a_run_of_another_shape_is_not_mixed_up(tmp_path: Path):
+    pretrain(tmp_path, TINY, None, "cpu", ignore)
+    with pytest.raises(BadBase, match="was begun with layers=1"):
+        pretrain(tmp_path, replace(TINY, layers=2), None, "cpu", ignore)
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero():
+    recipe = Recipe(steps=1000, warmup=100, decay=0.4)
+    rates = [rate(recipe, step) for step in range(1001)]
+    assert rates[:100] == sorted(rates[:100])
+    assert rates[100:600] == [1.0] * 500
+    assert rates[600:] == sorted(rates[600:], reverse=True)
+    assert rates[1000] == 0.0
