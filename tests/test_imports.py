@@ -10,6 +10,7 @@ import arcd
 
 PACKAGE = Path(arcd.__file__).parent
 
+BACKENDS = ("fake", "lora", "vllm_engine")
 RANKS = (
     ("arcd", "errors"),
     ("grids", "config", "seeds", "ledger"),
@@ -17,13 +18,13 @@ RANKS = (
     ("views", "metrics", "basemodel"),
     ("prompts", "selection"),
     ("submission", "events", "backends", "show", "tensors"),
-    ("runs", "screen", "backends.fake", "backends.lora", "backends.vllm_engine")
-    + ("corpus", "cellmodel"),
+    ("runs", "screen", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
     ("pretrain", "solver"),
     ("scheduler",),
     ("session",),
     ("doctor",),
     ("cli",),
+    ("__main__",),
 )
 """A module imports only modules of a lower rank; `arcd` itself is the version and nothing else."""
 

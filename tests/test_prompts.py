@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import ENCODINGS, encodings, tasks, text_encoding, views
+from strategies import CHARACTERS, ENCODINGS, WORDS, encodings, tasks, text_encoding, views
 
 from arcd.encoding import CellEncoding
 from arcd.grids import MAX_SIDE
@@ -329,9 +329,15 @@ def large() -> dict[str, Task]:
 
 
 @pytest.mark.parametrize("task_id", LARGE)
-@pytest.mark.parametrize("encoding", [text_encoding(), text_encoding(chat=True)])
-def test_the_largest_tasks_are_too_long_as_text(large, task_id, encoding):
-    task = large[task_id]
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(
+    ("layering", "cut"),
+    # Four grids take 4044 tokens with rows numbered: the frame around them decides, which is
+    # 45 words or some hundred characters.
+    [("rows+digits", CHARACTERS), ("shape+rows+digits", WORDS), ("code+shape+rows+digits", WORDS)],
+)
+def test_the_largest_tasks_are_too_long_as_text(large, task_id, chat, layering, cut):
+    task, encoding = large[task_id], text_encoding(layering, chat=chat, cut=cut)
     seen = spread(8, len(task.train), random.Random(0), keep_black=0.9)
     taught = lessons(task, seen, encoding, 4096, random.Random(0))
     asked = question(task, 0, identity(task), encoding, 4096, random.Random(0))
