@@ -90,8 +90,18 @@ async def rig(
     encoding = open_encoding(base, config.encoding)
     with ExitStack() as loading:
         loading.enter_context(ledger.span("host", "load"))
+        # The trainer first: vLLM takes torch's number of threads for granted once it is there.
         model = load_model(base, device)
         trainer = LoraTrainer(model, base, adapters, device, config.train, encoding.pad, ledger)
-        async with vllm_engine(base) as engine:
+        async with vllm_engine(
+            base,
+            answer_tokens=encoding.answer_tokens,
+            end=encoding.end,
+            config=config.engine,
+            sample=config.sample,
+            rank=config.train.rank,
+            dtype=device.dtype,
+            ledger=ledger,
+        ) as engine:
             loading.close()
             yield Rig(trainer, engine, encoding, config, ledger)

@@ -12,7 +12,7 @@ from arcd.tasks import Pair, Task
 from arcd.views import View
 
 # A busy machine is no failure.
-settings.register_profile("arcd", deadline=None, max_examples=60)
+settings.register_profile("arcd", deadline=None, max_examples=40)
 settings.load_profile("arcd")
 
 LAYERINGS = tuple(

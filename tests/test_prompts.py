@@ -333,7 +333,7 @@ def large() -> dict[str, Task]:
 @pytest.mark.parametrize(
     ("layering", "cut"),
     # Four grids take 4044 tokens with rows numbered: the frame around them decides, which is
-    # 45 words or some hundred characters.
+    # 41 words or a hundred characters.
     [("rows+digits", CHARACTERS), ("shape+rows+digits", WORDS), ("code+shape+rows+digits", WORDS)],
 )
 def test_the_largest_tasks_are_too_long_as_text(large, task_id, chat, layering, cut):
