@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from arcd.errors import ArcdError
 
 if TYPE_CHECKING:
-    from arcd.metrics import Report
+    from arcd.metrics import Metrics, Report
     from arcd.tasks import Solutions
 
 app = typer.Typer(
@@ -251,28 +252,37 @@ def _evaluate_run(folder: Path, solutions: Path | None = None) -> "Report":
     return metrics.evaluate(truth, submission.read(run.submission), run.samples())
 
 
-METRICS = (
-    "accuracy",
-    "correct_pixels",
-    "max_correct_pixels",
-    "correct_size",
-    "any_correct_size",
-    "pass_n",
-    "unanswered",
-    "pass_1",
-    "pass_2",
-)
+HEADINGS = {
+    "accuracy": "accu\nracy",
+    "correct_pixels": "correct\npixels",
+    "max_correct_pixels": "max\npixels",
+    "correct_size": "correct\nsize",
+    "any_correct_size": "any\nsize",
+    "pass_n": "pass@n\n",
+    "unanswered": "unan-\nswered",
+    "pass_1": "pass@1\n",
+    "pass_2": "pass@2\n",
+}
+"""Metrics in the order of their columns, narrow enough for a terminal of 80."""
 
 
 def _metrics_table(report: "Report", *, each: bool) -> Table:
-    table = Table(title=f"score {report.score:.1%} of {len(report.tasks)} tasks")
-    table.add_column("task")
-    for name in METRICS:
-        table.add_column(name.replace("_", " "), justify="right")
-    rows = [*(report.tasks.items() if each else ()), ("mean", report.total)]
-    for name, values in rows:
-        table.add_row(name, *(f"{values.to_json()[metric]:.1%}" for metric in METRICS))
+    title = f"score {report.score:.1%} of {len(report.tasks)} tasks"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("task", no_wrap=True)
+    for heading in HEADINGS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, values in report.tasks.items() if each else ():
+        table.add_row(name, *_percentages(values))
+    if each:
+        table.add_section()
+    table.add_row("mean", *_percentages(report.total))
     return table
+
+
+def _percentages(metrics: "Metrics") -> list[str]:
+    values = metrics.to_json()
+    return [f"{values[name]:.1%}" for name in HEADINGS]
 
 
 def main() -> None:

@@ -1,0 +1,100 @@
+"""Parity: the engine serves exactly the adapter that the trainer trained, all of it.
+
+The logprobs of the same tokens under peft and under vLLM must agree within a tolerance that is
+exceeded as soon as any one target module's adapter is missing.
+"""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from peft import PeftModel  # noqa: E402
+
+from arcd.backends import Completion, Trained  # noqa: E402
+from arcd.backends.lora import LoraTrainer  # noqa: E402
+from arcd.backends.vllm_engine import vllm_engine  # noqa: E402
+from arcd.basemodel import Device, bundled, load_model, open_encoding  # noqa: E402
+from arcd.config import Config, resolve  # noqa: E402
+from arcd.ledger import Ledger  # noqa: E402
+from arcd.solver import build_lessons, build_questions, build_requests  # noqa: E402
+from arcd.tasks import load  # noqa: E402
+
+pytestmark = [pytest.mark.anyio, pytest.mark.engine]
+
+TASK = load("arc1-train:25ff71a9").tasks[0]
+DEVICE = Device("cpu", "bfloat16")
+TOLERANCE = 0.05
+"""Mean difference of logprobs in nats. bf16 keeps three digits; see the numbers in the test."""
+
+
+def config() -> Config:
+    return resolve(settings=["train.steps=30", "train.lr=5e-3", "sample.samples=4"])
+
+
+async def train(folder: Path) -> Trained:
+    encoding = open_encoding(bundled(), "auto")
+    model = load_model(bundled(), DEVICE)
+    trainer = LoraTrainer(model, bundled(), folder, DEVICE, config().train, encoding.pad, Ledger())
+    lessons = build_lessons(TASK, config(), encoding, 4096)
+    assert isinstance(lessons, list)
+    return await trainer.train(lessons, 1, lambda step: None)
+
+
+async def sample(trained: Trained) -> list[Completion]:
+    encoding = open_encoding(bundled(), "auto")
+    questions = list(build_questions(TASK, config(), encoding))
+    requests = build_requests(TASK, questions, config())
+    found: list[Completion] = []
+    async with vllm_engine(
+        bundled(),
+        answer_tokens=encoding.answer_tokens,
+        end=encoding.end,
+        config=config().engine,
+        sample=config().sample,
+        rank=config().train.rank,
+        dtype=DEVICE.dtype,
+        ledger=Ledger(),
+    ) as engine:
+        await engine.sample(requests, trained.adapter, found.append)
+    return found
+
+
+def difference(model: "torch.nn.Module", completions: list[Completion]) -> float:
+    """Mean absolute difference, in nats, of the tokens' logprobs under `model` and as sampled."""
+    differences = []
+    for completion in completions:
+        prompt = completion.request.question.tokens
+        tokens = torch.tensor([[*prompt, *completion.tokens]])
+        with torch.no_grad():
+            logits = model(tokens).logits[0, len(prompt) - 1 : -1].float()
+        logprobs = logits.log_softmax(-1).gather(-1, tokens[0, len(prompt) :, None])[:, 0]
+        differences.append((logprobs - torch.tensor(completion.logprobs)).abs())
+    return float(torch.cat(differences).mean())
+
+
+def without(model: "torch.nn.Module", module: str) -> dict[str, "torch.Tensor"]:
+    """Silence the adapter of one target module in all layers; returns what was there."""
+    kept = {}
+    for name, parameter in model.named_parameters():
+        if f".{module}.lora_B." in name:
+            kept[name] = parameter.detach().clone()
+            parameter.data.zero_()
+    assert kept
+    return kept
+
+
+async def test_peft_and_the_engine_agree_on_the_whole_adapter_and_only_on_that(tmp_path: Path):
+    trained = await train(tmp_path)
+    completions = await sample(trained)
+    model = PeftModel.from_pretrained(load_model(bundled(), DEVICE), trained.adapter.path)
+    whole = difference(model, completions)
+    assert whole < TOLERANCE
+    for module in config().train.target_modules:
+        kept = without(model, module)
+        assert difference(model, completions) > TOLERANCE, f"{module} could be lost unnoticed"
+        for name, parameter in model.named_parameters():
+            if name in kept:
+                parameter.data.copy_(kept[name])
+    assert difference(model, completions) == whole
