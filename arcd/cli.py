@@ -296,7 +296,8 @@ def main() -> None:
         known = _known(error)
         if known is None:
             raise
-        err.print(f"arcd: {known}", style="red", markup=False, highlight=False, soft_wrap=True)
+        line = " ".join(f"arcd: {known}".splitlines())
+        err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(known.exit_code)
 
 

@@ -8,11 +8,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 
 from arcd.errors import BadConfig
 
-Positive = Annotated[int, Field(ge=1)]
+# Strict: `true` is no number and "yes" no truth value.
+Count = Annotated[int, Strict(), Field(ge=0)]
+Positive = Annotated[int, Strict(), Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -27,7 +38,7 @@ class _Section(BaseModel):
 class TrainConfig(_Section):
     """The LoRA adapter of a task and how it is trained."""
 
-    steps: Annotated[int, Field(ge=0)] = 60
+    steps: Count = 60
     """Optimizer steps for each task; 0 answers with the base alone."""
     batch_size: Positive = 2
     """Lessons for each step."""
@@ -36,9 +47,9 @@ class TrainConfig(_Section):
     """What the learning rate does after the warm-up: stay, or fall to zero."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises from zero."""
-    rank: int = 16
+    rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 16.0
-    rslora: bool = False
+    rslora: StrictBool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
     target_modules: tuple[str, ...] = (
         "q_proj",
@@ -53,7 +64,7 @@ class TrainConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
-    checkpointing: bool = False
+    checkpointing: StrictBool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     max_seq_len: Positive = 4096
     """Tokens of a lesson at most; pairs are dropped until it fits."""
@@ -95,7 +106,7 @@ class ViewConfig(_Section):
 
     keep_black: Share = 0.9
     """Probability that colour 0, the usual background, stays in place."""
-    permute_colours: bool = True
+    permute_colours: StrictBool = True
 
 
 class EngineConfig(_Section):
@@ -116,12 +127,12 @@ class EngineConfig(_Section):
 class Config(_Section):
     """Everything that decides the answer to a task, beside the base model and the task itself."""
 
-    seed: int = 0
+    seed: StrictInt = 0
     encoding: str = "auto"
     """`auto`: what the base was made for; else `cells` or layers of text, `shape+rows+digits`."""
     precision: Precision = "auto"
     """`auto`: bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU."""
-    lookahead: Annotated[int, Field(ge=0)] = 2
+    lookahead: Count = 2
     """Tasks in hand beyond the one in training: trained adapters that wait or are sampled."""
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()

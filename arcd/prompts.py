@@ -115,26 +115,22 @@ def lessons(
 ) -> list[Lesson] | TooLong:
     """One lesson for each view; every pair is the target equally often, give or take one.
 
-    A target whose lesson cannot fit passes its turn to the next one that fits.
+    A target that does not fit in a view, where lying and standing grids differ in length, passes
+    its turn on and comes back in the next; a view in which no target fits is left out. TooLong
+    where that is every view; there must be one at least.
     """
-    smallest: list[TooLong] = []
-    targets: list[int] = []
-    for target in range(len(task.train)):
-        found = lesson(task, target, views[0], encoding, limit, rng, loss=loss)
-        if isinstance(found, TooLong):
-            smallest.append(found)
-        else:
-            targets.append(target)
-    if not targets:
-        return min(smallest, key=lambda too_long: too_long.needed)
-    turns: list[int] = []
-    while len(turns) < len(views):
-        turns += rng.sample(targets, len(targets))
-    built = (
-        lesson(task, target, view, encoding, limit, rng, loss=loss)
-        for target, view in zip(turns, views, strict=False)
-    )
-    return [found for found in built if isinstance(found, Lesson)]
+    taught = [0] * len(task.train)
+    built: list[Lesson] = []
+    too_long: list[TooLong] = []
+    for view in views:
+        for target in sorted(range(len(taught)), key=lambda i: (taught[i], rng.random())):
+            found = lesson(task, target, view, encoding, limit, rng, loss=loss)
+            if isinstance(found, Lesson):
+                taught[target] += 1
+                built.append(found)
+                break
+            too_long.append(found)
+    return built or min(too_long, key=lambda found: found.needed)
 
 
 @dataclass(frozen=True, slots=True)

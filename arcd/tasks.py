@@ -7,6 +7,7 @@ nothing which solves a task can see them. Knows nothing of views, tokens or mode
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,9 @@ def read_json(path: Path) -> Any:
         raise BadTask(f"{path}: not JSON: {error.msg} in line {error.lineno}") from None
     except UnicodeDecodeError:
         raise BadTask(f"{path}: not JSON: not UTF-8 text") from None
+    except ValueError:
+        # Python reads numbers up to some thousand digits only.
+        raise BadTask(f"{path}: not JSON: a number without end") from None
     except RecursionError:
         raise BadTask(f"{path}: not a task file: nested too deeply") from None
     except OSError as error:
@@ -141,7 +145,8 @@ Raw = tuple[str, str, Any]
 
 
 def _from_disk(path: Path) -> list[Raw]:
-    if path.is_dir():
+    # Unlike `Path.is_dir` this does not raise where the path cannot be looked at.
+    if os.path.isdir(path):
         return _from_folder(path)
     value = read_json(path)
     if not isinstance(value, dict) or not value:
@@ -185,7 +190,8 @@ def _bundled(name: str, separator: str, selection: str) -> list[Raw]:
     tasks = read_json(Path(spec.submodule_search_locations[0]) / "data" / file)[split]
     if not separator:
         return [(name, task_id, task) for task_id, task in tasks.items()]
-    if separator == ":" and selection.isdigit():
+    # Some ids are made of digits alone: 00576224.
+    if separator == ":" and selection.isdecimal() and selection not in tasks:
         return [(name, task_id, task) for task_id, task in list(tasks.items())[: int(selection)]]
     ids = _ids_in(Path(selection)) if separator == "@" else selection.split(",")
     for task_id in ids:

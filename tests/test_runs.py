@@ -74,7 +74,7 @@ def test_the_submission_holds_every_answer_as_soon_as_it_is_known(tmp_path: Path
     out = tmp_path / "submission.json"
     recorder, _ = recorded(tmp_path, out=out)
     read = submission.read(out)
-    assert read["a"] == [[TWO, ONE], [submission.BLANK] * 2]
+    assert read["a"] == [[ONE, TWO], [submission.BLANK] * 2]
     assert read["b"] == [[submission.BLANK] * 2] * 2
     recorder.close(Ledger().account())
 
