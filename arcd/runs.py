@@ -107,8 +107,11 @@ class Recorder:
             case events.Sampled(_, candidate):
                 _line(self._candidates, asdict(candidate))
             case events.Answered(task, verdict):
-                seconds = self.clock() - self._begun.pop(task)
-                answer = {"seconds": seconds, "verdict": asdict(verdict)}
+                answer = {
+                    "seconds": self.clock() - self._begun.pop(task),
+                    "resident_bytes": resident_bytes(),
+                    "verdict": asdict(verdict),
+                }
                 _line(self._records, {**self._open.pop(task), **answer})
                 self.verdicts[task] = verdict
                 self._write_submission()
@@ -132,6 +135,15 @@ class Recorder:
     def _discard(self, serial: int) -> None:
         """Adapters are as large as the answers are small: none outlives its task."""
         shutil.rmtree(self.folder / "adapters" / f"adapter-{serial}", ignore_errors=True)
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM now; None where the system has no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _line(file: TextIO, value: object) -> None:

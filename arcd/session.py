@@ -4,6 +4,7 @@ Opens what a run needs in the one order that works, and closes it again whatever
 nothing of command lines.
 """
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ def run(
     The submission in the folder, and in each of `outs`, is complete and valid from the start.
     Everything that can be checked is checked before anything is written.
     """
+    # torch reads it once, when it is imported: its remarks on NUMA are no news to a user.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     open_encoding(check(base), config.encoding)
     picked = pick_device(device, config.precision)
     about = {

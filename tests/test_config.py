@@ -70,7 +70,7 @@ def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, valu
         ("seed.x=1", "seed: Input should be a valid integer"),
         ("train=3", "train: Input should be a valid dictionary or instance of TrainConfig"),
         ("train.steps=-1", "train.steps: Input should be greater than or equal to 0"),
-        ("train.steps=many", "train.steps: Input should be a valid integer, "),
+        ("train.steps=many", "train.steps: Input should be a valid integer"),
         ("train.lr=0", "train.lr: Input should be greater than 0"),
         ("train.lr=nan", "train.lr: Input should be a finite number"),
         ("train.lr=inf", "train.lr: Input should be a finite number"),

@@ -26,7 +26,7 @@ def arcd(*arguments: object, **env: str) -> "subprocess.CompletedProcess[str]":
 
 
 def few_tasks(folder: Path) -> Path:
-    """Two real tasks, one with two tests, in the Kaggle format without solutions, and one too long."""
+    """Two real tasks in the Kaggle format, without solutions, and one that is too long."""
     tasks = {}
     for name in ("6ea4a07e", "2072aba6"):
         value = json.loads((EXAMPLES / f"{name}.json").read_text())
@@ -76,7 +76,7 @@ def test_every_sample_was_drawn_once_with_the_adapter_of_its_task(runs):
 def test_a_task_that_fits_nowhere_is_blank_with_a_line_that_says_so(runs):
     document, run, progress = runs[0]
     assert submission.read(run.submission)["toolong"] == [[submission.BLANK] * 2]
-    assert any("3724 tokens, 2000 are allowed" in note for note in run.notes("toolong"))
+    assert any("3727 tokens, 2000 are allowed" in note for note in run.notes("toolong"))
     assert "toolong  note: " in progress
 
 

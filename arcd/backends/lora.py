@@ -224,7 +224,7 @@ class LoraTrainer:
         if marker.is_file() and json.loads(marker.read_text())["base"] != self._base_fingerprint:
             raise BadBase(f"{start}: an adapter of another base")
         try:
-            given = load_file(start / "adapter_model.safetensors")
+            given: dict[str, Tensor] = load_file(start / "adapter_model.safetensors")
         except OSError as error:
             raise BadBase(f"{start}: no adapter in it: {error}") from None
         live = {name: tuple(value.shape) for name, value in self._saved_parameters().items()}
