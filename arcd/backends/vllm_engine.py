@@ -1,209 +1,106 @@
-"""The engine: vLLM in this process, its `step()` called in one thread of ours. (first version)"""
+"""The engine: vLLM inside this process, one thread around `LLMEngine.step()`; imports vllm alone.
+
+The event loop and the engine thread share a queue of commands in one direction and
+`call_soon_threadsafe` in the other; neither ever waits for the other. The requests of all callers
+are in one batch, so between two steps is the only place where anything can be added or aborted.
+Uses vLLM's stable surface only (0.25 to 0.32). Knows nothing of grids, votes or schedules.
+"""
 
 import asyncio
+import gc
+import importlib.util
 import itertools
+import logging
 import os
 import queue
+import random
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import anyio
-from anyio import to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from arcd.backends import Adapter, Completion, Request
 from arcd.config import EngineConfig, SampleConfig
-from arcd.errors import EngineFailed
+from arcd.errors import EngineFailed, MissingPackage
 from arcd.ledger import Ledger
 
+CPU_CHUNK = 512
+"""Prompt tokens in one step on a CPU. vLLM gathers a copy of the adapter for every token of a step:
+chunks of 2048 leave the caches and take 1.2 s a step, so that nobody is heard for so long; 512 take
+0.26 s and prefill a tenth faster (5M model, rank 16, one core)."""
 
-def _environment(config: EngineConfig) -> None:
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_CPU_KVCACHE_SPACE=str(config.cpu_cache_gib),
-        VLLM_LOGGING_LEVEL="ERROR",
-        VLLM_NO_USAGE_STATS="1",
-        VLLM_USE_FLASHINFER_SAMPLER="0",
-        HF_HUB_OFFLINE="1",
-        TORCHDYNAMO_DISABLE="1",
-    )
+PATIENCE = 30.0
+"""Seconds that closing waits for the step in hand. A thread that is busy for longer is stuck in
+native code, which nobody in its process can end; it is a daemon thread and dies with the process."""
 
 
-@dataclass(eq=False)
-class _Batch:
-    loop: asyncio.AbstractEventLoop
-    open: dict[str, Request]
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Everything the engine thread needs to know to start and to ask."""
+
+    base: Path
+    answer_tokens: Sequence[int]
+    end: int
+    config: EngineConfig
+    temperature: float
+    rank: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """One `sample` under way; `answers` takes its completions, or the reason why there are none."""
+
+    requests: tuple[Request, ...]
     adapter: Adapter | None
-    deliver: Callable[[Completion], None]
-    done: anyio.Event = field(default_factory=anyio.Event)
-    cancelled: bool = False
-    error: BaseException | None = None
+    answers: MemoryObjectSendStream[Completion | EngineFailed]
 
 
-class VllmEngine:
-    def __init__(self, base, answer_tokens, end, config, sample, rank, dtype, ledger):
-        self._base, self._config, self._sample_config = base, config, sample
-        self._answer_tokens, self._end, self._rank = answer_tokens, end, rank
-        self._dtype, self._ledger = dtype, ledger
-        self._slots = anyio.Semaphore(config.max_loras)
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._batches: dict[str, _Batch] = {}
-        self._ids = itertools.count()
-        self.steps = 0
-        self.failed = None
+@dataclass(frozen=True, slots=True)
+class _Load:
+    adapter: Adapter
 
-    def _start(self):
-        _environment(self._config)
-        from vllm import EngineArgs, LLMEngine
 
-        args = EngineArgs(
-            model=str(self._base),
-            skip_tokenizer_init=True,
-            enforce_eager=True,
-            max_model_len=self._config.max_model_len,
-            max_num_seqs=self._config.max_num_seqs,
-            enable_lora=True,
-            max_lora_rank=self._rank,
-            max_loras=self._config.max_loras,
-            max_cpu_loras=self._config.max_loras,
-            dtype=self._dtype,
-            disable_log_stats=True,
-        )
-        return LLMEngine.from_engine_args(args)
+@dataclass(frozen=True, slots=True)
+class _Unload:
+    adapter: Adapter
 
-    def run(self, ready: Callable[[BaseException | None], None]) -> None:
-        try:
-            self._engine = self._start()
-        except Exception as error:
-            ready(error)
-            return
-        ready(None)
-        try:
-            while True:
-                command = self._next_command()
-                if command is None:
-                    break
-                command()
-                if self._engine.has_unfinished_requests():
-                    with self._ledger.span("engine", "step"):
-                        outputs = self._engine.step()
-                    self.steps += 1
-                    for output in outputs:
-                        if output.finished:
-                            self._finish(output)
-        except BaseException as error:
-            self.failed = error
-            for batch in set(self._batches.values()):
-                batch.error = error
-                batch.loop.call_soon_threadsafe(batch.done.set)
-        finally:
-            self._engine.engine_core.shutdown()
-            del self._engine
 
-    def _next_command(self):
-        if not self._engine.has_unfinished_requests():
-            return self._commands.get()
-        try:
-            return self._commands.get_nowait()
-        except queue.Empty:
-            return lambda: None
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    call: _Call
 
-    def _lora(self, adapter):
-        from vllm.lora.request import LoRARequest
 
-        return LoRARequest(adapter.name, adapter.serial + 1, str(adapter.path))
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Abort what is still open of a call."""
 
-    def _add(self, batch: _Batch) -> None:
-        from vllm import SamplingParams
+    call: _Call
 
-        lora = self._lora(batch.adapter) if batch.adapter else None
-        if lora:
-            with self._ledger.span("engine", "hand-over"):
-                self._engine.add_lora(lora)
-        t = self._sample_config.temperature
-        for name, request in batch.open.items():
-            params = SamplingParams(
-                temperature=t,
-                seed=request.seed if t else None,
-                max_tokens=request.question.max_new_tokens,
-                stop_token_ids=[self._end],
-                allowed_token_ids=list(self._answer_tokens),
-                detokenize=False,
-                logprobs=0,
-                skip_clone=True,
-            )
-            self._batches[name] = batch
-            self._engine.add_request(
-                name, {"prompt_token_ids": list(request.question.tokens)}, params, lora_request=lora
-            )
 
-    def _finish(self, output: Any) -> None:
-        batch = self._batches.pop(output.request_id)
-        request = batch.open.pop(output.request_id)
-        out = output.outputs[0]
-        tokens = tuple(out.token_ids)
-        logprobs = tuple(lp[t].logprob for lp, t in zip(out.logprobs, tokens, strict=True))
-        finish = "length" if out.finish_reason == "length" else "stop"
-        completion = Completion(request, tokens, logprobs, finish)
-        last = not batch.open
-        if last and batch.adapter:
-            self._remove(batch)
-        batch.loop.call_soon_threadsafe(self._deliver, batch, completion, last)
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
 
-    def _remove(self, batch: _Batch) -> None:
-        with self._ledger.span("engine", "hand-over"):
-            self._engine.remove_lora(batch.adapter.serial + 1)
 
-    @staticmethod
-    def _deliver(batch: _Batch, completion: Completion, last: bool) -> None:
-        if not batch.cancelled:
-            batch.deliver(completion)
-        if last:
-            batch.done.set()
+_Command = _Load | _Unload | _Begin | _End | _Stop
 
-    def _abort(self, batch: _Batch) -> None:
-        names = list(batch.open)
-        self._engine.abort_request(names)
-        for name in names:
-            self._batches.pop(name, None)
-        batch.open.clear()
-        if batch.adapter and names:
-            self._remove(batch)
-        batch.loop.call_soon_threadsafe(batch.done.set)
 
-    async def sample(
-        self,
-        requests: Sequence[Request],
-        adapter: Adapter | None,
-        deliver: Callable[[Completion], None],
-    ) -> None:
-        if not requests:
-            return
-        if self.failed:
-            raise EngineFailed
-        if adapter is None:
-            return await self._sample(requests, adapter, deliver)
-        async with self._slots:
-            await self._sample(requests, adapter, deliver)
+@dataclass(slots=True)
+class _Seat:
+    """An adapter's place in the engine, shared by the calls that use the adapter."""
 
-    async def _sample(self, requests, adapter, deliver):
-        named = {f"{next(self._ids)}": request for request in requests}
-        batch = _Batch(asyncio.get_running_loop(), named, adapter, deliver)
-        self._commands.put(lambda: self._add(batch))
-        try:
-            await batch.done.wait()
-        except anyio.get_cancelled_exc_class():
-            batch.cancelled = True
-            batch.done = anyio.Event()
-            self._commands.put(lambda: self._abort(batch))
-            with anyio.CancelScope(shield=True):
-                await batch.done.wait()
-            raise
-        if batch.error:
-            raise EngineFailed(f"the engine stopped: {batch.error}") from batch.error
+    users: int = 0
+    taken: bool = False
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
 
 
 @asynccontextmanager
@@ -217,26 +114,404 @@ async def vllm_engine(
     rank: int,
     dtype: str,
     ledger: Ledger,
-) -> AsyncIterator[VllmEngine]:
-    engine = VllmEngine(base, answer_tokens, end, config, sample, rank, dtype, ledger)
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
+) -> "AsyncIterator[VllmEngine]":
+    """A running engine on the model folder `base`; stopped, and its memory returned, on exit.
 
-    def tell(error: BaseException | None) -> None:
-        def settle() -> None:
-            ready.set_exception(error) if error else ready.set_result(None)
-
-        loop.call_soon_threadsafe(settle)
-
-    thread = threading.Thread(target=engine.run, args=(tell,), name="engine")
-    thread.start()
+    `rank` is the largest of the adapters, `dtype` vLLM's name for the precision ("bfloat16").
+    Nothing else may use torch while it starts: vLLM then changes the default dtype and the random
+    state of the whole process, and on a GPU it captures graphs; all that lasts is put back. One
+    engine at a time in a process. Raises MissingPackage without vLLM, EngineFailed if it cannot
+    start.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise MissingPackage("vLLM is not installed; try: pip install 'arcd[cpu]' or 'arcd[cuda]'")
+    settings = _Settings(base, list(answer_tokens), end, config, sample.temperature, rank, dtype)
+    engine = VllmEngine(settings, ledger)
     try:
-        await ready
-    except Exception as error:
-        raise EngineFailed(f"the engine did not start: {str(error).splitlines()[0]}") from error
-    try:
+        await engine._start()
         yield engine
     finally:
-        with anyio.CancelScope(shield=True):
-            engine._commands.put(None)
-            await to_thread.run_sync(thread.join)
+        with anyio.move_on_after(PATIENCE, shield=True):
+            await engine._stop()
+
+
+class VllmEngine:
+    """The side of the event loop: hands requests to the thread and completions to the callers.
+
+    Every request is answered exactly once, unless its caller is cancelled or gets EngineFailed.
+    """
+
+    def __init__(self, settings: _Settings, ledger: Ledger) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._worker = _Worker(settings, ledger, self._commands, self._answer)
+        self._calls: set[_Call] = set()
+        self._seats: dict[int, _Seat] = {}
+        self._free_seats = anyio.Semaphore(settings.config.max_loras)
+        self._ready = anyio.Event()
+        self._over = anyio.Event()
+        self._failure: EngineFailed | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far: the engine's heartbeat while it is `busy`."""
+        return self._worker.steps
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for completions, so that steps must be seen."""
+        return bool(self._calls)
+
+    async def sample(
+        self,
+        requests: Sequence[Request],
+        adapter: Adapter | None,
+        deliver: Callable[[Completion], None],
+    ) -> None:
+        """See `Engine.sample`; waits in line while `max_loras` other adapters are in the engine.
+
+        Raises EngineFailed also where vLLM refuses the adapter or a request; the engine goes on.
+        """
+        async with self._seat(adapter):
+            with self._call(requests, adapter) as answers:
+                for _ in requests:
+                    answer = await answers.receive()
+                    if isinstance(answer, EngineFailed):
+                        raise answer
+                    deliver(answer)
+
+    @asynccontextmanager
+    async def _seat(self, adapter: Adapter | None) -> AsyncIterator[None]:
+        """The adapter is in the engine, from its first caller's entry to its last one's exit."""
+        if adapter is None:
+            yield
+            return
+        seat = self._seats.setdefault(adapter.serial, _Seat())
+        seat.users += 1
+        try:
+            async with seat.lock:
+                if not seat.taken:
+                    await self._free_seats.acquire()
+                    seat.taken = True
+                    self._commands.put(_Load(adapter))
+            yield
+        finally:
+            seat.users -= 1
+            if not seat.users:
+                del self._seats[adapter.serial]
+                if seat.taken:
+                    # The next adapter's loading stands behind this in the queue.
+                    self._commands.put(_Unload(adapter))
+                    self._free_seats.release()
+
+    @contextmanager
+    def _call(
+        self, requests: Sequence[Request], adapter: Adapter | None
+    ) -> Iterator[MemoryObjectReceiveStream[Completion | EngineFailed]]:
+        """The requests are with the thread; those still open on exit are aborted."""
+        if self._failure is not None:
+            raise _again(self._failure)
+        send, receive = anyio.create_memory_object_stream[Completion | EngineFailed](inf)
+        call = _Call(tuple(requests), adapter, send)
+        with send, receive:
+            self._calls.add(call)
+            self._commands.put(_Begin(call))
+            try:
+                yield receive
+            finally:
+                self._calls.discard(call)
+                self._commands.put(_End(call))
+
+    async def _start(self) -> None:
+        # A daemon thread: one that is stuck in native code must not keep the process from ending.
+        threading.Thread(target=self._run, name="arcd-engine", daemon=True).start()
+        await self._ready.wait()
+        if self._failure is not None:
+            cause = self._failure.__cause__
+            raise EngineFailed(f"the engine could not start: {self._failure}") from cause
+
+    async def _stop(self) -> None:
+        self._commands.put(_Stop())
+        await self._over.wait()
+
+    def _run(self) -> None:
+        """The engine thread, from its start to its end."""
+        try:
+            self._worker.start()
+            self._post(self._ready.set)
+            self._worker.serve()
+            failure = EngineFailed("the engine was stopped")
+        except BaseException as error:  # whoever waits must hear of it, whatever it was
+            failure = _failed(error)
+        self._post(self._fail, failure)
+        try:
+            self._worker.close()
+        finally:
+            self._post(self._over.set)
+
+    def _fail(self, failure: EngineFailed) -> None:
+        self._failure = failure
+        for call in self._calls:
+            call.answers.send_nowait(_again(failure))
+        self._ready.set()
+
+    def _answer(self, call: _Call, answer: Completion | EngineFailed) -> None:
+        """Called in the engine thread."""
+        self._post(self._hand, call, answer)
+
+    def _hand(self, call: _Call, answer: Completion | EngineFailed) -> None:
+        if call in self._calls:  # one that was cancelled wants nothing more
+            call.answers.send_nowait(answer)
+
+    def _post(self, function: Callable[..., object], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop was closed: closing this engine ran out of patience
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+class _Worker:
+    """The side of the engine thread: obeys commands between steps, steps while requests are open.
+
+    Without an open request it sleeps on the queue.
+    """
+
+    def __init__(
+        self,
+        settings: _Settings,
+        ledger: Ledger,
+        commands: "queue.SimpleQueue[_Command]",
+        answer: Callable[[_Call, Completion | EngineFailed], None],
+    ) -> None:
+        self.steps = 0
+        self._settings = settings
+        self._ledger = ledger
+        self._commands = commands
+        self._answer = answer
+        self._engine: Any = None
+        self._open: dict[str, tuple[_Call, Request]] = {}
+        self._loras: dict[int, Any] = {}  # serial: LoRARequest, or EngineFailed if it was refused
+        self._ids = itertools.count()
+
+    def start(self) -> None:
+        """Bring vLLM up."""
+        _set_environment(self._settings.config)
+        with _process_state_kept(), _silence():
+            self._engine = _start_vllm(self._settings)
+
+    def close(self) -> None:
+        """Return vLLM's memory."""
+        if self._engine is not None:
+            self._engine.engine_core.shutdown()
+            self._engine = None
+            gc.collect()  # model and cache hang in reference cycles
+
+    def serve(self) -> None:
+        """Obey and step until `_Stop`."""
+        while True:
+            while not self._open or not self._commands.empty():
+                command = self._commands.get()
+                if isinstance(command, _Stop):
+                    return
+                self._obey(command)
+            self._step()
+
+    def _obey(self, command: _Load | _Unload | _Begin | _End) -> None:
+        match command:
+            case _Load(adapter):
+                self._load(adapter)
+            case _Unload(adapter):
+                self._unload(adapter)
+            case _Begin(call):
+                self._begin(call)
+            case _End(call):
+                self._abort(call)
+
+    def _load(self, adapter: Adapter) -> None:
+        from vllm.lora.request import LoRARequest
+
+        # Name and number are part of the prefix cache's key, and vLLM checks neither: a serial that
+        # never repeats keeps one adapter from answering with another's keys and values.
+        lora = LoRARequest(adapter.name, adapter.serial + 1, str(adapter.path))
+        try:
+            with self._ledger.span("engine", "hand-over"):
+                self._engine.add_lora(lora)
+        except Exception as error:
+            self._loras[adapter.serial] = _failed(error, f"{adapter.name} was refused")
+        else:
+            self._loras[adapter.serial] = lora
+
+    def _unload(self, adapter: Adapter) -> None:
+        lora = self._loras.pop(adapter.serial)
+        if not isinstance(lora, EngineFailed):
+            with self._ledger.span("engine", "hand-over"):
+                self._engine.remove_lora(lora.lora_int_id)
+
+    def _begin(self, call: _Call) -> None:
+        lora = self._loras[call.adapter.serial] if call.adapter else None
+        if isinstance(lora, EngineFailed):
+            self._answer(call, _again(lora))
+            return
+        try:
+            for request in call.requests:
+                self._ask(call, request, lora)
+        except Exception as error:
+            self._abort(call)
+            self._answer(call, _failed(error, "a request was refused"))
+
+    def _ask(self, call: _Call, request: Request, lora: Any) -> None:
+        name = str(next(self._ids))
+        prompt = {"prompt_token_ids": list(request.question.tokens)}
+        self._engine.add_request(name, prompt, self._params(request), lora_request=lora)
+        self._open[name] = call, request
+
+    def _params(self, request: Request) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        settings = self._settings
+        return SamplingParams(
+            max_tokens=request.question.max_new_tokens,
+            temperature=settings.temperature,
+            seed=request.seed if settings.temperature > 0 else None,
+            allowed_token_ids=settings.answer_tokens,
+            stop_token_ids=[settings.end],
+            logprobs=0,  # of the chosen token alone
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # else 9000 allowed tokens are copied one by one: 1.5 ms a request
+        )
+
+    def _abort(self, call: _Call) -> None:
+        names = [name for name, (owner, _) in self._open.items() if owner is call]
+        self._engine.abort_request(names)
+        for name in names:
+            del self._open[name]
+
+    def _step(self) -> None:
+        with self._ledger.span("engine", "step"):
+            outputs = self._engine.step()
+        self.steps += 1
+        for output in outputs:
+            call, request = self._open.pop(output.request_id)
+            self._answer(call, _completion(request, output.outputs[0]))
+        if self._open and not self._engine.has_unfinished_requests():
+            raise RuntimeError(f"vLLM lost {len(self._open)} requests")
+
+
+def _completion(request: Request, output: Any) -> Completion | EngineFailed:
+    if output.finish_reason not in ("stop", "length"):
+        return EngineFailed(f"vLLM gave a request up: {output.finish_reason}")
+    tokens = tuple(output.token_ids)
+    logprobs = (place[token].logprob for place, token in zip(output.logprobs, tokens, strict=True))
+    return Completion(request, tokens, tuple(logprobs), output.finish_reason)
+
+
+def _failed(error: BaseException, what: str | None = None) -> EngineFailed:
+    """The error in one line, with the error itself as its cause."""
+    text = " ".join(str(error).split())[:300]
+    cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    failed = EngineFailed(f"{what}: {cause}" if what else cause)
+    failed.__cause__ = error
+    return failed
+
+
+def _again(failed: EngineFailed) -> EngineFailed:
+    """The same failure for another caller; an exception belongs to one traceback."""
+    copy = EngineFailed(str(failed))
+    copy.__cause__ = failed.__cause__
+    return copy
+
+
+def _start_vllm(settings: _Settings) -> Any:
+    """An `LLMEngine`; imports vLLM."""
+    from vllm import EngineArgs, LLMEngine
+    from vllm.platforms import current_platform
+
+    config = settings.config
+    arguments = {
+        "model": str(settings.base),
+        "dtype": settings.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "gpu_memory_utilization": config.gpu_memory,
+        "enable_lora": True,
+        "max_lora_rank": settings.rank,
+        "max_loras": config.max_loras,
+        "enable_prefix_caching": True,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # not the folder's: it could add tokens that end an answer
+        "logprobs_mode": "raw_logprobs",  # before allowed_token_ids and temperature: the model's
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if current_platform.is_cpu():
+        arguments |= _cpu_arguments(config)
+        _prepare_cpu_thread()
+    return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+
+def _cpu_arguments(config: EngineConfig) -> dict[str, object]:
+    return {
+        "enforce_eager": True,
+        "max_num_batched_tokens": max(CPU_CHUNK, config.max_num_seqs),
+        # A request without an adapter has slot -1, and on a CPU vLLM indexes its weights with that:
+        # in one batch with adapters the base would answer with the last slot's (0.32, torch_ops).
+        # Slots fill from the first, so with one more than is ever used the last one stays zero.
+        "max_loras": config.max_loras + 1,
+    }
+
+
+def _set_environment(config: EngineConfig) -> None:
+    """What vLLM reads when it is imported; must come first."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_cache_gib),
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # vllm issue 52247: freezes beside other kernels
+        # The newer runner takes at most 1024 allowed tokens; a cell encoding has 9002.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # heeded if torch is not yet imported
+
+
+def _prepare_cpu_thread() -> None:
+    """Settings of torch for this thread alone."""
+    import torch
+
+    # Half of the cores for this thread's OpenMP team; the trainer's has the others.
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    # vLLM compiles one trifle, the rank of a chosen token among all: 2 to 25 s at the first step,
+    # and an error on machines without a C++ compiler. torch's settings are kept by thread.
+    torch._dynamo.config.disable = True
+
+
+@contextmanager
+def _process_state_kept() -> Iterator[None]:
+    """Put back what vLLM changes for the whole process while it starts."""
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state()
+    set_num_threads, excepthook = torch.set_num_threads, sys.excepthook
+    preload = os.environ.get("LD_PRELOAD")
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_num_threads = set_num_threads  # replaced by a no-op
+        sys.excepthook = excepthook  # replaced by one that prefixes a rank
+        if preload is None:
+            os.environ.pop("LD_PRELOAD", None)  # meant for worker processes
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what vLLM and torch say about themselves while they start off the terminal."""
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        yield

@@ -1,0 +1,468 @@
+"""vLLM behind the engine: adapters, seeds, logprobs, refusals; and how an engine comes to its end.
+
+The ends are played through on a scripted stand-in for vLLM, since the real one cannot be told to
+fail.
+"""
+
+import random
+import shutil
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from test_engine_contract import (
+    ANSWER_TOKENS,
+    CLOSING,
+    CONTEXT,
+    ENDLESS,
+    ask,
+    toy_engine,
+    write_adapter,
+    write_toy_base,
+)
+
+from arcd.backends import Adapter, Completion, Request, vllm_engine
+from arcd.backends.vllm_engine import VllmEngine
+from arcd.errors import EngineFailed
+
+pytest.importorskip("vllm")
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.engine,
+    pytest.mark.filterwarnings("default"),
+]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Adapter]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return [
+        Adapter(serial, write_adapter(base, folder / f"{serial}", seed=serial))
+        for serial in range(4)
+    ]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How an engine was opened; tests that share one share the engine."""
+
+    max_loras: int = 2
+    temperature: float = 0.0
+
+
+GREEDY, WARM, NARROW = Setting(), Setting(temperature=1.0), Setting(max_loras=1)
+
+
+def opened_with(setting: Setting) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("engine", [setting], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", params=[GREEDY])
+async def engine(request: pytest.FixtureRequest, base: Path) -> AsyncIterator[VllmEngine]:
+    setting = request.param
+    async with toy_engine(
+        base, max_loras=setting.max_loras, temperature=setting.temperature
+    ) as engine:
+        yield engine
+
+
+REQUESTS = [ask(ENDLESS, 20, sample=0), ask((*CLOSING * 50, *ENDLESS), 20, sample=1)]
+
+
+async def completions(
+    engine: VllmEngine, adapter: Adapter | None, requests: list[Request] = REQUESTS
+) -> list[Completion]:
+    """In the order of the requests."""
+    found: list[Completion] = []
+    await engine.sample(requests, adapter, found.append)
+    return sorted(found, key=lambda completion: completion.request.sample)
+
+
+async def answers(engine: VllmEngine, adapter: Adapter | None) -> tuple[tuple[int, ...], ...]:
+    return tuple(completion.tokens for completion in await completions(engine, adapter))
+
+
+async def together(
+    engine: VllmEngine, adapters: list[Adapter | None]
+) -> dict[Adapter | None, tuple[tuple[int, ...], ...]]:
+    """The answers with each adapter, all asked for at once."""
+    found: dict[Adapter | None, tuple[tuple[int, ...], ...]] = {}
+
+    async def call(adapter: Adapter | None) -> None:
+        found[adapter] = await answers(engine, adapter)
+
+    async with anyio.create_task_group() as calls:
+        for adapter in adapters:
+            calls.start_soon(call, adapter)
+    return found
+
+
+async def test_the_base_and_two_adapters_all_answer_differently(engine, adapters):
+    found = {await answers(engine, adapter) for adapter in (None, adapters[0], adapters[1])}
+    assert len(found) == 3
+
+
+async def test_the_base_answers_as_ever_in_one_batch_with_as_many_adapters_as_fit(engine, adapters):
+    alone = {adapter: await answers(engine, adapter) for adapter in (None, *adapters[:2])}
+    assert await together(engine, [*adapters[:2], None]) == alone
+
+
+async def test_an_adapter_retrained_in_the_same_folder_is_served_fresh(engine, adapters, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapters[0].path, folder)
+    before = await answers(engine, Adapter(100, folder))
+    assert before == await answers(engine, adapters[0])
+    shutil.rmtree(folder)
+    shutil.copytree(adapters[1].path, folder)
+    after = await answers(engine, Adapter(101, folder))
+    assert after == await answers(engine, adapters[1]) != before
+
+
+async def test_more_adapters_than_places_wait_and_finish(engine, adapters):
+    alone = {adapter: await answers(engine, adapter) for adapter in adapters}
+    assert await together(engine, adapters) == alone
+
+
+@opened_with(NARROW)
+async def test_adapters_take_turns_in_the_order_in_which_they_came(engine, adapters):
+    order: list[int] = []
+
+    async def call(adapter: Adapter) -> None:
+        await answers(engine, adapter)
+        order.append(adapter.serial)
+
+    async with anyio.create_task_group() as calls:
+        for adapter in adapters:
+            calls.start_soon(call, adapter)
+    assert order == [0, 1, 2, 3]
+
+
+@opened_with(NARROW)
+async def test_calls_with_the_same_adapter_share_its_place(engine, adapters):
+    slow, fast = ask(ENDLESS, 300), ask(CLOSING, 1, sample=1)
+    with anyio.CancelScope() as scope:
+
+        async def call() -> None:
+            await completions(engine, adapters[0], [fast])
+            scope.cancel()
+
+        async with anyio.create_task_group() as calls:
+            calls.start_soon(completions, engine, adapters[0], [slow])
+            calls.start_soon(call)
+    assert scope.cancelled_caught
+
+
+async def test_a_caller_that_gives_up_waiting_for_a_place_leaves_it_to_the_others(engine, adapters):
+    async with anyio.create_task_group() as calls:
+        for adapter in adapters[:2]:
+            calls.start_soon(completions, engine, adapter, [ask(ENDLESS, 300)])
+        await anyio.wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await answers(engine, adapters[2])
+    assert len(await together(engine, adapters)) == 4
+
+
+async def test_an_adapter_that_cannot_be_loaded_fails_its_caller_alone(engine, adapters, tmp_path):
+    with pytest.raises(EngineFailed, match=r"^adapter-77 was refused: \w+Error: [^\n]+$"):
+        await answers(engine, Adapter(77, tmp_path / "missing"))
+    assert await answers(engine, adapters[0])
+
+
+async def test_a_request_that_cannot_fit_fails_its_caller_alone(engine):
+    too_long = ask(CLOSING * CONTEXT, 20)
+    with pytest.raises(EngineFailed, match=r"^a request was refused: [^\n]+$"):
+        await completions(engine, None, [*REQUESTS, too_long])
+    assert await answers(engine, None)
+
+
+async def test_answers_keep_to_the_answer_tokens(engine, adapters):
+    for adapter in (None, adapters[0]):
+        assert {token for tokens in await answers(engine, adapter) for token in tokens} <= {
+            *ANSWER_TOKENS
+        }
+
+
+async def test_logprobs_are_those_of_the_model_over_its_whole_vocabulary(engine, base, adapters):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    model = PeftModel.from_pretrained(model, adapters[0].path).eval()
+    for completion in await completions(engine, adapters[0]):
+        prompt = completion.request.question.tokens
+        tokens = torch.tensor([[*prompt, *completion.tokens]])
+        with torch.no_grad():
+            logits = model(tokens).logits[0, len(prompt) - 1 : -1].float()
+        logprobs = logits.log_softmax(-1).gather(-1, tokens[0, len(prompt) :, None])[:, 0]
+        assert completion.logprobs == pytest.approx(logprobs.tolist(), abs=0.1)
+
+
+@opened_with(WARM)
+async def test_with_a_temperature_the_seed_decides(engine):
+    def seeded(seed: int, sample: int) -> Request:
+        return Request(ask(ENDLESS, 20).question, sample, seed)
+
+    first = await completions(engine, None, [seeded(7, 0), seeded(7, 1), seeded(8, 2)])
+    again = await completions(engine, None, [seeded(7, 0), seeded(8, 1)])
+    assert first[0].tokens == first[1].tokens == again[0].tokens
+    assert first[2].tokens == again[1].tokens != first[0].tokens
+
+
+async def test_steps_count_up_while_busy_and_stand_still_after(engine):
+    seen: list[tuple[int, bool]] = []
+    before = engine.steps
+    await engine.sample(
+        [ask(ENDLESS, 20)], None, lambda completion: seen.append((engine.steps, engine.busy))
+    )
+    ((steps, busy),) = seen
+    assert busy
+    assert steps >= before + 20
+    assert not engine.busy
+
+
+async def test_torch_is_left_as_it_was(engine):
+    import torch
+
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.set_num_threads.__name__ == "set_num_threads"
+    assert not torch._dynamo.config.disable
+
+
+def test_what_lasts_beyond_the_start_is_put_back(monkeypatch):
+    import numpy as np
+    import torch
+
+    def state() -> tuple[object, ...]:
+        drawn = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+        return drawn, torch.set_num_threads, sys.excepthook
+
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    before = state()
+    with vllm_engine._process_state_kept():
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(12345)
+        torch.set_num_threads = sys.excepthook = print
+        vllm_engine.os.environ["LD_PRELOAD"] = "libgomp.so"
+    assert state() == before
+    assert "LD_PRELOAD" not in vllm_engine.os.environ
+
+
+@dataclass
+class ScriptedOutput:
+    """A finished request, as vLLM tells it."""
+
+    request_id: str
+    finish_reason: str = "length"
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[object, ...] = ()
+
+    @property
+    def outputs(self) -> "list[ScriptedOutput]":
+        return [self]
+
+
+@dataclass
+class ScriptedVllm:
+    """As much of `LLMEngine` as the engine uses; `act` is what a step does to the open requests."""
+
+    act: "Callable[[list[str]], list[ScriptedOutput]]"
+    open: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    finished: int = 0
+
+    def add_request(self, name: str, prompt: object, params: object, lora_request: object) -> None:
+        self.open.append(name)
+
+    def abort_request(self, names: list[str]) -> None:
+        self.open = [name for name in self.open if name not in names]
+
+    def add_lora(self, lora: Any) -> None:
+        self.log.append(f"load {lora.lora_name}")
+
+    def remove_lora(self, number: int) -> None:
+        self.log.append(f"remove {number - 1}")
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.open)
+
+    def step(self) -> list[ScriptedOutput]:
+        outputs = self.act(list(self.open))
+        self.abort_request([output.request_id for output in outputs])
+        self.finished += len(outputs)
+        return outputs
+
+    @property
+    def engine_core(self) -> "ScriptedVllm":
+        return self
+
+    def shutdown(self) -> None:
+        self.log.append("shut down")
+
+
+def finish_all(names: list[str]) -> list[ScriptedOutput]:
+    return [ScriptedOutput(name) for name in names]
+
+
+def finish_none(names: list[str]) -> list[ScriptedOutput]:
+    return []
+
+
+def fail(names: list[str]) -> list[ScriptedOutput]:
+    raise RuntimeError("the device\nis gone")
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedVllm]:
+    """Put a scripted vLLM in the place of the real one."""
+
+    def put(act: Callable[[list[str]], list[ScriptedOutput]]) -> ScriptedVllm:
+        vllm = ScriptedVllm(act)
+        monkeypatch.setattr(vllm_engine, "_start_vllm", lambda settings: vllm)
+        return vllm
+
+    return put
+
+
+A, B, C = (Adapter(serial, Path("nowhere")) for serial in (10, 11, 12))
+
+
+async def test_an_engine_that_cannot_start_says_why_in_one_line(tmp_path):
+    with pytest.raises(EngineFailed, match=r"^the engine could not start: [^\n]+missing") as caught:
+        async with toy_engine(tmp_path / "missing"):
+            pass
+    assert caught.value.__cause__ is not None
+
+
+async def test_when_a_step_fails_all_callers_hear_of_it_also_waiting_and_later_ones(script):
+    script(fail)
+    heard: list[str] = []
+
+    async def call(adapter: Adapter | None) -> None:
+        with pytest.raises(EngineFailed) as caught:
+            await answers(engine, adapter)
+        heard.append(str(caught.value))
+
+    async with toy_engine(Path("nowhere"), max_loras=1) as engine:
+        async with anyio.create_task_group() as calls:
+            for adapter in (None, A, B, C):
+                calls.start_soon(call, adapter)
+        await call(A)
+    assert heard == ["RuntimeError: the device is gone"] * 5
+
+
+async def test_requests_that_vllm_forgets_are_not_waited_for(script):
+    def forget(names: list[str]) -> list[ScriptedOutput]:
+        vllm.open.clear()
+        return []
+
+    vllm = script(forget)
+    async with toy_engine(Path("nowhere")) as engine:
+        with pytest.raises(EngineFailed, match="vLLM lost 2 requests"):
+            await answers(engine, None)
+
+
+async def test_a_request_that_vllm_gives_up_fails_its_caller_alone(script):
+    vllm = script(lambda names: [ScriptedOutput(name, "error") for name in names])
+    async with toy_engine(Path("nowhere")) as engine:
+        with pytest.raises(EngineFailed, match="vLLM gave a request up: error"):
+            await answers(engine, None)
+        vllm.act = finish_all
+        assert len(await answers(engine, None)) == 2
+
+
+async def test_closing_the_engine_ends_the_calls_that_are_open(script):
+    vllm = script(finish_none)
+    async with anyio.create_task_group() as calls:
+        async with toy_engine(Path("nowhere")) as engine:
+
+            async def call() -> None:
+                with pytest.raises(EngineFailed, match="the engine was stopped"):
+                    await answers(engine, A)
+
+            calls.start_soon(call)
+            await anyio.wait_all_tasks_blocked()
+        with pytest.raises(EngineFailed, match="the engine was stopped"):
+            await answers(engine, None)
+    assert vllm.log == ["load adapter-10", "shut down"]
+
+
+async def test_the_engine_is_closed_under_an_error(script):
+    vllm = script(finish_none)
+    with pytest.raises(ZeroDivisionError):
+        async with toy_engine(Path("nowhere")):
+            raise ZeroDivisionError
+    assert vllm.log == ["shut down"]
+
+
+async def test_the_engine_is_closed_under_a_cancellation(script):
+    vllm = script(finish_none)
+    with anyio.CancelScope() as scope:
+        async with toy_engine(Path("nowhere")):
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert vllm.log == ["shut down"]
+
+
+async def test_closing_does_not_wait_for_a_step_that_never_ends(script, monkeypatch):
+    stepping, release = threading.Event(), threading.Event()
+
+    def hang(names: list[str]) -> list[ScriptedOutput]:
+        stepping.set()
+        release.wait()
+        return []
+
+    script(hang)
+    monkeypatch.setattr(vllm_engine, "PATIENCE", 0.01)
+    with anyio.CancelScope() as scope:
+        async with toy_engine(Path("nowhere")) as engine, anyio.create_task_group() as calls:
+            calls.start_soon(answers, engine, None)
+            await anyio.to_thread.run_sync(stepping.wait)
+            scope.cancel()
+    assert not release.is_set()
+    release.set()
+
+
+async def test_what_is_open_of_a_cancelled_call_is_aborted_and_its_adapter_removed(script):
+    def finish_one_and_then_only_the_next_call(names: list[str]) -> list[ScriptedOutput]:
+        return finish_all(names[:1]) if not vllm.finished or len(names) <= 2 else []
+
+    vllm = script(finish_one_and_then_only_the_next_call)
+    async with toy_engine(Path("nowhere")) as engine:
+        with anyio.CancelScope() as scope:
+            await engine.sample(REQUESTS * 5, A, lambda completion: scope.cancel())
+        with anyio.fail_after(10):
+            assert await answers(engine, A) == ((), ())
+    assert vllm.open == []
+    assert vllm.log == [*("load adapter-10", "remove 10") * 2, "shut down"]
+
+
+async def test_an_adapter_is_loaded_for_its_first_call_and_removed_after_its_last(script):
+    vllm = script(finish_all)
+    async with toy_engine(Path("nowhere"), max_loras=1) as engine:
+        async with anyio.create_task_group() as calls:
+            for adapter in (A, A, B, A):
+                calls.start_soon(answers, engine, adapter)
+        await answers(engine, None)
+    assert vllm.log == [
+        *("load adapter-10", "remove 10"),
+        *("load adapter-11", "remove 11"),
+        "shut down",
+    ]

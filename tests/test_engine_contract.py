@@ -1,0 +1,270 @@
+"""What every `Engine` owes its callers, whatever stands behind it.
+
+A `Subject` is an engine with a prompt whose answer ends by itself at once and one whose answer goes
+on up to its limit of tokens. A new engine adds a function to SUBJECTS.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from arcd.backends import Adapter, Completion, Engine, Request
+from arcd.backends.vllm_engine import VllmEngine, vllm_engine
+from arcd.config import EngineConfig, SampleConfig
+from arcd.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, CellEncoding
+from arcd.ledger import Ledger
+from arcd.prompts import Question
+from arcd.views import PLAIN_COLOURS, View
+
+# A warning in the middle of a vLLM step is no reason to end the engine.
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("default")]
+
+LONG = 300
+"""Tokens of an answer that is still open when short ones are done."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine under test and what to ask it; answers close with `end`."""
+
+    engine: Engine
+    end: int
+    closing: tuple[int, ...]
+    endless: tuple[int, ...]
+    adapters: tuple[Adapter, Adapter]
+    """Of two tasks."""
+
+
+def ask(prompt: tuple[int, ...], limit: int, *, task: str = "task", sample: int = 0) -> Request:
+    view = View(False, 0, PLAIN_COLOURS, (0,))
+    return Request(Question(task, 0, view, (0,), prompt, limit), sample, seed=sample)
+
+
+# A toy base for vLLM: its layers write nothing, so the next token depends on the last one alone,
+# until an adapter gives the layers something to say.
+
+CLOSING = (BEGIN, INPUT, NEWLINE, INPUT)
+ENDLESS = (BEGIN, INPUT, NEWLINE, OUTPUT)
+ANSWER_TOKENS = CellEncoding.answer_tokens[:902]
+"""A tenth of all, so that an answer's probability among these is not that in the vocabulary."""
+
+WIDTH, LAYERS, CONTEXT, RANK = 128, 2, 1024, 8
+
+
+def write_toy_base(folder: Path) -> Path:
+    """INPUT is followed by NEWLINE and that by END; from OUTPUT on it is cells, and no end."""
+    import torch
+    from torch.nn import functional as F
+
+    from arcd.cellmodel import CellModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CellModel(WIDTH, LAYERS, CONTEXT)
+    with torch.no_grad():
+        for layer in model.backbone.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        for before, after in ((INPUT, NEWLINE), (NEWLINE, END)):
+            hidden = F.rms_norm(model.inputs.special[before], (WIDTH,))
+            model.outputs.special[after] = 0.03 * hidden
+    model.export(folder)
+    return folder
+
+
+def write_adapter(base: Path, folder: Path, *, seed: int) -> Path:
+    """A PEFT folder with random weights, large enough to change the answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.2)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@asynccontextmanager
+async def toy_engine(
+    base: Path, *, max_loras: int = 2, temperature: float = 0.0
+) -> AsyncIterator[VllmEngine]:
+    async with vllm_engine(
+        base,
+        answer_tokens=ANSWER_TOKENS,
+        end=END,
+        config=EngineConfig(max_model_len=CONTEXT, max_loras=max_loras, cpu_cache_gib=1),
+        sample=SampleConfig(temperature=temperature),
+        rank=RANK,
+        dtype="bfloat16",
+        ledger=Ledger(),
+    ) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def vllm_subject(folder: Path) -> AsyncIterator[Subject]:
+    pytest.importorskip("vllm")
+    base = write_toy_base(folder / "base")
+    first, second = (
+        Adapter(serial, write_adapter(base, folder / f"{serial}", seed=serial)) for serial in (1, 2)
+    )
+    async with toy_engine(base) as engine:
+        yield Subject(engine, END, CLOSING, ENDLESS, (first, second))
+
+
+SUBJECTS = [pytest.param(vllm_subject, id="vllm", marks=pytest.mark.engine)]
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", params=SUBJECTS)
+async def subject(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Subject]:
+    async with request.param(tmp_path_factory.mktemp("subject")) as subject:
+        yield subject
+
+
+async def answers(
+    subject: Subject, requests: list[Request], adapter: Adapter | None = None
+) -> dict[Request, tuple[int, ...]]:
+    """The tokens that each request got."""
+    found: list[Completion] = []
+    await subject.engine.sample(requests, adapter, found.append)
+    return {completion.request: completion.tokens for completion in found}
+
+
+async def test_each_request_is_answered_exactly_once_with_its_own_provenance(subject: Subject):
+    requests = [
+        ask(prompt, limit, task=task, sample=sample)
+        for task in ("a", "b")
+        for sample, (prompt, limit) in enumerate(
+            [(subject.closing, 9), (subject.endless, 1), (subject.endless, 40)] * 4
+        )
+    ]
+    found: list[Completion] = []
+    await subject.engine.sample(requests, None, found.append)
+    assert len(found) == len(requests)
+    assert {completion.request for completion in found} == set(requests)
+
+
+async def test_nothing_asked_is_nothing_answered(subject: Subject):
+    assert await answers(subject, []) == {}
+
+
+async def test_a_completion_is_delivered_when_it_finishes_not_when_all_have(subject: Subject):
+    slow, fast = ask(subject.endless, LONG), ask(subject.closing, LONG, sample=1)
+    order: list[Request] = []
+    with anyio.CancelScope() as scope:
+
+        def deliver(completion: Completion) -> None:
+            order.append(completion.request)
+            scope.cancel()
+
+        await subject.engine.sample([slow, fast], None, deliver)
+    assert order == [fast]
+
+
+async def test_a_later_fast_call_does_not_wait_for_an_earlier_slow_one(subject: Subject):
+    order: list[str] = []
+
+    async def call(prompt: tuple[int, ...], task: str) -> None:
+        await answers(subject, [ask(prompt, LONG, task=task)])
+        order.append(task)
+
+    async with anyio.create_task_group() as calls:
+        calls.start_soon(call, subject.endless, "slow")
+        calls.start_soon(call, subject.closing, "fast")
+    assert order == ["fast", "slow"]
+
+
+async def test_two_tasks_at_once_get_the_answers_they_get_alone(subject: Subject):
+    requests = [ask(subject.endless, 20, sample=sample) for sample in range(3)]
+    alone = [await answers(subject, requests, adapter) for adapter in subject.adapters]
+    together: dict[Adapter, dict[Request, tuple[int, ...]]] = {}
+
+    async def call(adapter: Adapter) -> None:
+        together[adapter] = await answers(subject, requests, adapter)
+
+    async with anyio.create_task_group() as calls:
+        for adapter in subject.adapters:
+            calls.start_soon(call, adapter)
+    assert [together[adapter] for adapter in subject.adapters] == alone
+
+
+async def test_the_same_requests_get_the_same_answers_again(subject: Subject):
+    requests = [ask(subject.closing, 9), ask(subject.endless, 30, sample=1)]
+    for adapter in (None, subject.adapters[0]):
+        first = await answers(subject, requests, adapter)
+        assert await answers(subject, requests, adapter) == first
+
+
+async def test_there_is_one_logprob_for_each_token(subject: Subject):
+    found: list[Completion] = []
+    requests = [ask(subject.closing, 9), ask(subject.endless, 30, sample=1)]
+    await subject.engine.sample(requests, None, found.append)
+    for completion in found:
+        assert len(completion.logprobs) == len(completion.tokens) > 0
+        assert all(logprob <= 0 for logprob in completion.logprobs)
+
+
+async def test_an_answer_closes_with_the_end_token_unless_the_limit_cut_it(subject: Subject):
+    found: list[Completion] = []
+    requests = [
+        ask(subject.closing, LONG),
+        ask(subject.closing, 1, sample=1),
+        ask(subject.endless, 30, sample=2),
+    ]
+    await subject.engine.sample(requests, None, found.append)
+    closed, cut, endless = sorted(found, key=lambda completion: completion.request.sample)
+    assert (closed.finish, cut.finish, endless.finish) == ("stop", "length", "length")
+    assert closed.tokens.index(subject.end) == len(closed.tokens) - 1
+    assert subject.end not in cut.tokens + endless.tokens
+    assert (len(cut.tokens), len(endless.tokens)) == (1, 30)
+
+
+async def test_a_cancelled_call_gets_nothing_more_and_the_engine_serves_on(subject: Subject):
+    found: list[Completion] = []
+    slow = [ask(subject.endless, LONG, sample=sample) for sample in range(4)]
+    with anyio.CancelScope() as scope:
+
+        def deliver(completion: Completion) -> None:
+            found.append(completion)
+            scope.cancel()
+
+        await subject.engine.sample([ask(subject.closing, 9), *slow], subject.adapters[0], deliver)
+    assert scope.cancelled_caught
+    assert [completion.request.question.tokens for completion in found] == [subject.closing]
+    # What outlives those that were cancelled would have shown whatever is still delivered.
+    after = await answers(subject, slow, subject.adapters[0])
+    assert len(found) == 1
+    assert set(after) == set(slow)
+
+
+async def test_a_call_that_is_cancelled_at_once_does_no_harm(subject: Subject):
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await answers(subject, [ask(subject.endless, LONG)], subject.adapters[0])
+    assert len(await answers(subject, [ask(subject.closing, 9)], subject.adapters[0])) == 1
+
+
+async def test_an_error_of_the_caller_in_delivery_reaches_the_caller(subject: Subject):
+    def deliver(completion: Completion) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises((ZeroDivisionError, ExceptionGroup)):
+        await subject.engine.sample([ask(subject.closing, 9)], None, deliver)
+    assert len(await answers(subject, [ask(subject.closing, 9)])) == 1
