@@ -74,7 +74,7 @@ def test_every_sample_was_drawn_once_with_the_adapter_of_its_task(runs):
 
 
 def test_a_task_that_fits_nowhere_is_blank_with_a_line_that_says_so(runs):
-    document, run, progress = runs[0]
+    _, run, progress = runs[0]
     assert submission.read(run.submission)["toolong"] == [[submission.BLANK] * 2]
     assert any("3727 tokens, 2000 are allowed" in note for note in run.notes("toolong"))
     assert "toolong  note: " in progress
@@ -85,7 +85,8 @@ def test_progress_is_one_line_for_each_transition_and_nothing_else(runs):
     lines = progress.splitlines()
     assert sum("trained 4 steps" in line for line in lines) == 2
     assert sum("answered" in line and "/3:" in line for line in lines) == 3
-    assert all(line.split()[0] in {"6ea4a07e", "2072aba6", "toolong"} for line in lines)
+    others = [li for li in lines if li.split()[0] not in {"6ea4a07e", "2072aba6", "toolong"}]
+    assert others == []
 
 
 def test_the_same_seed_gives_the_same_lessons_and_questions(runs):
@@ -106,7 +107,7 @@ def test_the_same_seed_gives_the_same_lessons_and_questions(runs):
 
 
 def test_the_ledger_accounts_for_the_wall_time_of_each_lane(runs):
-    document, run, _ = runs[0]
+    _, run, _ = runs[0]
     ledger = json.loads((run.folder / "ledger.json").read_text())
     for lane in ledger["lanes"].values():
         spent = sum(seconds for kind, seconds in lane.items() if kind != "load")

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from arcd.backends import Adapter, Completion, Engine, Request
+from arcd.backends.fake import FakeEngine
 from arcd.backends.vllm_engine import VllmEngine, vllm_engine
 from arcd.config import EngineConfig, SampleConfig
 from arcd.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, CellEncoding
@@ -122,7 +123,17 @@ async def vllm_subject(folder: Path) -> AsyncIterator[Subject]:
         yield Subject(engine, END, CLOSING, ENDLESS, (first, second))
 
 
-SUBJECTS = [pytest.param(vllm_subject, id="vllm", marks=pytest.mark.engine)]
+@asynccontextmanager
+async def fake_subject(folder: Path) -> AsyncIterator[Subject]:
+    engine = FakeEngine(CellEncoding(), {}, {}, seconds_per_token=1e-4)
+    adapters = (Adapter(1, folder), Adapter(2, folder))
+    yield Subject(engine, END, (NEWLINE, END), (NEWLINE,), adapters)
+
+
+SUBJECTS = [
+    pytest.param(fake_subject, id="fake"),
+    pytest.param(vllm_subject, id="vllm", marks=pytest.mark.engine),
+]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ well only with the adapter of that task. Time is the event loop's, so a test may
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ import anyio
 from arcd.backends import Adapter, Completion, Request, Trained, TrainingStep
 from arcd.encoding import Encoding
 from arcd.errors import OutOfMemory, TrainerFailed
-from arcd.prompts import Lesson
+from arcd.prompts import Lesson, Question
 from arcd.tasks import Solutions
 
 
@@ -56,9 +57,10 @@ class FakeTrainer:
 
 @dataclass
 class FakeEngine:
-    """Answers from `solutions`: right with the adapter of the task, else a single black cell.
+    """Answers from `solutions` with the adapter of the task; else it repeats the prompt.
 
-    Every answer takes `seconds_per_token` times its length, all requests side by side.
+    A repetition ends where the prompt has an end token, or at the limit. Every answer takes
+    `seconds_per_token` times its length, all requests side by side.
     """
 
     encoding: Encoding
@@ -82,8 +84,19 @@ class FakeEngine:
     ) -> None:
         question = request.question
         knows = adapter is not None and self.adapters.get(adapter.serial) == question.task
-        grid = self.solutions[question.task][question.test] if knows else ((0,),)
-        tokens = self.encoding.answer(question.view.apply(grid))[: question.max_new_tokens]
+        tokens = self._solution(question) if knows else self._repetition(question)
+        tokens = tokens[: question.max_new_tokens]
         await anyio.sleep(self.seconds_per_token * len(tokens))
-        finish: Literal["stop", "length"] = "stop" if tokens[-1] == self.encoding.end else "length"
+        closed = tokens[-1] == self.encoding.end
+        finish: Literal["stop", "length"] = "stop" if closed else "length"
         deliver(Completion(request, tuple(tokens), (-0.1,) * len(tokens), finish))
+
+    def _solution(self, question: Question) -> list[int]:
+        grid = self.solutions[question.task][question.test]
+        return self.encoding.answer(question.view.apply(grid))
+
+    def _repetition(self, question: Question) -> list[int]:
+        end = self.encoding.end
+        if end in question.tokens:
+            return list(question.tokens[: question.tokens.index(end) + 1])
+        return list(islice(cycle(question.tokens), question.max_new_tokens))
