@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs every check: ruff, mypy, the fast tests, then those on the real engine.
+# Sets up .venv and runs every check: ruff, mypy, the fast tests, then those with real models.
+# Arguments go to pytest instead of the two default selections.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash examples/setup.sh tests/requirements.txt
@@ -7,4 +8,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-pytest "$@"
+if [ $# -gt 0 ]; then exec pytest "$@"; fi
+pytest -m "not engine"
+pytest -m engine
