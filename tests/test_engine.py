@@ -168,15 +168,18 @@ async def test_calls_with_the_same_adapter_share_its_place(engine, adapters):
     assert scope.cancelled_caught
 
 
-async def test_a_caller_that_gives_up_waiting_for_a_place_leaves_it_to_the_others(engine, adapters):
+async def test_callers_that_give_up_waiting_for_a_place_leave_it_to_the_others(engine, adapters):
     async with anyio.create_task_group() as calls:
         for adapter in adapters[:2]:
             calls.start_soon(completions, engine, adapter, [ask(ENDLESS, 300)])
-        await anyio.wait_all_tasks_blocked()
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await answers(engine, adapters[2])
-    assert len(await together(engine, adapters)) == 4
+        async with anyio.create_task_group() as waiting:
+            for adapter in adapters[2:]:
+                waiting.start_soon(answers, engine, adapter)
+            await anyio.wait_all_tasks_blocked()
+            waiting.cancel_scope.cancel()
+    for _ in range(2):
+        with anyio.fail_after(60):
+            assert len(await together(engine, adapters)) == 4
 
 
 async def test_an_adapter_that_cannot_be_loaded_fails_its_caller_alone(engine, adapters, tmp_path):
@@ -244,6 +247,13 @@ async def test_torch_is_left_as_it_was(engine):
     assert torch.get_default_dtype() == torch.float32
     assert torch.set_num_threads.__name__ == "set_num_threads"
     assert not torch._dynamo.config.disable
+
+
+async def test_nothing_is_compiled_on_a_cpu(engine):
+    import torch
+
+    assert await answers(engine, None)
+    assert not torch._dynamo.utils.counters["stats"]
 
 
 def test_what_lasts_beyond_the_start_is_put_back(monkeypatch):

@@ -16,7 +16,7 @@ from arcd.backends import Adapter, Completion, Engine, Request
 from arcd.backends.fake import FakeEngine
 from arcd.backends.vllm_engine import VllmEngine, vllm_engine
 from arcd.config import EngineConfig, SampleConfig
-from arcd.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, CellEncoding
+from arcd.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, PAD, CellEncoding
 from arcd.ledger import Ledger
 from arcd.prompts import Question
 from arcd.views import PLAIN_COLOURS, View
@@ -57,7 +57,10 @@ WIDTH, LAYERS, CONTEXT, RANK = 128, 2, 1024, 8
 
 
 def write_toy_base(folder: Path) -> Path:
-    """INPUT is followed by NEWLINE and that by END; from OUTPUT on it is cells, and no end."""
+    """INPUT is followed by NEWLINE and that by END; from OUTPUT on it is cells, and no end.
+
+    The folder names another token as its end of text: what ends an answer is the caller's word.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -73,6 +76,7 @@ def write_toy_base(folder: Path) -> Path:
         for before, after in ((INPUT, NEWLINE), (NEWLINE, END)):
             hidden = F.rms_norm(model.inputs.special[before], (WIDTH,))
             model.outputs.special[after] = 0.03 * hidden
+    model.config.eos_token_id = PAD
     model.export(folder)
     return folder
 

@@ -39,7 +39,7 @@ chunks of 2048 leave the caches and take 1.2 s a step, so that nobody is heard f
 
 PATIENCE = 30.0
 """Seconds that closing waits for the step in hand. A thread that is busy for longer is stuck in
-native code, which nobody in its process can end; it is a daemon thread and dies with the process."""
+native code, which nobody in its process can end; a daemon thread, it dies with the process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,14 +473,15 @@ def _set_environment(config: EngineConfig) -> None:
         "HF_HUB_OFFLINE": "1",
     }
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # heeded if torch is not yet imported
 
 
 def _prepare_cpu_thread() -> None:
     """Settings of torch for this thread alone."""
     import torch
 
-    # Half of the cores for this thread's OpenMP team; the trainer's has the others.
+    # Half of the cores for this thread's OpenMP team; the trainer's has the others. On two cores a
+    # second thread makes a step a fifth shorter if nothing else runs, but a batch of 7 s took 45 s
+    # beside another busy process. Threads made later begin with this number, older keep theirs.
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     # vLLM compiles one trifle, the rank of a chosen token among all: 2 to 25 s at the first step,
     # and an error on machines without a C++ compiler. torch's settings are kept by thread.
@@ -489,7 +490,11 @@ def _prepare_cpu_thread() -> None:
 
 @contextmanager
 def _process_state_kept() -> Iterator[None]:
-    """Put back what vLLM changes for the whole process while it starts."""
+    """Put back what vLLM changes for the whole process while it starts.
+
+    What stays does no harm: some variables of the environment, stubs in `torch.cuda` on a CPU, and
+    the start-up heap frozen out of garbage collection until vLLM is shut down.
+    """
     import numpy as np
     import torch
 
