@@ -93,7 +93,7 @@ async def rig(
     encoding = open_encoding(base, config.encoding)
     with ExitStack() as loading:
         loading.enter_context(ledger.span("host", "load"))
-        # The trainer first: vLLM takes torch's number of threads for granted once it is there.
+        # One after the other: while it starts, vLLM changes torch's default dtype for everyone.
         model = load_model(base, device)
         trainer = LoraTrainer(model, base, adapters, device, config.train, encoding.pad, ledger)
         async with vllm_engine(

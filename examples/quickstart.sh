@@ -8,7 +8,7 @@ arcd=.venv/bin/arcd
 
 echo
 echo "12 tasks of the ARC-AGI-1 evaluation set, never seen in training (examples/tasks):"
-"$arcd" run examples/tasks --set train.steps=40 --out "$ARCD_HOME/submission.json"
+"$arcd" run examples/tasks --out "$ARCD_HOME/submission.json"
 
 # A task that was solved, to look at: the one that took the largest share of the votes.
 run=$(ls -d "$ARCD_HOME"/runs/* | tail -n 1)

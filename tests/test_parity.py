@@ -30,7 +30,7 @@ TOLERANCE = 0.05
 
 
 def config() -> Config:
-    return resolve(settings=["train.steps=30", "train.lr=5e-3", "sample.samples=4"])
+    return resolve(settings=["train.steps=40", "train.lr=1e-2", "sample.samples=8"])
 
 
 async def train(folder: Path) -> Trained:
@@ -91,10 +91,12 @@ async def test_peft_and_the_engine_agree_on_the_whole_adapter_and_only_on_that(t
     model = PeftModel.from_pretrained(load_model(bundled(), DEVICE), trained.adapter.path)
     whole = difference(model, completions)
     assert whole < TOLERANCE
+    lost: dict[str, float] = {}
     for module in config().train.target_modules:
         kept = without(model, module)
-        assert difference(model, completions) > TOLERANCE, f"{module} could be lost unnoticed"
+        lost[module] = difference(model, completions)
         for name, parameter in model.named_parameters():
             if name in kept:
                 parameter.data.copy_(kept[name])
     assert difference(model, completions) == whole
+    assert min(lost.values()) > 2 * TOLERANCE, f"could be lost unnoticed ({whole=}): {lost}"
