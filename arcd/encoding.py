@@ -80,8 +80,7 @@ class CellEncoding:
     def _cells(self, grid: Grid) -> list[int]:
         tokens: list[int] = []
         for r, row in enumerate(grid):
-            base = SPECIALS + r * MAX_SIDE
-            tokens += [base + c + colour * MAX_SIDE * MAX_SIDE for c, colour in enumerate(row)]
+            tokens += [cell_token(colour, r, c) for c, colour in enumerate(row)]
             tokens.append(NEWLINE)
         return tokens
 

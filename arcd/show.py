@@ -94,9 +94,13 @@ def votes(
     parts = []
     for place, vote in enumerate(ranked, 1):
         verdict = "" if truth is None else ("  right" if vote.grid == truth else "  wrong")
-        caption = f"{place}. {vote.count} votes  {vote.mean_logprob:.3f} nats{verdict}"
+        caption = f"{place}. {_count(vote.count, 'vote')}  {vote.mean_logprob:.3f} nats{verdict}"
         parts.append(captioned(caption, grid(vote.grid, colour=colour, truth=truth)))
     return Columns(parts, padding=(0, 4)) if parts else Text("no valid candidate")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def answers(
@@ -107,7 +111,8 @@ def answers(
     for i, ranked in enumerate(value.ranked):
         truth = solutions[i] if i < len(solutions) else None
         body = votes(ranked[:SHOWN], truth, colour=colour)
-        title = f"test {i}: {len(ranked)} different answers of {sum(v.count for v in ranked)} valid"
+        valid = sum(vote.count for vote in ranked)
+        title = f"test {i}: {_count(len(ranked), 'different answer')} in {valid} valid samples"
         panels.append(Panel(body, title=title, title_align="left"))
     panels += [Text(f"note: {note}", style="yellow") for note in value.notes]
     return Group(*panels)

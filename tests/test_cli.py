@@ -138,7 +138,7 @@ def test_show_draws_a_run_without_colour_into_a_pipe(tmp_path: Path):
     done = arcd("show", "a", "--run", folder)
     assert done.returncode == 0
     assert "pair 0  2x2 → 1x1" in done.stdout
-    assert "1 votes" in done.stdout
+    assert "1 vote " in done.stdout
     assert "right" in done.stdout
     assert "note: a note" in done.stdout
     assert "\x1b" not in done.stdout
