@@ -104,12 +104,13 @@ class Recorder:
                 self._open[task] = {"task": task, "lessons": lessons, "samples": samples}
             case events.Trained(task):
                 self._open[task]["trained"] = asdict(event)
+                # Here, between two trainings: what is in use in the middle of one says little.
+                self._open[task]["resident_bytes"] = resident_bytes()
             case events.Sampled(_, candidate):
                 _line(self._candidates, asdict(candidate))
             case events.Answered(task, verdict):
                 answer = {
                     "seconds": self.clock() - self._begun.pop(task),
-                    "resident_bytes": resident_bytes(),
                     "verdict": asdict(verdict),
                 }
                 _line(self._records, {**self._open.pop(task), **answer})

@@ -15,7 +15,7 @@ from peft import PeftModel  # noqa: E402
 from arcd.backends import Completion, Trained  # noqa: E402
 from arcd.backends.lora import LoraTrainer  # noqa: E402
 from arcd.backends.vllm_engine import vllm_engine  # noqa: E402
-from arcd.basemodel import Device, bundled, load_model, open_encoding  # noqa: E402
+from arcd.basemodel import Device, DTypeName, bundled, load_model, open_encoding  # noqa: E402
 from arcd.config import Config, resolve  # noqa: E402
 from arcd.ledger import Ledger  # noqa: E402
 from arcd.solver import build_lessons, build_questions, build_requests  # noqa: E402
@@ -24,25 +24,25 @@ from arcd.tasks import load  # noqa: E402
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 
 TASK = load("arc1-train:25ff71a9").tasks[0]
-DEVICE = Device("cpu", "bfloat16")
-TOLERANCE = 0.05
-"""Mean difference of logprobs in nats. bf16 keeps three digits; see the numbers in the test."""
+TOLERANCES: dict[DTypeName, float] = {"float32": 0.002, "bfloat16": 0.015}
+"""Mean difference of logprobs in nats. In bf16 it was 0.008, and 0.027 without the module that is
+missed least (down_proj), 0.17 without the one that is missed most (k_proj)."""
 
 
 def config() -> Config:
     return resolve(settings=["train.steps=40", "train.lr=1e-2", "sample.samples=8"])
 
 
-async def train(folder: Path) -> Trained:
+async def train(folder: Path, device: Device) -> Trained:
     encoding = open_encoding(bundled(), "auto")
-    model = load_model(bundled(), DEVICE)
-    trainer = LoraTrainer(model, bundled(), folder, DEVICE, config().train, encoding.pad, Ledger())
+    model = load_model(bundled(), device)
+    trainer = LoraTrainer(model, bundled(), folder, device, config().train, encoding.pad, Ledger())
     lessons = build_lessons(TASK, config(), encoding, 4096)
     assert isinstance(lessons, list)
     return await trainer.train(lessons, 1, lambda step: None)
 
 
-async def sample(trained: Trained) -> list[Completion]:
+async def sample(trained: Trained, device: Device) -> list[Completion]:
     encoding = open_encoding(bundled(), "auto")
     questions = list(build_questions(TASK, config(), encoding))
     requests = build_requests(TASK, questions, config())
@@ -54,7 +54,7 @@ async def sample(trained: Trained) -> list[Completion]:
         config=config().engine,
         sample=config().sample,
         rank=config().train.rank,
-        dtype=DEVICE.dtype,
+        dtype=device.dtype,
         ledger=Ledger(),
     ) as engine:
         await engine.sample(requests, trained.adapter, found.append)
@@ -85,12 +85,16 @@ def without(model: "torch.nn.Module", module: str) -> dict[str, "torch.Tensor"]:
     return kept
 
 
-async def test_peft_and_the_engine_agree_on_the_whole_adapter_and_only_on_that(tmp_path: Path):
-    trained = await train(tmp_path)
-    completions = await sample(trained)
-    model = PeftModel.from_pretrained(load_model(bundled(), DEVICE), trained.adapter.path)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+async def test_peft_and_the_engine_agree_on_the_whole_adapter_and_only_on_that(
+    tmp_path: Path, dtype: DTypeName
+):
+    device, tolerance = Device("cpu", dtype), TOLERANCES[dtype]
+    trained = await train(tmp_path, device)
+    completions = await sample(trained, device)
+    model = PeftModel.from_pretrained(load_model(bundled(), device), trained.adapter.path)
     whole = difference(model, completions)
-    assert whole < TOLERANCE
+    assert whole < tolerance
     lost: dict[str, float] = {}
     for module in config().train.target_modules:
         kept = without(model, module)
@@ -99,4 +103,4 @@ async def test_peft_and_the_engine_agree_on_the_whole_adapter_and_only_on_that(t
             if name in kept:
                 parameter.data.copy_(kept[name])
     assert difference(model, completions) == whole
-    assert min(lost.values()) > 2 * TOLERANCE, f"could be lost unnoticed ({whole=}): {lost}"
+    assert min(lost.values()) > 1.5 * tolerance, f"could be lost unnoticed ({whole=}): {lost}"
