@@ -83,8 +83,8 @@ def _set_environment() -> None:
     """What torch reads once, when it is imported; a user's own settings win."""
     # Its remarks on NUMA are no news to a user.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # oneDNN keeps 1024 kernels, one for each new shape: from task 5 to task 30 of all lengths memory
-    # grew by 10 % with that, by 4 % with 128, at the same speed, and 32 was no better.
+    # oneDNN keeps 1024 kernels, one for each new shape: from task 5 to task 30, of all lengths,
+    # memory grew by 10 % with that and by 4 % with 128, at the same speed; 32 was no better.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
