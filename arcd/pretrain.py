@@ -38,10 +38,10 @@ class Recipe:
     """Positions that the model is made for."""
     max_seq_len: int = 3072
     """Tokens of a lesson at most."""
-    batch_tokens: int = 6144
+    batch_tokens: int = 4096
     """Tokens of one worker's batch at most, padding included."""
     workers: int = 1
-    lr: float = 3e-3
+    lr: float = 4e-3
     warmup: int = 100
     decay: float = 0.4
     """Last share of the steps, in which the learning rate falls linearly to zero."""
