@@ -1,3 +1,18 @@
 """arcd: test-time fine-tuning on ARC-AGI with a resident base model and a running vLLM engine."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from arcd.client import Client as Client
+
 __version__ = "0.1.0"
+__all__ = ["Client"]
+
+
+def __getattr__(name: str) -> object:
+    """`from arcd import Client`, without making everybody else import HTTP."""
+    if name == "Client":
+        from arcd.client import Client
+
+        return Client
+    raise AttributeError(f"module 'arcd' has no attribute {name!r}")

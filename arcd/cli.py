@@ -6,19 +6,25 @@ progress and errors to standard error.
 
 import json
 import sys
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from arcd.errors import ArcdError
+from arcd import jobs_cli
+from arcd.errors import known
+from arcd.home import Home
+from arcd.jobs_cli import HomeOption
 
 if TYPE_CHECKING:
     from arcd.metrics import Metrics, Report
+    from arcd.store import Store
+    from arcd.supervisor import Incident
     from arcd.tasks import Solutions
 
 app = typer.Typer(
@@ -30,6 +36,11 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
+for verb in jobs_cli.VERBS:
+    app.command()(verb)
+
+GRACE = 5.0
+"""Seconds that `run` gives what is in hand when it is interrupted."""
 
 
 class MergeMode(StrEnum):
@@ -44,7 +55,6 @@ Tasks = Annotated[
     typer.Argument(help="A Kaggle challenges file, a task file, a folder, or e.g. arc1-eval:50"),
 ]
 SolutionsFile = Annotated[Path | None, typer.Option(help="Kaggle solutions file")]
-Home = Annotated[Path | None, typer.Option(help="Where runs are kept [env: ARCD_HOME]")]
 Base = Annotated[Path | None, typer.Option(help="Base model folder; by default arcd's own")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -62,65 +72,85 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.steps=64")
     ] = None,
-    home: Home = None,
+    home: HomeOption = None,
     skip_invalid: Annotated[bool, typer.Option(help="Leave out tasks that are not valid")] = False,
+    stall: jobs_cli.Stall = jobs_cli.STALL,
     as_json: Json = False,
 ) -> None:
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
-    from arcd import basemodel, runs, screen, session
+    from arcd import basemodel, foreground, screen, wire
     from arcd import config as configuration
     from arcd import tasks as taskfiles
+    from arcd.options import Options
+    from arcd.watchdog import Limits
 
     settled = configuration.resolve(config, settings or (), seed=seed)
     found = taskfiles.load(tasks, skip_invalid=skip_invalid)
     found = found.with_solutions(solutions) if solutions else found
     for line in found.skipped:
         err.print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
-    with screen.watching(err, len(found.tasks), found.solutions) as listener:
-        outcome = session.run(
-            found,
-            base or basemodel.bundled(),
-            settled,
-            device=device,
-            home=runs.home(home),
-            outs=(out_file,) if out_file else (),
-            listeners=(listener,),
+    place = Home.at(home)
+    options = Options(
+        home=place.path,
+        base=basemodel.check(base or basemodel.bundled()).absolute(),
+        device=device,
+        config=settled,
+        grace=GRACE,
+        alone=True,
+    )
+    order = wire.order(found, outs=(out_file,) if out_file else (), take_up=True)
+
+    def report(incident: "Incident") -> None:
+        err.print(f"note: {incident.kind}: {incident.text}", style="yellow", markup=False)
+
+    with ExitStack() as watching:
+
+        def begin(status: dict[str, Any]) -> screen.Watch:
+            if status["answered"]:
+                done = f"{status['answered']} of {status['tasks']} tasks are answered"
+                err.print(f"going on with job {status['job']}: {done}", highlight=False)
+            return watching.enter_context(screen.watching(err, status["job"], found.solutions))
+
+        outcome = foreground.run(
+            options, order, limits=Limits(floor=stall), report=report, begin=begin
         )
-    written = out_file or runs.Run(outcome.folder).submission
-    report = _evaluate_run(outcome.folder) if found.solutions else None
+    written = out_file or place.submission(outcome.job)
+    evaluated = _evaluate_job(place, outcome.job) if found.solutions else None
     if as_json:
         document = {
-            "run": str(outcome.folder),
+            "job": outcome.job,
+            "state": outcome.status["state"],
             "submission": str(written),
             "tasks": len(found.tasks),
             "skipped": found.skipped,
-            "metrics": report.to_json() if report else None,
+            "metrics": evaluated.to_json() if evaluated else None,
             "ledger": outcome.account.to_json(),
         }
         print(json.dumps(document))
         return
     out.print(screen.account(outcome.account))
-    if report:
-        out.print(_metrics_table(report, each=False))
-    out.print(f"submission {written}\nrun        {outcome.folder}", markup=False, highlight=False)
+    if evaluated:
+        out.print(_metrics_table(evaluated, each=False))
+    out.print(f"submission {written}\njob        {outcome.job}", markup=False, highlight=False)
 
 
 @app.command("eval")
 def evaluate(
-    answers: Annotated[Path, typer.Argument(help="A submission file or a run folder")],
+    answers: Annotated[str, typer.Argument(help="A submission file or the number of a job")],
     solutions: Annotated[
-        Path | None, typer.Option(help="Kaggle solutions file; a run may know its own")
+        Path | None, typer.Option(help="Kaggle solutions file; a job may know its own")
     ] = None,
+    home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics of a submission's attempts, or of all samples and the attempts of a run."""
+    """Metrics of a submission's attempts, or of all samples and the attempts of a job."""
     from arcd import metrics, submission
 
-    if answers.is_dir():
-        report = _evaluate_run(answers, solutions)
+    if answers.isdecimal():
+        report = _evaluate_job(Home.at(home), int(answers), solutions)
     else:
         truth = _truth(solutions, answers)
-        report = metrics.evaluate(truth, submission.read(answers))
+        report = metrics.evaluate(truth, submission.read(Path(answers)))
     if as_json:
         print(json.dumps(report.to_json()))
     else:
@@ -150,29 +180,32 @@ def merge(
 
 @app.command()
 def show(
-    task: Annotated[str, typer.Argument(help="A task file, set:ID, or with --run a task id")],
-    run_folder: Annotated[Path | None, typer.Option("--run", help="A run folder")] = None,
+    task: Annotated[str, typer.Argument(help="A task file, set:ID, or with --job a task's id")],
+    job: Annotated[int | None, typer.Option(help="A job's number")] = None,
+    home: HomeOption = None,
 ) -> None:
-    """Draw a task's grids and, with a run, its candidates with their votes."""
-    from arcd import runs, selection, tasks
+    """Draw a task's grids and, with a job, its candidates with their votes."""
+    from arcd import selection, tasks
     from arcd import show as drawing
     from arcd.errors import BadTask
 
-    opened = runs.Run.open(run_folder) if run_folder else None
-    found = opened.tasks if opened else tasks.load(task)
-    wanted = [t for t in found.tasks if opened is None or t.id == task]
-    if not wanted:
-        raise BadTask(f"{run_folder}: no task {task!r} in this run")
-    candidates = list(opened.candidates()) if opened else []
     colour = drawing.coloured(out)
-    for each in wanted:
-        truth = found.solutions.get(each.id, ())
-        out.print(drawing.task(each, truth, colour=colour))
-        if opened:
-            own = [c for c in candidates if c.task == each.id]
-            notes = tuple(opened.notes(each.id))
-            verdict = selection.verdict(each.id, len(each.tests), own, None, notes)
-            out.print(drawing.answers(verdict, truth, colour=colour))
+    if job is None:
+        found = tasks.load(task)
+        for each in found.tasks:
+            truth = found.solutions.get(each.id, ())
+            out.print(drawing.task(each, truth, colour=colour))
+        return
+    store = _store_with(Home.at(home), job)
+    found = store.tasks(job)
+    wanted = next((t for t in found.tasks if t.id == task), None)
+    if wanted is None:
+        raise BadTask(f"job {job}: no task {task!r} in it")
+    truth = found.solutions.get(task, ())
+    out.print(drawing.task(wanted, truth, colour=colour))
+    notes = store.state().jobs[job].tasks[task].notes
+    verdict = selection.verdict(task, len(wanted.tests), store.candidates(job, task), None, notes)
+    out.print(drawing.answers(verdict, truth, colour=colour))
 
 
 @app.command()
@@ -235,7 +268,7 @@ def pretrain(
     out.print(f"model {folder / 'model'}", markup=False, highlight=False)
 
 
-def _truth(solutions: Path | None, answers: Path) -> "Solutions":
+def _truth(solutions: Path | None, answers: str) -> "Solutions":
     from arcd import tasks
     from arcd.errors import BadInput
 
@@ -244,12 +277,24 @@ def _truth(solutions: Path | None, answers: Path) -> "Solutions":
     return tasks.load_solutions(solutions)
 
 
-def _evaluate_run(folder: Path, solutions: Path | None = None) -> "Report":
-    from arcd import metrics, runs, submission
+def _store_with(home: Home, job: int) -> "Store":
+    """The store of a home, to read a job that is in it."""
+    from arcd.errors import NoJob
+    from arcd.store import Store
 
-    run = runs.Run.open(folder)
-    truth = _truth(solutions, folder) if solutions else run.tasks.solutions
-    return metrics.evaluate(truth, submission.read(run.submission), run.samples())
+    store = Store(home.path, "read")
+    if not store.has(job):
+        raise NoJob(f"{home.path}: no job {job}")
+    return store
+
+
+def _evaluate_job(home: Home, job: int, solutions: Path | None = None) -> "Report":
+    from arcd import metrics, submission
+
+    store = _store_with(home, job)
+    truth = _truth(solutions, f"job {job}") if solutions else store.tasks(job).solutions
+    attempts = submission.parse(f"job {job}", json.loads(store.submission(job)))
+    return metrics.evaluate(truth, attempts, store.samples(job))
 
 
 HEADINGS = {
@@ -290,20 +335,12 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        err.print("arcd: interrupted; what was answered stands in the submission")
+        err.print("arcd: interrupted")
         sys.exit(130)
     except Exception as error:
-        known = _known(error)
-        if known is None:
+        explained = known(error)
+        if explained is None:
             raise
-        line = " ".join(f"arcd: {known}".splitlines())
+        line = " ".join(f"arcd: {explained}".splitlines())
         err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(known.exit_code)
-
-
-def _known(error: BaseException) -> ArcdError | None:
-    """The error that arcd can explain, also where task groups have wrapped it."""
-    if isinstance(error, BaseExceptionGroup):
-        found = (_known(inner) for inner in error.exceptions)
-        return next((inner for inner in found if inner is not None), None)
-    return error if isinstance(error, ArcdError) else None
+        sys.exit(explained.exit_code)

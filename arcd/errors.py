@@ -2,6 +2,8 @@
 
 ArcdError                 exit code 1: something arcd can explain in one line
 ├── BadInput              exit code 2: the caller gave something that cannot be used
+│   ├── BadJob            something that cannot be done with a job
+│   │   └── NoJob         ... because there is no such job
 │   ├── BadGrid           not a rectangle of 1..30 x 1..30 colours 0..9
 │   ├── BadTask           a task or a set of tasks that cannot be read
 │   ├── BadConfig         an unknown option or an impossible value
@@ -10,10 +12,23 @@ ArcdError                 exit code 1: something arcd can explain in one line
 ├── MissingPackage        a part of arcd that is not installed here
 ├── TrainerFailed         an adapter could not be trained
 │   └── OutOfMemory       ... because its lessons do not fit the memory
-└── EngineFailed          the engine stopped
+├── EngineFailed          the engine stopped
+├── StoreFailed           the jobs cannot be read or written
+├── HomeInUse             another daemon has the home folder
+├── DaemonFailed          the daemon ended, and starting it again would not help
+├── NoDaemon              nobody answers in the home folder
+└── RunInterrupted        exit code 130: Ctrl-C; what was done is kept
 
 Knows nothing of the rest of arcd.
 """
+
+
+def known(error: BaseException) -> "ArcdError | None":
+    """The error that arcd can explain, also where task groups have wrapped it."""
+    if isinstance(error, BaseExceptionGroup):
+        found = (known(inner) for inner in error.exceptions)
+        return next((inner for inner in found if inner is not None), None)
+    return error if isinstance(error, ArcdError) else None
 
 
 class ArcdError(Exception):
@@ -51,6 +66,14 @@ class BadSubmission(BadInput):
     """The submission cannot be read."""
 
 
+class BadJob(BadInput):
+    """This cannot be done with the job."""
+
+
+class NoJob(BadJob):
+    """There is no such job."""
+
+
 class MissingPackage(ArcdError):
     """A package that this command needs is not installed; try: pip install 'arcd[cpu]'."""
 
@@ -65,3 +88,25 @@ class OutOfMemory(TrainerFailed):
 
 class EngineFailed(ArcdError):
     """The inference engine stopped."""
+
+
+class StoreFailed(ArcdError):
+    """The store cannot be read or written."""
+
+
+class HomeInUse(ArcdError):
+    """Another daemon has the home folder."""
+
+
+class DaemonFailed(ArcdError):
+    """The daemon ended."""
+
+
+class NoDaemon(ArcdError):
+    """No daemon answers; start one with: arcd serve."""
+
+
+class RunInterrupted(ArcdError):
+    """Interrupted; what was answered is kept, and the same command goes on from here."""
+
+    exit_code = 130

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Lane = Literal["trainer", "engine", "host"]
 Kind = Literal["load", "step", "hand-over", "build", "parse", "select", "record"]
@@ -46,6 +46,16 @@ class Account:
         """Seconds after the start-up in which a lane did nothing."""
         busy = sum(s for kind, s in self.seconds[lane].items() if kind != "load")
         return max(0.0, self.solving - busy)
+
+    @classmethod
+    def from_json(cls, value: "dict[str, Any]") -> "Account":
+        """The account that `to_json` made the object from."""
+        lanes = value["lanes"]
+        seconds: dict[Lane, dict[Kind, float]] = {
+            lane: {kind: s for kind, s in lanes[lane].items() if kind != "idle"} for lane in LANES
+        }
+        solving = value["wall"] - value["loading"]
+        return cls(value["wall"], seconds, (1 - value["outside_steps"]) * solving)
 
     def to_json(self) -> dict[str, object]:
         """Seconds by lane, `idle` included, and the shares that are printed."""

@@ -1,13 +1,12 @@
-"""What a person sees of a run: a state folded from its events, drawn by pure functions.
+"""What a person sees of a job: drawn by pure functions from the state that its records fold to.
 
 On a terminal two lanes and a bar stay at the bottom while answers scroll by; elsewhere there is
-one line for each transition. Knows nothing of who emits the events.
+one line for each transition. Knows nothing of who sends the records.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,68 +15,43 @@ from rich.table import Table
 from rich.text import Text
 
 from arcd import events
+from arcd.events import Record
 from arcd.ledger import LANES, Account
 from arcd.selection import Verdict
+from arcd.state import Job, Phase, State
 from arcd.tasks import Solutions
 
 
-@dataclass(frozen=True)
-class State:
-    """A run as far as its events have told: what each lane does, and what is done."""
-
-    tasks: int
-    done: int = 0
-    training: events.Training | None = None
-    wanted: Mapping[str, int] = field(default_factory=dict)
-    """Samples that each task in hand will have."""
-    sampled: Mapping[str, int] = field(default_factory=dict)
-    """Samples that each task in hand has."""
-
-
-def advance(state: State, event: events.Event) -> State:
-    """The state after one more event."""
-    match event:
-        case events.Started(task, _, samples):
-            return replace(state, wanted={**state.wanted, task: samples})
-        case events.Training():
-            return replace(state, training=event)
-        case events.Trained():
-            return replace(state, training=None)
-        case events.Sampled(task):
-            count = state.sampled.get(task, 0) + 1
-            return replace(state, sampled={**state.sampled, task: count})
-        case events.Answered(task):
-            wanted = {t: n for t, n in state.wanted.items() if t != task}
-            sampled = {t: n for t, n in state.sampled.items() if t != task}
-            return replace(state, done=state.done + 1, wanted=wanted, sampled=sampled)
-        case events.Noted():
-            return state
-
-
-def draw(state: State, seconds: float) -> RenderableType:
-    """The lanes and the bar, `seconds` after the start."""
+def draw(state: State, job: int, seconds: float) -> RenderableType:
+    """The lanes and the bar of a job, `seconds` after the start."""
+    found = state.jobs.get(job)
     table = Table.grid(padding=(0, 2))
     table.add_row(Text("training ", style="bold"), _trainer(state))
-    table.add_row(Text("inference", style="bold"), _engine(state))
-    bar = ProgressBar(total=max(1, state.tasks), completed=state.done, width=30)
-    done = Text(f"{state.done}/{state.tasks} tasks  {_clock(seconds)}")
+    table.add_row(Text("inference", style="bold"), _engine(found))
+    done, tasks = (found.counts[Phase.answered], len(found.tasks)) if found else (0, 0)
     row = Table.grid(padding=(0, 2))
-    row.add_row(Text("answered ", style="bold"), bar, done)
+    bar = ProgressBar(total=max(1, tasks), completed=done, width=30)
+    row.add_row(
+        Text("answered ", style="bold"), bar, Text(f"{done}/{tasks} tasks  {_clock(seconds)}")
+    )
     return Group(table, row)
 
 
 def _trainer(state: State) -> Text:
-    now = state.training
-    if now is None:
+    if state.daemon and not state.ready:
+        return Text("loading the models", style="dim")
+    if state.training is None:
         return Text("idle", style="dim")
+    _, now = state.training
     return Text(
         f"{now.task}  step {now.step}/{now.steps}  loss {now.loss:.3f}  "
         f"{now.tokens_per_second:.0f} tok/s"
     )
 
 
-def _engine(state: State) -> Text:
-    busy = [f"{task} {count}/{state.wanted[task]}" for task, count in state.sampled.items()]
+def _engine(job: Job | None) -> Text:
+    tasks = job.tasks.items() if job else ()
+    busy = [f"{name} {t.sampled}/{t.wanted}" for name, t in tasks if t.phase is Phase.trained]
     return Text("  ".join(busy)) if busy else Text("idle", style="dim")
 
 
@@ -85,18 +59,46 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
-def line(event: events.Event, state: State, solutions: Solutions) -> str | None:
-    """One line for a transition; None for mere progress."""
-    match event:
+def line(record: Record, state: State, solutions: Solutions) -> str | None:
+    """One line for a transition, `state` being the one after it; None for mere progress."""
+    match record.event:
+        case events.DaemonReady(seconds):
+            return f"models loaded in {seconds:.1f} s"
+        case events.DaemonStarted(pid) if state.restarts:
+            return f"note: the daemon was started again (pid {pid})"
+        case events.Interrupted(task):
+            return f"{task}  note: interrupted by the death of the daemon, goes on"
+        case events.Released(task):
+            return f"{task}  note: set aside unfinished"
+        case events.Paused() | events.Cancelled() | events.Resumed():
+            return f"job {record.job} {events.kind(record.event).lower()}"
+        case events.Retried(tasks):
+            return f"job {record.job} retries {len(tasks)} tasks"
         case events.Trained(task, _, steps, _, seconds, loss):
             return f"{task}  trained {steps} steps in {seconds:.1f} s, loss {loss:.3f}"
         case events.Noted(task, note):
             return f"{task}  note: {note}"
-        case events.Answered(task, verdict):
-            head = f"{task}  answered {state.done}/{state.tasks}: {_agreement(verdict)}"
+        case events.Answered(task, verdict) if record.job is not None:
+            job = state.jobs[record.job]
+            done = f"{job.counts[Phase.answered]}/{len(job.tasks)}"
+            head = f"{task}  answered {done}: {_agreement(verdict)}"
             return head + _judged(verdict, solutions)
         case _:
             return None
+
+
+def log_line(record: Record, state: State) -> str | None:
+    """One line of the daemon's log for a transition of any job."""
+    match record.event:
+        case events.DaemonStarted(pid, version, base, _, device, dtype):
+            return f"arcd {version}, pid {pid}, {base} on {device} in {dtype}"
+        case events.DaemonStopped():
+            return "stopped"
+        case events.Submitted(name, priority, tasks):
+            return f"job {record.job} submitted: {name}, {len(tasks)} tasks, priority {priority}"
+    text = line(record, state, {})
+    of_task = record.job is not None and isinstance(record.event, events.TaskEvent)
+    return f"job {record.job}  {text}" if text and of_task else text
 
 
 def _agreement(verdict: Verdict) -> str:
@@ -117,23 +119,25 @@ def _judged(verdict: Verdict, solutions: Solutions) -> str:
     return "  ✓ solved" if right == len(truth) else f"  ✗ {right} of {len(truth)} tests solved"
 
 
+Watch = Callable[[Record], None]
+
+
 @contextmanager
 def watching(
     console: Console,
-    tasks: int,
+    job: int,
     solutions: Solutions,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[events.Emit]:
-    """A listener that shows the events on this console for as long as the block lasts."""
-    state, begun = State(tasks), clock()
+) -> Iterator[Watch]:
+    """Something that shows a job's records on this console for as long as the block lasts."""
+    state, begun = State(), clock()
 
     def now() -> RenderableType:
-        return draw(state, clock() - begun)
+        return draw(state, job, clock() - begun)
 
-    def listen(event: events.Event) -> None:
-        nonlocal state
-        state = advance(state, event)
-        text = line(event, state, solutions)
+    def listen(record: Record) -> None:
+        state.apply(record)
+        text = line(record, state, solutions)
         if text:
             colour = "green" if "✓" in text else "yellow" if "note:" in text else None
             console.print(Text(text, style=colour or ""), soft_wrap=True)

@@ -4,13 +4,21 @@ Everything it works with is in the `Rig`: the backends behind their two protocol
 the configuration, the ledger. Knows nothing of other tasks, of files or of screens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import anyio
 
 from arcd import events, prompts
-from arcd.backends import Adapter, Completion, Engine, Request, Trainer, TrainingStep
+from arcd.backends import (
+    Adapter,
+    Completion,
+    Engine,
+    Request,
+    Trainer,
+    TrainingStep,
+    TrainRequest,
+)
 from arcd.config import Config
 from arcd.encoding import Encoding
 from arcd.errors import OutOfMemory, TrainerFailed
@@ -25,36 +33,65 @@ from arcd.views import View, spread
 
 @dataclass(frozen=True)
 class Rig:
-    """What a task is solved with; shared by all tasks of a run."""
+    """What tasks are solved with; shared by all of them. `serial` numbers an adapter."""
 
     trainer: Trainer
     engine: Engine
     encoding: Encoding
-    config: Config
     ledger: Ledger
+    serial: Callable[[], int]
     trainer_slot: anyio.Lock = field(default_factory=anyio.Lock)
     """Held while training: one adapter at a time, in the order of asking."""
 
 
-async def solve(task: Task, rig: Rig, emit: Emit) -> Verdict:
+@dataclass(frozen=True)
+class Assignment:
+    """A task, how it is to be solved, and what earlier attempts at it have left.
+
+    In round 0 a task is solved for the first time, in each later one with other lessons, views and
+    samples. `adapter` was trained in this round already; `candidates` are those of all rounds.
+    """
+
+    task: Task
+    config: Config
+    round: int = 0
+    adapter: Adapter | None = None
+    candidates: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Config:
+        """The configuration with the seed of this round."""
+        if self.round == 0:
+            return self.config
+        return self.config.model_copy(
+            update={"seed": seed_of(self.config.seed, "round", self.round)}
+        )
+
+
+async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
     """Train on the task's demonstrations, sample its tests, vote.
 
-    Always ends in a verdict: what went wrong on the way stands in its notes. Raises EngineFailed
-    only, because without an engine no other task can be answered either.
+    Always ends in a verdict: what went wrong on the way stands in its notes. Nothing that is there
+    is done again. Raises EngineFailed only, because without an engine no other task can be
+    answered either.
     """
-    notes = _Notes(task.id, emit)
+    task, config = assignment.task, assignment.settings
+    notes = _Notes(task.id, emit, list(assignment.notes))
     with rig.ledger.span("host", "build"):
-        lessons = build_lessons(task, rig.config, rig.encoding, rig.config.train.max_seq_len)
-        questions = list(_fitting(build_questions(task, rig.config, rig.encoding), notes))
-    requests = build_requests(task, questions, rig.config)
-    emit(
-        events.Started(task.id, 0 if isinstance(lessons, TooLong) else len(lessons), len(requests))
-    )
+        lessons = build_lessons(task, config, rig.encoding, config.train.max_seq_len)
+        questions = list(build_questions(task, config, rig.encoding))
+        requests = _open(build_requests(task, questions, config, assignment.round), assignment)
+    taught = 0 if isinstance(lessons, TooLong) else len(lessons)
+    emit(events.Started(task.id, taught, len(requests)))
+    _note_too_long(questions, notes)
 
-    async with rig.trainer_slot:
-        adapter = await _train(task, lessons, rig, notes, emit) if requests else None
+    adapter = assignment.adapter
+    if requests and adapter is None:
+        async with rig.trainer_slot:
+            adapter = await _train(task, lessons, config, rig, notes, emit)
 
-    candidates: list[Candidate] = []
+    candidates = list(assignment.candidates)
 
     def deliver(completion: Completion) -> None:
         with rig.ledger.span("host", "parse"):
@@ -72,15 +109,19 @@ async def solve(task: Task, rig: Rig, emit: Emit) -> Verdict:
 
 @dataclass
 class _Notes:
-    """What went other than planned with a task, told as it happens and kept for the verdict."""
+    """What went other than planned with a task, told as it happens and kept for the verdict.
+
+    What is known from an earlier attempt is not told again.
+    """
 
     task: str
     emit: Emit
-    all: list[str] = field(default_factory=list)
+    all: list[str]
 
     def add(self, note: str) -> None:
-        self.all.append(note)
-        self.emit(events.Noted(self.task, note))
+        if note not in self.all:
+            self.all.append(note)
+            self.emit(events.Noted(self.task, note))
 
 
 def build_lessons(
@@ -103,15 +144,25 @@ def build_questions(task: Task, config: Config, encoding: Encoding) -> Iterator[
             yield prompts.question(task, test, view, encoding, config.engine.max_model_len, rng)
 
 
-def build_requests(task: Task, questions: list[Question], config: Config) -> list[Request]:
-    """The samples of each test dealt out to its questions in turn."""
+def build_requests(
+    task: Task, questions: Sequence[Question | TooLong], config: Config, round: int = 0
+) -> list[Request]:
+    """The samples of each test dealt out to its questions in turn, numbered through all rounds."""
     requests = []
+    count = config.sample.samples
     for test in range(len(task.tests)):
-        asked = [question for question in questions if question.test == test]
-        for sample in range(config.sample.samples if asked else 0):
-            seed = seed_of(config.seed, task.id, "sample", test, sample)
-            requests.append(Request(asked[sample % len(asked)], sample, seed))
+        asked = [q for q in questions if isinstance(q, Question) and q.test == test]
+        for i in range(count if asked else 0):
+            seed = seed_of(config.seed, task.id, "sample", test, i)
+            sample = round * count + i
+            requests.append(Request(asked[i % len(asked)], sample, seed, config.sample.temperature))
     return requests
+
+
+def _open(requests: list[Request], assignment: Assignment) -> list[Request]:
+    """The requests of which there is no candidate yet."""
+    done = {(candidate.test, candidate.sample) for candidate in assignment.candidates}
+    return [r for r in requests if (r.question.test, r.sample) not in done]
 
 
 def to_candidate(completion: Completion, adapter: Adapter | None, encoding: Encoding) -> Candidate:
@@ -139,20 +190,20 @@ def _views(count: int, task: Task, config: Config, purpose: str) -> list[View]:
     )
 
 
-def _fitting(found: Iterator[Question | TooLong], notes: _Notes) -> Iterator[Question]:
-    """The questions that fit; one note for all that do not."""
-    too_long: TooLong | None = None
-    for question in found:
-        if isinstance(question, Question):
-            yield question
-        else:
-            too_long = too_long or question
+def _note_too_long(questions: Sequence[Question | TooLong], notes: _Notes) -> None:
+    """One note for all questions that do not fit."""
+    too_long = next((found for found in questions if isinstance(found, TooLong)), None)
     if too_long:
         notes.add(f"not asked in every view: {too_long}")
 
 
 async def _train(
-    task: Task, lessons: list[Lesson] | TooLong, rig: Rig, notes: _Notes, emit: Emit
+    task: Task,
+    lessons: list[Lesson] | TooLong,
+    config: Config,
+    rig: Rig,
+    notes: _Notes,
+    emit: Emit,
 ) -> Adapter | None:
     """The task's adapter, or None, with a note, where the base has to answer alone.
 
@@ -165,11 +216,11 @@ async def _train(
         return None
     if len(task.train) == 1:
         notes.add("one demonstration pair: nothing to leave out, trained without pairs shown")
-    for what, found, frugal in _fallbacks(task, lessons, rig):
+    for what, found, frugal in _fallbacks(task, lessons, config, rig):
         if what:
             notes.add(f"out of memory in training, tried again with {what}")
         try:
-            return await _train_once(task, found, rig, emit, frugal=frugal)
+            return await _train_once(task, found, config, rig, emit, frugal=frugal)
         except OutOfMemory:
             continue
         except TrainerFailed as error:
@@ -180,12 +231,12 @@ async def _train(
 
 
 def _fallbacks(
-    task: Task, lessons: list[Lesson], rig: Rig
+    task: Task, lessons: list[Lesson], config: Config, rig: Rig
 ) -> Iterator[tuple[str, list[Lesson], bool]]:
     """(what is given up, lessons, frugal?) from the plan down to what takes the least memory."""
     yield "", lessons, False
     half = max(len(lesson.tokens) for lesson in lessons) // 2
-    shorter = build_lessons(task, rig.config, rig.encoding, half)
+    shorter = build_lessons(task, config, rig.encoding, half)
     if not isinstance(shorter, TooLong):
         lessons = shorter
         yield f"lessons of at most {half} tokens", lessons, False
@@ -193,16 +244,23 @@ def _fallbacks(
 
 
 async def _train_once(
-    task: Task, lessons: list[Lesson], rig: Rig, emit: Emit, *, frugal: bool = False
+    task: Task, lessons: list[Lesson], config: Config, rig: Rig, emit: Emit, *, frugal: bool
 ) -> Adapter:
     def progress(now: TrainingStep) -> None:
         emit(events.Training(task.id, now.step, now.steps, now.loss, now.tokens_per_second))
 
-    seed = seed_of(rig.config.seed, task.id, "adapter")
-    done = await rig.trainer.train(lessons, seed, progress, frugal=frugal)
+    seed = seed_of(config.seed, task.id, "adapter")
+    request = TrainRequest(lessons, config.train, seed, rig.serial(), frugal)
+    done = await rig.trainer.train(request, progress)
     emit(
         events.Trained(
-            task.id, done.adapter.serial, done.steps, done.tokens, done.seconds, done.loss
+            task.id,
+            done.adapter.serial,
+            done.steps,
+            done.tokens,
+            done.seconds,
+            done.loss,
+            done.resident_bytes,
         )
     )
     return done.adapter

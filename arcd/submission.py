@@ -39,7 +39,12 @@ def of(tasks: Iterable[Task], verdicts: Mapping[str, Verdict]) -> Submission:
     A test with a single answer has a blank second attempt: the same answer twice would win
     nothing and hide that there was only one.
     """
-    return {task.id: [_test(a) for a in _attempts(task, verdicts.get(task.id))] for task in tasks}
+    return {task.id: entry(_attempts(task, verdicts.get(task.id))) for task in tasks}
+
+
+def entry(attempts: Sequence[Sequence[Grid]]) -> list[dict[str, list[list[int]]]]:
+    """What the file holds for one task: for each test two attempts, blank where there is none."""
+    return [_test(test) for test in attempts]
 
 
 def _attempts(task: Task, verdict: Verdict | None) -> Sequence[Sequence[Grid]]:
@@ -61,12 +66,17 @@ def read(path: Path) -> Attempts:
         value = read_json(path)
     except BadTask as error:
         raise BadSubmission(str(error)) from None
+    return parse(str(path), value)
+
+
+def parse(name: str, value: object) -> Attempts:
+    """The attempts in a submission's JSON value; errors name `name` as the file."""
     if not isinstance(value, dict):
-        raise BadSubmission(f"{path}: not a submission: expected an object of task ids")
+        raise BadSubmission(f"{name}: not a submission: expected an object of task ids")
     try:
         return {task_id: _to_tests(task_id, tests) for task_id, tests in value.items()}
     except BadSubmission as error:
-        raise BadSubmission(f"{path}: {error}") from None
+        raise BadSubmission(f"{name}: {error}") from None
 
 
 def _to_tests(task_id: str, tests: object) -> list[list[Grid | None]]:
@@ -89,7 +99,12 @@ def _to_attempt(where: str, grid: object) -> Grid | None:
 
 
 def write(path: Path, submission: Submission) -> None:
-    """Put the submission at `path` whole: at any moment the old file or the new one is there.
+    """Put the submission at `path`; see `write_text`."""
+    write_text(path, json.dumps(submission))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a submission's JSON text at `path` whole: at any moment the old or the new one is there.
 
     Durable when it returns. Raises ArcdError naming the path where the file system refuses; then
     the old file is as it was.
@@ -97,7 +112,7 @@ def write(path: Path, submission: Submission) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            _write_durably(temporary, json.dumps(submission))
+            _write_durably(temporary, text)
             os.replace(temporary, path)
         finally:
             # After the rename there is none left.

@@ -61,12 +61,15 @@ class TaskSet:
         Solutions of other tasks are left aside; raises BadTask where a task has another number of
         tests than of solutions.
         """
-        given = load_solutions(path)
+        return self.solved_by(str(path), load_solutions(path))
+
+    def solved_by(self, name: str, given: Solutions) -> "TaskSet":
+        """As `with_solutions`, from solutions that were read; errors name `name` as the file."""
         known = {task.id: given[task.id] for task in self.tasks if task.id in given}
         for task in self.tasks:
             if task.id in known and len(known[task.id]) != len(task.tests):
                 raise BadTask(
-                    f"{path}: task {task.id}: {len(known[task.id])} solutions, "
+                    f"{name}: task {task.id}: {len(known[task.id])} solutions, "
                     f"{len(task.tests)} tests"
                 )
         return TaskSet(self.name, self.tasks, {**self.solutions, **known}, self.skipped)
@@ -81,6 +84,22 @@ def load(source: str, *, skip_invalid: bool = False) -> TaskSet:
     """
     named = _named(source)
     raw = _bundled(*named) if named else _from_disk(Path(source))
+    name = source if named else Path(source).stem
+    found = _collect(name, raw, skip_invalid=skip_invalid)
+    if not found.tasks:
+        raise BadTask(f"{source}: no usable task in it")
+    return found
+
+
+def from_challenges(
+    name: str, challenges: Mapping[str, object], *, skip_invalid: bool = False
+) -> TaskSet:
+    """The tasks of a challenges file's JSON value; errors name `name` as the file."""
+    raw = [(name, task_id, value) for task_id, value in challenges.items()]
+    return _collect(name, raw, skip_invalid=skip_invalid)
+
+
+def _collect(name: str, raw: "list[Raw]", *, skip_invalid: bool) -> TaskSet:
     tasks: list[Task] = []
     solutions: dict[str, tuple[Grid, ...]] = {}
     skipped: list[str] = []
@@ -98,9 +117,6 @@ def load(source: str, *, skip_invalid: bool = False) -> TaskSet:
         tasks.append(task)
         if outputs:
             solutions[task.id] = outputs
-    if not tasks:
-        raise BadTask(f"{source}: no usable task in it")
-    name = source if named else Path(source).stem
     return TaskSet(name, tuple(tasks), solutions, tuple(skipped))
 
 
@@ -109,7 +125,25 @@ def load_solutions(path: Path) -> dict[str, tuple[Grid, ...]]:
     value = read_json(path)
     if not isinstance(value, dict) or not value:
         raise BadTask(f"{path}: not a solutions file: expected a non-empty object of task ids")
-    return {task_id: _to_outputs(path, task_id, grids) for task_id, grids in value.items()}
+    return solutions_of(str(path), value)
+
+
+def solutions_of(name: str, value: Mapping[str, object]) -> dict[str, tuple[Grid, ...]]:
+    """The solutions in a solutions file's JSON value; errors name `name` as the file."""
+    return {task_id: _to_outputs(name, task_id, grids) for task_id, grids in value.items()}
+
+
+def to_challenges(tasks: TaskSet) -> dict[str, dict[str, object]]:
+    """The JSON value of a challenges file, its grids still tuples."""
+    return {task.id: to_challenge(task) for task in tasks.tasks}
+
+
+def to_challenge(task: Task) -> dict[str, object]:
+    """What a challenges file holds for one task."""
+    return {
+        "train": [{"input": pair.input, "output": pair.output} for pair in task.train],
+        "test": [{"input": grid} for grid in task.tests],
+    }
 
 
 def read_json(path: Path) -> Any:
@@ -242,7 +276,7 @@ def _cell(pair: object, key: str, where: str) -> Grid:
         raise BadTask(f"{where} {key}: {error}") from None
 
 
-def _to_outputs(path: Path, task_id: str, grids: object) -> tuple[Grid, ...]:
+def _to_outputs(path: str, task_id: str, grids: object) -> tuple[Grid, ...]:
     if not isinstance(grids, list) or not grids:
         raise BadTask(f"{path}: task {task_id}: not a non-empty list of grids")
     try:

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from arcd.config import LORA_RANKS, Config, resolve
+from arcd.config import DAEMON_KEYS, LORA_RANKS, Config, for_job, on_daemon, resolve, tree
 from arcd.errors import BadConfig
 
 
@@ -130,3 +130,68 @@ def test_a_configuration_survives_its_json_form():
 def test_a_configuration_does_not_change():
     with pytest.raises(ValidationError, match="frozen"):
         resolve().seed = 1
+
+
+def test_a_job_has_the_daemons_settings_but_for_its_own():
+    daemon = resolve(settings=["train.steps=8", "train.rank=8", "sample.samples=4"], seed=3)
+    config = for_job(daemon, {"train": {"steps": 9}, "order": "file"})
+    assert (config.seed, config.order) == (3, "file")
+    assert (config.train.steps, config.train.rank) == (9, 8)
+    assert config.sample == daemon.sample
+
+
+def test_a_job_that_says_nothing_has_the_daemons_configuration():
+    daemon = resolve(settings=["train.steps=8", "engine.max_loras=3"])
+    assert for_job(daemon, {}) == daemon
+    assert for_job(Config(), tree(settings=["train.steps=8"])) == resolve(
+        settings=["train.steps=8"]
+    )
+
+
+@pytest.mark.parametrize("key", sorted(DAEMON_KEYS))
+def test_what_only_a_daemon_can_settle_is_refused_in_a_job(key):
+    value = {"max_loras": 4} if key == "engine" else getattr(Config(), key)
+    with pytest.raises(BadConfig) as caught:
+        for_job(Config(), {key: value})
+    line = f"{key}: settled when the daemon starts; give it to arcd serve or run"
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"nosuch": 1}, "nosuch: unknown key"),
+        ({"train": {"nosuch": 1}}, "train.nosuch: unknown key"),
+        ({"train": 3}, "train: Input should be a valid dictionary"),
+        ({"train": {"rank": 7}}, "train: rank must be one of 1, 8, 16"),
+        ({"sample": {"views": 3}}, "sample: greedy samples of one view are all alike: "),
+        ({"seed": {"x": 1}}, "seed: Input should be a valid integer"),
+    ],
+)
+def test_settings_of_a_job_that_make_no_sense_are_refused_in_one_line(settings, reason):
+    with pytest.raises(BadConfig) as caught:
+        for_job(Config(), settings)
+    assert str(caught.value).startswith(reason)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_daemon_and_job_are_judged_together():
+    daemon = resolve(settings=["sample.temperature=1"])
+    assert for_job(daemon, {"sample": {"views": 3}}).sample.views == 3
+
+
+def test_a_stored_job_is_done_with_what_its_present_daemon_was_started_with():
+    job = resolve(settings=["train.steps=8", "engine.max_loras=3", "lookahead=5"], seed=4)
+    daemon = resolve(settings=["train.steps=1", "engine.max_loras=1", "precision=fp32"])
+    found = on_daemon(job, daemon)
+    assert found == Config(
+        seed=4,
+        precision="fp32",
+        train=job.train,
+        engine=daemon.engine,
+    )
+
+
+def test_a_jobs_configuration_survives_the_store():
+    config = for_job(resolve(settings=["lookahead=0"]), {"train": {"steps": 5}})
+    assert Config.model_validate_json(config.model_dump_json()) == config

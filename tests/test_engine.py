@@ -63,22 +63,18 @@ class Setting:
     """How an engine was opened; tests that share one share the engine."""
 
     max_loras: int = 2
-    temperature: float = 0.0
 
 
-GREEDY, WARM, NARROW = Setting(), Setting(temperature=1.0), Setting(max_loras=1)
+WIDE, NARROW = Setting(), Setting(max_loras=1)
 
 
 def opened_with(setting: Setting) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("engine", [setting], indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=[GREEDY])
+@pytest.fixture(scope="module", params=[WIDE])
 async def engine(request: pytest.FixtureRequest, base: Path) -> AsyncIterator[VllmEngine]:
-    setting = request.param
-    async with toy_engine(
-        base, max_loras=setting.max_loras, temperature=setting.temperature
-    ) as engine:
+    async with toy_engine(base, max_loras=request.param.max_loras) as engine:
         yield engine
 
 
@@ -218,15 +214,26 @@ async def test_logprobs_are_those_of_the_model_over_its_whole_vocabulary(engine,
         assert completion.logprobs == pytest.approx(logprobs.tolist(), abs=0.1)
 
 
-@opened_with(WARM)
 async def test_with_a_temperature_the_seed_decides(engine):
     def seeded(seed: int, sample: int) -> Request:
-        return Request(ask(ENDLESS, 20).question, sample, seed)
+        return Request(ask(ENDLESS, 20).question, sample, seed, temperature=1.0)
 
     first = await completions(engine, None, [seeded(7, 0), seeded(7, 1), seeded(8, 2)])
     again = await completions(engine, None, [seeded(7, 0), seeded(8, 1)])
     assert first[0].tokens == first[1].tokens == again[0].tokens
     assert first[2].tokens == again[1].tokens != first[0].tokens
+
+
+async def test_requests_of_one_batch_have_their_own_temperatures(engine):
+    def asked(sample: int, temperature: float) -> Request:
+        return Request(ask(ENDLESS, 20).question, sample, sample, temperature)
+
+    (alone,) = await completions(engine, None, [asked(0, 0.0)])
+    greedy, warm, again = await completions(
+        engine, None, [asked(0, 0.0), asked(1, 1.0), asked(2, 0.0)]
+    )
+    assert greedy.tokens == again.tokens == alone.tokens
+    assert warm.tokens != greedy.tokens
 
 
 async def test_steps_count_up_while_busy_and_stand_still_after(engine):

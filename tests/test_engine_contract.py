@@ -15,7 +15,7 @@ import pytest
 from arcd.backends import Adapter, Completion, Engine, Request
 from arcd.backends.fake import FakeEngine
 from arcd.backends.vllm_engine import VllmEngine, vllm_engine
-from arcd.config import EngineConfig, SampleConfig
+from arcd.config import EngineConfig
 from arcd.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, PAD, CellEncoding
 from arcd.ledger import Ledger
 from arcd.prompts import Question
@@ -40,9 +40,17 @@ class Subject:
     """Of two tasks."""
 
 
-def ask(prompt: tuple[int, ...], limit: int, *, task: str = "task", sample: int = 0) -> Request:
+def ask(
+    prompt: tuple[int, ...],
+    limit: int,
+    *,
+    task: str = "task",
+    sample: int = 0,
+    temperature: float = 0.0,
+) -> Request:
     view = View(False, 0, PLAIN_COLOURS, (0,))
-    return Request(Question(task, 0, view, (0,), prompt, limit), sample, seed=sample)
+    question = Question(task, 0, view, (0,), prompt, limit)
+    return Request(question, sample, seed=sample, temperature=temperature)
 
 
 # A toy base for vLLM: its layers write nothing, so the next token depends on the last one alone,
@@ -100,15 +108,12 @@ def write_adapter(base: Path, folder: Path, *, seed: int) -> Path:
 
 
 @asynccontextmanager
-async def toy_engine(
-    base: Path, *, max_loras: int = 2, temperature: float = 0.0
-) -> AsyncIterator[VllmEngine]:
+async def toy_engine(base: Path, *, max_loras: int = 2) -> AsyncIterator[VllmEngine]:
     async with vllm_engine(
         base,
         answer_tokens=ANSWER_TOKENS,
         end=END,
         config=EngineConfig(max_model_len=CONTEXT, max_loras=max_loras, cpu_cache_gib=1),
-        sample=SampleConfig(temperature=temperature),
         rank=RANK,
         dtype="bfloat16",
         ledger=Ledger(),

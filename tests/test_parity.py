@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from peft import PeftModel  # noqa: E402
 
-from arcd.backends import Completion, Trained  # noqa: E402
+from arcd.backends import Completion, Trained, TrainRequest  # noqa: E402
 from arcd.backends.lora import LoraTrainer  # noqa: E402
 from arcd.backends.vllm_engine import vllm_engine  # noqa: E402
 from arcd.basemodel import Device, DTypeName, bundled, load_model, open_encoding  # noqa: E402
@@ -36,10 +36,11 @@ def config() -> Config:
 async def train(folder: Path, device: Device) -> Trained:
     encoding = open_encoding(bundled(), "auto")
     model = load_model(bundled(), device)
-    trainer = LoraTrainer(model, bundled(), folder, device, config().train, encoding.pad, Ledger())
+    trainer = LoraTrainer(model, bundled(), folder, device, encoding.pad, Ledger())
     lessons = build_lessons(TASK, config(), encoding, 4096)
     assert isinstance(lessons, list)
-    return await trainer.train(lessons, 1, lambda step: None)
+    request = TrainRequest(lessons, config().train, seed=1, serial=0)
+    return await trainer.train(request, lambda step: None)
 
 
 async def sample(trained: Trained, device: Device) -> list[Completion]:
@@ -52,7 +53,6 @@ async def sample(trained: Trained, device: Device) -> list[Completion]:
         answer_tokens=encoding.answer_tokens,
         end=encoding.end,
         config=config().engine,
-        sample=config().sample,
         rank=config().train.rank,
         dtype=device.dtype,
         ledger=Ledger(),

@@ -1,62 +1,75 @@
-"""The solver and the scheduler with the fake backends: notes, fallbacks, overlap, bounds."""
+"""The solver with the fake backends: notes, fallbacks, what an earlier attempt has left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 
-import anyio
 import pytest
+from small import solutions, task
 
 from arcd import events
-from arcd.backends import Adapter, Trained
+from arcd.backends import Adapter, Request, Trained, TrainRequest
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.config import Config, resolve
 from arcd.encoding import CellEncoding
 from arcd.errors import EngineFailed
-from arcd.grids import Grid
 from arcd.ledger import Ledger
 from arcd.prompts import TooLong
-from arcd.scheduler import solve_all
-from arcd.solver import Rig, build_lessons, build_questions, build_requests, solve
-from arcd.tasks import Pair, Task
+from arcd.selection import Candidate, Verdict
+from arcd.solver import Assignment, Rig, build_lessons, build_questions, build_requests, solve
+from arcd.tasks import Task
 
 pytestmark = pytest.mark.anyio
 
 
-def grid(rows: int, columns: int, colour: int = 1) -> Grid:
-    return tuple(tuple((colour + r + c) % 10 for c in range(columns)) for r in range(rows))
+@dataclass
+class Recorded(FakeTrainer):
+    """Remembers what it was asked for."""
 
+    asked: list[TrainRequest] = field(default_factory=list)
 
-def task(name: str = "t", side: int = 3, pairs: int = 3, tests: int = 1) -> Task:
-    shown = tuple(Pair(grid(side, side, i), grid(side, side, i + 1)) for i in range(pairs))
-    return Task(name, shown, tuple(grid(side, side, 7 + i) for i in range(tests)))
+    async def train(self, wanted: TrainRequest, progress) -> Trained:
+        self.asked.append(wanted)
+        return await super().train(wanted, progress)
 
 
 @dataclass
 class Bench:
-    """A rig of fakes with the events it emitted."""
+    """A task on a rig of fakes, with the events that were emitted."""
 
-    tasks: list[Task]
+    task: Task = field(default_factory=task)
     config: Config = field(default_factory=lambda: resolve(settings=["train.steps=4"]))
-    trainer: FakeTrainer = field(default_factory=FakeTrainer)
+    trainer: Recorded = field(default_factory=Recorded)
     seen: list[events.Event] = field(default_factory=list)
+    serials: count = field(default_factory=count)
 
-    @property
-    def solutions(self) -> dict[str, tuple[Grid, ...]]:
-        return {t.id: tuple(grid(4, 2, i) for i in range(len(t.tests))) for t in self.tasks}
+    async def solve(self, **left: object) -> Verdict:
+        """The verdict, with what earlier attempts have left."""
+        assignment = Assignment(self.task, self.config, **left)
+        return await solve(assignment, self.rig(), self.seen.append)
 
     def rig(self) -> Rig:
-        engine = FakeEngine(CellEncoding(), self.solutions, self.trainer.trained)
-        return Rig(self.trainer, engine, CellEncoding(), self.config, Ledger())
+        engine = FakeEngine(CellEncoding(), solutions([self.task]), self.trainer.trained)
+        return Rig(
+            self.trainer, engine, CellEncoding(), Ledger(), serial=lambda: next(self.serials)
+        )
 
-    def kinds(self, of: str) -> list[str]:
-        return [type(event).__name__ for event in self.seen if event.task == of]
+    @property
+    def kinds(self) -> list[str]:
+        return [type(event).__name__ for event in self.seen]
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return tuple(e.candidate for e in self.seen if isinstance(e, events.Sampled))
 
 
 async def test_a_task_is_trained_sampled_and_answered_in_that_order():
-    bench = Bench([task(tests=2)])
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
-    assert [ranked[0].grid for ranked in verdict.ranked] == list(bench.solutions["t"])
+    bench = Bench(task(tests=2))
+    verdict = await bench.solve()
+    assert [ranked[0].grid for ranked in verdict.ranked] == list(solutions([bench.task])["t"])
     assert [ranked[0].count for ranked in verdict.ranked] == [16, 16]
-    kinds = bench.kinds("t")
+    kinds = bench.kinds
     assert kinds[0] == "Started"
     assert kinds[-1] == "Answered"
     assert kinds.index("Trained") < kinds.index("Sampled")
@@ -65,59 +78,61 @@ async def test_a_task_is_trained_sampled_and_answered_in_that_order():
 
 
 async def test_candidates_carry_the_provenance_of_their_question():
-    bench = Bench([task(tests=2)])
-    await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    bench = Bench(task(tests=2))
+    await bench.solve()
     found = [e.candidate for e in bench.seen if isinstance(e, events.Sampled)]
-    asked = list(build_questions(bench.tasks[0], bench.config, CellEncoding()))
+    asked = list(build_questions(bench.task, bench.config, CellEncoding()))
     assert {(c.test, c.view, c.shown) for c in found} == {(q.test, q.view, q.shown) for q in asked}
     assert sorted((c.test, c.sample) for c in found) == [(t, s) for t in (0, 1) for s in range(16)]
     assert {c.adapter for c in found} == {0}
 
 
 async def test_a_broken_training_is_marked_and_answered_by_the_base():
-    bench = Bench([task()], trainer=FakeTrainer(broken=frozenset({"t"})))
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    bench = Bench(task(), trainer=Recorded(broken=frozenset({"t"})))
+    verdict = await bench.solve()
     assert verdict.adapter is None
     assert verdict.notes == ("answered by the base: The adapter could not be trained.",)
     assert verdict.samples == 16
-    assert "Noted" in bench.kinds("t")
+    assert "Noted" in bench.kinds
 
 
 def longest(bench: Bench, limit: int = 4096) -> int:
-    lessons = build_lessons(bench.tasks[0], bench.config, CellEncoding(), limit)
+    lessons = build_lessons(bench.task, bench.config, CellEncoding(), limit)
     assert not isinstance(lessons, TooLong)
     return max(len(lesson.tokens) for lesson in lessons)
 
 
 async def test_out_of_memory_first_shortens_the_lessons():
-    bench = Bench([task(pairs=6)])
+    bench = Bench(task(pairs=6))
     bench.trainer.memory = longest(bench) // 2
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    verdict = await bench.solve()
     half = longest(bench) // 2
     assert verdict.notes == (
         f"out of memory in training, tried again with lessons of at most {half} tokens",
     )
-    assert verdict.adapter == 0
+    assert [request.frugal for request in bench.trainer.asked] == [False, False]
+    assert verdict.adapter == bench.trainer.asked[-1].serial
 
 
 async def test_out_of_memory_then_recomputes_activations_and_then_gives_up_the_adapter():
-    bench = Bench([task(pairs=6)])
+    bench = Bench(task(pairs=6))
     shorter = longest(bench, longest(bench) // 2)
     bench.trainer.memory = shorter // 2 + 1
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    verdict = await bench.solve()
     assert verdict.notes[-1] == "out of memory in training, tried again with activations recomputed"
-    assert verdict.adapter == 0
+    assert [request.frugal for request in bench.trainer.asked] == [False, False, True]
+    assert verdict.adapter == bench.trainer.asked[-1].serial
 
     bench.trainer.memory = 1
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    verdict = await bench.solve()
     assert verdict.notes[-1] == "answered by the base: out of memory in training"
     assert verdict.adapter is None
     assert verdict.samples == 16
 
 
 async def test_a_task_too_long_to_train_is_still_asked():
-    bench = Bench([task()], resolve(settings=["train.steps=4", "train.max_seq_len=40"]))
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    bench = Bench(task(), resolve(settings=["train.steps=4", "train.max_seq_len=40"]))
+    verdict = await bench.solve()
     assert verdict.samples == 16
     assert verdict.notes == (
         "answered by the base: t: the smallest lesson takes 55 tokens, 40 are allowed",
@@ -126,8 +141,8 @@ async def test_a_task_too_long_to_train_is_still_asked():
 
 async def test_a_task_too_long_to_ask_is_blank_and_says_so():
     settings = ["train.steps=4", "train.max_seq_len=40", "engine.max_model_len=40"]
-    bench = Bench([task()], resolve(settings=settings))
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    bench = Bench(task(), resolve(settings=settings))
+    verdict = await bench.solve()
     assert verdict.attempts == ((),)
     assert verdict.samples == 0
     assert any("the smallest question takes 55 tokens, 40 are allowed" in n for n in verdict.notes)
@@ -135,15 +150,15 @@ async def test_a_task_too_long_to_ask_is_blank_and_says_so():
 
 
 async def test_a_single_pair_is_trained_on_without_pairs_shown():
-    bench = Bench([task(pairs=1)])
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    bench = Bench(task(pairs=1))
+    verdict = await bench.solve()
     assert verdict.adapter == 0
     assert verdict.notes[0].startswith("one demonstration pair")
 
 
 async def test_without_steps_the_base_answers_and_that_is_no_failure():
-    bench = Bench([task()], resolve(settings=["train.steps=0"]))
-    verdict = await solve(bench.tasks[0], bench.rig(), bench.seen.append)
+    bench = Bench(task(), resolve(settings=["train.steps=0"]))
+    verdict = await bench.solve()
     assert (verdict.adapter, verdict.notes) == (None, ())
 
 
@@ -171,53 +186,133 @@ def test_any_number_of_samples_is_dealt_out_evenly_to_the_views(samples: int, vi
     assert len({request.seed for request in requests}) == len(requests)
 
 
+async def test_an_adapter_that_is_there_is_not_trained_again():
+    bench = Bench()
+    adapter = Adapter(7, Path("adapter-7"))
+    bench.trainer.trained[7] = "t"
+    verdict = await bench.solve(adapter=adapter)
+    assert bench.trainer.asked == []
+    assert "Trained" not in bench.kinds
+    assert verdict.adapter == 7
+    assert {candidate.adapter for candidate in bench.candidates} == {7}
+    assert verdict.ranked[0][0].count == 16
+
+
 @dataclass
-class OneAtATime(FakeTrainer):
-    """Counts how many trainings and how many trained, unanswered adapters there are at once."""
+class Asked(FakeEngine):
+    """Remembers what it was asked for."""
 
-    training: int = 0
-    most_training: int = 0
+    requests: list[Request] = field(default_factory=list)
 
-    async def train(self, *args, **kwargs) -> Trained:
-        self.training += 1
-        self.most_training = max(self.most_training, self.training)
-        await anyio.lowlevel.checkpoint()
-        try:
-            return await super().train(*args, **kwargs)
-        finally:
-            self.training -= 1
+    async def sample(self, requests: Sequence[Request], adapter, deliver) -> None:
+        self.requests += requests
+        await super().sample(requests, adapter, deliver)
 
 
-async def test_tasks_overlap_but_only_one_trains_and_few_are_in_hand():
-    tasks = [task(f"t{i}") for i in range(12)]
-    bench = Bench(tasks, trainer=OneAtATime())
-    in_hand = set()
-    most = 0
+async def test_a_finished_sample_is_not_asked_for_again_but_has_its_vote():
+    first = Bench(task(tests=2))
+    await first.solve()
+    left = tuple(c for c in first.candidates if (c.test, c.sample) not in {(0, 3), (1, 0)})
+    bench = Bench(task(tests=2))
+    engine = Asked(CellEncoding(), solutions([bench.task]), bench.trainer.trained)
+    rig = Rig(bench.trainer, engine, CellEncoding(), Ledger(), serial=lambda: 1)
+    assignment = Assignment(bench.task, bench.config, candidates=left)
+    verdict = await solve(assignment, rig, bench.seen.append)
+    assert [(r.question.test, r.sample) for r in engine.requests] == [(0, 3), (1, 0)]
+    assert bench.seen[0] == events.Started("t", 8, 2)
+    assert bench.kinds.count("Sampled") == 2
+    assert verdict.samples == 32
+    assert [test[0].count for test in verdict.ranked] == [16, 16]
 
-    def listen(event: events.Event) -> None:
-        nonlocal most
-        bench.seen.append(event)
-        if isinstance(event, events.Started):
-            in_hand.add(event.task)
-        if isinstance(event, events.Answered):
-            in_hand.remove(event.task)
-        most = max(most, len(in_hand))
 
-    verdicts = await solve_all(tasks, bench.rig(), listen)
-    assert list(verdicts) == [t.id for t in tasks]
-    assert bench.trainer.most_training == 1
-    assert 2 <= most <= 1 + bench.config.lookahead
+async def test_when_all_samples_are_there_only_the_vote_is_left():
+    first = Bench()
+    before = await first.solve()
+    bench = Bench()
+    verdict = await bench.solve(candidates=first.candidates)
+    assert bench.kinds == ["Started", "Answered"]
+    assert bench.seen[0] == events.Started("t", 8, 0)
+    assert bench.trainer.asked == []
+    assert verdict.ranked == before.ranked
+
+
+async def test_a_later_round_asks_other_questions_after_other_lessons_under_new_numbers():
+    first, second = Bench(task(tests=2)), Bench(task(tests=2))
+    await first.solve()
+    await second.solve(round=1, candidates=first.candidates)
+    (before,), (after,) = first.trainer.asked, second.trainer.asked
+    assert len(after.lessons) == len(before.lessons)
+    assert after.lessons != before.lessons
+    assert after.seed != before.seed
+    for test in (0, 1):
+        views = [{c.view for c in b.candidates if c.test == test} for b in (first, second)]
+        assert views[0].isdisjoint(views[1])
+    numbers = sorted((c.test, c.sample) for c in second.candidates)
+    assert numbers == [(test, 16 + i) for test in (0, 1) for i in range(16)]
+
+
+@pytest.mark.parametrize("round", [0, 1, 2])
+async def test_a_round_is_the_same_each_time(round: int):
+    config = resolve(settings=["train.steps=4", "sample.temperature=1"])
+    first, second = Bench(config=config), Bench(config=config)
+    await first.solve(round=round)
+    await second.solve(round=round)
+    assert first.seen == second.seen
+    assert first.trainer.asked == second.trainer.asked
+
+
+async def test_the_candidates_of_all_rounds_vote():
+    first = Bench(trainer=Recorded(broken=frozenset({"t"})))
+    wrong = await first.solve()
+    bench = Bench()
+    verdict = await bench.solve(round=1, candidates=first.candidates)
+    assert verdict.samples == 32
+    assert verdict.ranked[0][0].grid == solutions([bench.task])["t"][0]
+    known = {vote.grid for vote in verdict.ranked[0]}
+    assert {vote.grid for vote in wrong.ranked[0]} <= known
+    assert sum(vote.count for vote in verdict.ranked[0]) + verdict.invalid == 32
+
+
+async def test_what_is_known_is_not_told_twice():
+    first = Bench(task(pairs=1))
+    told = (await first.solve()).notes
+    assert first.kinds.count("Noted") == len(told) == 1
+    again = Bench(task(pairs=1))
+    verdict = await again.solve(notes=("something else", *told))
+    assert verdict.notes == ("something else", *told)
+    assert "Noted" not in again.kinds
+
+
+async def test_a_training_that_reached_its_end_is_told_with_what_it_took():
+    bench = Bench()
+    await bench.solve()
+    steps = [event for event in bench.seen if isinstance(event, events.Training)]
+    assert [(e.step, e.steps) for e in steps] == [(i, 8) for i in range(1, 9)]
+    (trained,) = (event for event in bench.seen if isinstance(event, events.Trained))
+    (asked,) = bench.trainer.asked
+    assert trained.tokens == sum(len(lesson.tokens) for lesson in asked.lessons)
+    assert (trained.adapter, asked.serial, asked.config) == (0, 0, bench.config.train)
+
+
+async def test_the_temperature_of_the_job_is_that_of_its_requests():
+    config = resolve(settings=["sample.temperature=0.5"])
+    questions = list(build_questions(task(), config, CellEncoding()))
+    assert {r.temperature for r in build_requests(task(), questions, config)} == {0.5}
 
 
 class DeadEngine:
     """An engine that stops at the first request."""
 
+    steps = 0
+    busy = False
+
     async def sample(self, requests: object, adapter: Adapter | None, deliver: object) -> None:
         raise EngineFailed
 
 
-async def test_a_dead_engine_ends_the_run_with_its_error():
-    bench = Bench([task("a"), task("b")])
-    rig = Rig(bench.trainer, DeadEngine(), CellEncoding(), bench.config, Ledger())
-    with pytest.RaisesGroup(EngineFailed, flatten_subgroups=True):
-        await solve_all(bench.tasks, rig, bench.seen.append)
+async def test_a_dead_engine_is_nothing_that_a_task_can_be_answered_without():
+    bench = Bench()
+    rig = Rig(bench.trainer, DeadEngine(), CellEncoding(), Ledger(), serial=lambda: 0)
+    with pytest.raises(EngineFailed):
+        await solve(Assignment(bench.task, bench.config), rig, bench.seen.append)
+    assert bench.kinds[-1] == "Trained"

@@ -52,6 +52,20 @@ def test_a_test_or_task_without_an_answer_is_blank():
     assert found == {"b": [entry(NONE), entry(D)], "a": [entry(NONE)]}
 
 
+def test_the_entry_of_a_task_is_what_the_whole_file_holds_for_it():
+    found = verdict("b", (A, B, C), ())
+    assert submission.entry(found.attempts) == submission.of(TASKS, {"b": found})["b"]
+    assert submission.entry([(), ()]) == submission.blank(TASKS)["b"]
+    assert submission.entry([(A,), (B, C)]) == [entry(A), entry(B, C)]
+
+
+def test_a_text_is_written_as_it_is(tmp_path):
+    path = tmp_path / "submission.json"
+    submission.write_text(path, '{"a":  []}')
+    assert path.read_text(encoding="utf-8") == '{"a":  []}'
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "submission.json"
     submission.write(path, submission.of(TASKS, {"b": verdict("b", (A, B), (C,))}))

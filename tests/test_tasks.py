@@ -3,9 +3,22 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import tasks as any_tasks
 
 from arcd.errors import BadTask
-from arcd.tasks import BUNDLED, Pair, Task, load, load_solutions
+from arcd.tasks import (
+    BUNDLED,
+    Pair,
+    Task,
+    TaskSet,
+    from_challenges,
+    load,
+    load_solutions,
+    solutions_of,
+    to_challenges,
+)
 
 GRID = [[1, 2], [3, 4]]
 PAIR = {"input": GRID, "output": [[5]]}
@@ -301,3 +314,39 @@ def test_a_task_with_another_number_of_solutions_than_tests_is_refused(tmp_path)
     with pytest.raises(BadTask) as caught:
         tasks.with_solutions(path)
     assert str(caught.value) == f"{path}: task a: 2 solutions, 1 tests"
+
+
+def test_challenges_that_came_by_another_way_are_read_as_from_their_file(tmp_path):
+    value = {"b": GOOD, "a": SOLVED}
+    assert from_challenges("set", value) == load(str(put(tmp_path / "set.json", value)))
+
+
+def test_errors_in_challenges_name_what_they_are_called():
+    with pytest.raises(BadTask) as caught:
+        from_challenges("sent", {"a": GOOD, "b": {**GOOD, "test": []}})
+    assert str(caught.value) == "sent: task b: 'test' is missing or empty"
+
+
+def test_challenges_may_be_none_and_bad_ones_may_be_left_out():
+    assert from_challenges("sent", {}) == TaskSet("sent", (), {})
+    found = from_challenges("sent", {"a": GOOD, "b": 7}, skip_invalid=True)
+    assert [task.id for task in found.tasks] == ["a"]
+    assert found.skipped == ("sent: task b: not an object with 'train' and 'test'",)
+
+
+@given(st.lists(any_tasks(), unique_by=lambda task: task.id))
+def test_tasks_survive_their_challenges(tasks):
+    value = json.loads(json.dumps(to_challenges(TaskSet("some", tuple(tasks), {}))))
+    assert from_challenges("some", value).tasks == tuple(tasks)
+
+
+def test_solutions_that_were_sent_are_those_of_their_tasks():
+    tasks = from_challenges("sent", {"a": GOOD, "b": SOLVED})
+    given = solutions_of("answers", {"a": [[[6]]], "other": [[[1]]]})
+    assert tasks.solved_by("answers", given).solutions == {"a": (((6,),),), "b": (((7,),),)}
+    with pytest.raises(BadTask) as caught:
+        tasks.solved_by("answers", solutions_of("answers", {"a": [GRID, GRID]}))
+    assert str(caught.value) == "answers: task a: 2 solutions, 1 tests"
+    with pytest.raises(BadTask) as caught:
+        solutions_of("answers", {"a": 7})
+    assert str(caught.value) == "answers: task a: not a non-empty list of grids"

@@ -1,6 +1,5 @@
-"""The LoRA trainer on a tiny model: resets, schedules, starts, cancellation."""
+"""The LoRA trainer on a tiny model: resets, schedules, starts, shapes, cancellation."""
 
-import json
 from pathlib import Path
 
 import anyio
@@ -10,12 +9,12 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from arcd.backends import Trained, TrainingStep  # noqa: E402
+from arcd.backends import Trained, TrainingStep, TrainRequest  # noqa: E402
 from arcd.backends.lora import LoraTrainer, factor  # noqa: E402
 from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel  # noqa: E402
 from arcd.config import TrainConfig, resolve  # noqa: E402
-from arcd.errors import BadBase  # noqa: E402
+from arcd.errors import TrainerFailed  # noqa: E402
 from arcd.ledger import Ledger  # noqa: E402
 from arcd.prompts import Lesson  # noqa: E402
 from arcd.solver import build_lessons  # noqa: E402
@@ -35,13 +34,25 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trainer(base: Path, folder: Path, **settings: object) -> LoraTrainer:
-    config = TrainConfig(steps=6, lr=2e-2, rank=8, **settings)
-    model = load_model(base, DEVICE)
-    return LoraTrainer(model, base, folder, DEVICE, config, 0, Ledger())
+def trainer(base: Path, folder: Path) -> LoraTrainer:
+    return LoraTrainer(load_model(base, DEVICE), base, folder, DEVICE, 0, Ledger())
 
 
-def lessons(base: Path, task: str, steps: int = 6) -> list[Lesson]:
+def wanted(
+    base: Path,
+    task: str = "25ff71a9",
+    *,
+    steps: int = 6,
+    seed: int = 1,
+    serial: int = 0,
+    frugal: bool = False,
+    **settings: object,
+) -> TrainRequest:
+    config = TrainConfig(**{"steps": steps, "lr": 2e-2, "rank": 8, **settings})
+    return TrainRequest(lessons(base, task, steps), config, seed, serial, frugal)
+
+
+def lessons(base: Path, task: str, steps: int) -> list[Lesson]:
     config = resolve(settings=[f"train.steps={steps}"])
     built = build_lessons(TASKS[task], config, open_encoding(base, "auto"), 2048)
     assert isinstance(built, list)
@@ -65,71 +76,96 @@ def ignore(step: TrainingStep) -> None:
 
 async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: Path):
     steps: list[TrainingStep] = []
-    trained = await trainer(base, tmp_path).train(lessons(base, "25ff71a9", 20), 1, steps.append)
+    request = wanted(base, steps=20)
+    used = trainer(base, tmp_path)
+    trained = await used.train(request, steps.append)
     assert [s.step for s in steps] == list(range(1, 21))
     assert steps[-1].loss < 0.9 * steps[0].loss
     assert trained.loss == steps[-1].loss
-    assert trained.tokens == sum(len(lesson.tokens) for lesson in lessons(base, "25ff71a9", 20))
+    assert trained.tokens == sum(len(lesson.tokens) for lesson in request.lessons)
+    assert (used.steps, used.busy) == (20, False)
+
+
+async def test_an_adapter_has_the_number_it_was_asked_for(base: Path, tmp_path: Path):
+    trained = await trainer(base, tmp_path).train(wanted(base, serial=41), ignore)
+    assert trained.adapter.serial == 41
+    assert trained.adapter.path == tmp_path / "adapter-41"
 
 
 async def test_nothing_of_a_task_is_left_for_the_next(base: Path, tmp_path: Path):
     used = trainer(base, tmp_path / "used")
-    await used.train(lessons(base, "d037b0a7"), 1, ignore)
-    second = await used.train(lessons(base, "25ff71a9"), 2, ignore)
-    fresh = await trainer(base, tmp_path / "fresh").train(lessons(base, "25ff71a9"), 2, ignore)
-    assert second.adapter.serial == 1
+    await used.train(wanted(base, "d037b0a7"), ignore)
+    second = await used.train(wanted(base, seed=2, serial=1), ignore)
+    fresh = await trainer(base, tmp_path / "fresh").train(wanted(base, seed=2), ignore)
+    assert same(second, fresh)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"rank": 16}, {"target_modules": ("q_proj",)}, {"alpha": 4.0}, {"dropout": 0.1}],
+    ids=lambda settings: next(iter(settings)),
+)
+async def test_nothing_of_a_job_with_other_tensors_is_left_for_the_next(
+    base: Path, tmp_path: Path, settings: dict[str, object]
+):
+    used = trainer(base, tmp_path / "used")
+    await used.train(wanted(base, "d037b0a7", **settings), ignore)
+    second = await used.train(wanted(base, serial=1), ignore)
+    fresh = await trainer(base, tmp_path / "fresh").train(wanted(base), ignore)
+    assert same(second, fresh)
+
+
+async def test_jobs_that_differ_in_their_course_alone_share_the_tensors(base: Path, tmp_path: Path):
+    used = trainer(base, tmp_path / "used")
+    await used.train(wanted(base, lr=1e-3, schedule="constant"), ignore)
+    second = await used.train(wanted(base, serial=1, batch_size=1), ignore)
+    fresh = await trainer(base, tmp_path / "fresh").train(wanted(base, batch_size=1), ignore)
     assert same(second, fresh)
 
 
 async def test_another_seed_gives_another_adapter(base: Path, tmp_path: Path):
     used = trainer(base, tmp_path)
-    first = await used.train(lessons(base, "25ff71a9"), 1, ignore)
-    second = await used.train(lessons(base, "25ff71a9"), 2, ignore)
+    first = await used.train(wanted(base), ignore)
+    second = await used.train(wanted(base, seed=2, serial=1), ignore)
     assert not same(first, second)
 
 
 async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path):
     model = load_model(base, DEVICE)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    used = LoraTrainer(model, base, tmp_path, DEVICE, TrainConfig(), 0, Ledger())
-    await used.train(lessons(base, "25ff71a9"), 1, ignore)
+    used = LoraTrainer(model, base, tmp_path, DEVICE, 0, Ledger())
+    await used.train(wanted(base), ignore)
+    await used.train(wanted(base, serial=1, rank=16), ignore)
     after = {name.replace(".base_layer", ""): v for name, v in model.state_dict().items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 async def test_recomputing_activations_changes_nothing_but_the_time(base: Path, tmp_path: Path):
     used = trainer(base, tmp_path)
-    plain = await used.train(lessons(base, "25ff71a9"), 1, ignore)
-    frugal = await used.train(lessons(base, "25ff71a9"), 1, ignore, frugal=True)
+    plain = await used.train(wanted(base), ignore)
+    frugal = await used.train(wanted(base, serial=1, frugal=True), ignore)
     for name, value in weights(plain).items():
         torch.testing.assert_close(value, weights(frugal)[name], rtol=1e-3, atol=1e-4)
 
 
 async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Path):
-    first = await trainer(base, tmp_path / "a").train(lessons(base, "25ff71a9", 20), 1, ignore)
+    first = await trainer(base, tmp_path / "a").train(wanted(base, steps=20), ignore)
     steps: list[TrainingStep] = []
-    going_on = trainer(base, tmp_path / "b", start=first.adapter.path)
-    await going_on.train(lessons(base, "25ff71a9"), 2, steps.append)
+    going_on = wanted(base, seed=2, start=first.adapter.path)
+    await trainer(base, tmp_path / "b").train(going_on, steps.append)
     fresh: list[TrainingStep] = []
-    await trainer(base, tmp_path / "c").train(lessons(base, "25ff71a9"), 2, fresh.append)
+    await trainer(base, tmp_path / "c").train(wanted(base, seed=2), fresh.append)
     assert steps[0].loss < 0.95 * fresh[0].loss
 
 
-async def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path):
-    first = await trainer(base, tmp_path / "a").train(lessons(base, "25ff71a9"), 1, ignore)
-    with pytest.raises(BadBase, match="another base, rank or set"):
-        LoraTrainer(
-            load_model(base, DEVICE),
-            base,
-            tmp_path / "b",
-            DEVICE,
-            TrainConfig(rank=16, start=first.adapter.path),
-            0,
-            Ledger(),
-        )
-    (first.adapter.path / "arcd.json").write_text(json.dumps({"base": "other"}))
-    with pytest.raises(BadBase, match="an adapter of another base"):
-        trainer(base, tmp_path / "b", start=first.adapter.path)
+async def test_a_start_that_does_not_fit_fails_its_task_alone(base: Path, tmp_path: Path):
+    first = await trainer(base, tmp_path / "a").train(wanted(base), ignore)
+    used = trainer(base, tmp_path / "b")
+    with pytest.raises(TrainerFailed, match="another base, rank or set"):
+        await used.train(wanted(base, rank=16, start=first.adapter.path), ignore)
+    with pytest.raises(TrainerFailed, match="no adapter in it"):
+        await used.train(wanted(base, target_modules=("q_proj",), start=tmp_path), ignore)
+    assert same(await used.train(wanted(base), ignore), first)
 
 
 async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
@@ -144,16 +180,19 @@ async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
             if step.step == 2:
                 scope.cancel()
 
-        await used.train(lessons(base, "25ff71a9", 50), 1, stop)
+        await used.train(wanted(base, steps=50), stop)
     assert scope.cancelled_caught
     assert len(steps) <= 3
     assert list(tmp_path.iterdir()) == []
-    assert (await used.train(lessons(base, "25ff71a9"), 1, ignore)).adapter.serial == 0
+    assert not used.busy
+    assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
 
 
-async def test_a_base_without_the_target_modules_is_refused(base: Path, tmp_path: Path):
-    with pytest.raises(BadBase, match="c_attn"):
-        trainer(base, tmp_path, target_modules=("c_attn",))
+async def test_target_modules_that_the_base_lacks_fail_their_task_alone(base: Path, tmp_path: Path):
+    used = trainer(base, tmp_path)
+    with pytest.raises(TrainerFailed, match="c_attn"):
+        await used.train(wanted(base, target_modules=("c_attn",)), ignore)
+    assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from arcd.config import TrainConfig
 from arcd.prompts import Lesson, Question
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A trained adapter: a PEFT folder under a serial number that never repeats in a process."""
+    """A trained adapter: a PEFT folder under a serial number that never repeats."""
 
     serial: int
     path: Path
@@ -29,13 +30,17 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """An adapter with how it came about; `loss` is that of the last step, in nats per token."""
+    """An adapter with how it came about; `loss` is that of the last step, in nats per token.
+
+    `resident_bytes` is what the process had in memory after it; None where that cannot be told.
+    """
 
     adapter: Adapter
     steps: int
     tokens: int
     seconds: float
     loss: float
+    resident_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +55,12 @@ class TrainingStep:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample of a question; `seed` decides it where the temperature is not 0."""
+    """One sample of a question; `seed` decides it where the temperature is not 0 (greedy)."""
 
     question: Question
     sample: int
     seed: int
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +76,56 @@ class Completion:
     finish: Literal["stop", "length"]
 
 
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What is to be trained, and how: lessons in their order, from an adapter begun by `seed`.
+
+    The adapter gets the number `serial`; `frugal` trades time for memory.
+    """
+
+    lessons: Sequence[Lesson]
+    config: TrainConfig
+    seed: int
+    serial: int
+    frugal: bool = False
+
+
 class Trainer(Protocol):
     """Trains one adapter at a time on the resident base model."""
 
-    async def train(
-        self,
-        lessons: Sequence[Lesson],
-        seed: int,
-        progress: Callable[[TrainingStep], None],
-        *,
-        frugal: bool = False,
-    ) -> Trained:
-        """A fresh adapter, begun from `seed`, after one pass over the lessons in their order.
+    @property
+    def steps(self) -> int:
+        """Steps made so far, of all trainings: its heartbeat while it is `busy`."""
+        ...
 
-        `progress` is called in the event loop; `frugal` trades time for memory. Raises
-        OutOfMemory or another TrainerFailed where no adapter came about; cancellation takes
-        effect within a step and leaves nothing behind.
+    @property
+    def busy(self) -> bool:
+        """Whether a training is under way, so that steps must be seen."""
+        ...
+
+    async def train(
+        self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
+    ) -> Trained:
+        """The adapter after one pass over the lessons; on the disk, whole, when this returns.
+
+        `progress` is called in the event loop. Raises OutOfMemory or another TrainerFailed where
+        no adapter came about; cancellation takes effect within a step and leaves nothing behind.
         """
         ...
 
 
 class Engine(Protocol):
     """Samples completions, batching the requests of all callers."""
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far: its heartbeat while it is `busy`."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for completions, so that steps must be seen."""
+        ...
 
     async def sample(
         self,

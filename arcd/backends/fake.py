@@ -12,10 +12,10 @@ from typing import Literal
 
 import anyio
 
-from arcd.backends import Adapter, Completion, Request, Trained, TrainingStep
+from arcd.backends import Adapter, Completion, Request, Trained, TrainingStep, TrainRequest
 from arcd.encoding import Encoding
 from arcd.errors import OutOfMemory, TrainerFailed
-from arcd.prompts import Lesson, Question
+from arcd.prompts import Question
 from arcd.tasks import Solutions
 
 
@@ -30,29 +30,45 @@ class FakeTrainer:
     seconds_per_step: float = 0.0
     memory: int = 1 << 30
     broken: frozenset[str] = frozenset()
+    folder: Path | None = None
+    """Where each adapter leaves a file with the name of its task, if anywhere."""
     trained: dict[int, str] = field(default_factory=dict)
     """The task of each adapter's serial."""
+    steps: int = 0
+    busy: bool = False
 
     async def train(
-        self,
-        lessons: Sequence[Lesson],
-        seed: int,
-        progress: Callable[[TrainingStep], None],
-        *,
-        frugal: bool = False,
+        self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
     ) -> Trained:
+        self.busy = True
+        try:
+            return await self._train(wanted, progress)
+        finally:
+            self.busy = False
+
+    async def _train(
+        self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
+    ) -> Trained:
+        lessons = wanted.lessons
         if lessons[0].task in self.broken:
             raise TrainerFailed
-        if max(len(lesson.tokens) for lesson in lessons) > self.memory * (1 + frugal):
+        if max(len(lesson.tokens) for lesson in lessons) > self.memory * (1 + wanted.frugal):
             raise OutOfMemory
         for step in range(1, len(lessons) + 1):
             await anyio.sleep(self.seconds_per_step)
+            self.steps += 1
             progress(TrainingStep(step, len(lessons), 1 / step, 1000.0))
-        serial = len(self.trained)
-        self.trained[serial] = lessons[0].task
+        self.trained[wanted.serial] = lessons[0].task
         tokens = sum(len(lesson.tokens) for lesson in lessons)
-        adapter = Adapter(serial, Path(f"fake-{serial}"))
+        adapter = Adapter(wanted.serial, self._save(wanted.serial, lessons[0].task))
         return Trained(adapter, len(lessons), tokens, self.seconds_per_step * len(lessons), 0.0)
+
+    def _save(self, serial: int, task: str) -> Path:
+        path = (self.folder or Path()) / f"adapter-{serial}"
+        if self.folder:
+            path.mkdir(parents=True)
+            (path / "task").write_text(task)
+        return path
 
 
 @dataclass
@@ -68,6 +84,12 @@ class FakeEngine:
     adapters: Mapping[int, str]
     """The task of each adapter's serial, as the trainer made them."""
     seconds_per_token: float = 0.0
+    steps: int = 0
+    open: int = 0
+
+    @property
+    def busy(self) -> bool:
+        return self.open > 0
 
     async def sample(
         self,
@@ -75,21 +97,32 @@ class FakeEngine:
         adapter: Adapter | None,
         deliver: Callable[[Completion], None],
     ) -> None:
-        async with anyio.create_task_group() as answers:
-            for request in requests:
-                answers.start_soon(self._answer, request, adapter, deliver)
+        self.open += 1
+        try:
+            async with anyio.create_task_group() as answers:
+                for request in requests:
+                    answers.start_soon(self._answer, request, adapter, deliver)
+        finally:
+            self.open -= 1
 
     async def _answer(
         self, request: Request, adapter: Adapter | None, deliver: Callable[[Completion], None]
     ) -> None:
         question = request.question
-        knows = adapter is not None and self.adapters.get(adapter.serial) == question.task
+        knows = adapter is not None and self._task_of(adapter) == question.task
         tokens = self._solution(question) if knows else self._repetition(question)
         tokens = tokens[: question.max_new_tokens]
         await anyio.sleep(self.seconds_per_token * len(tokens))
+        self.steps += 1
         closed = tokens[-1] == self.encoding.end
         finish: Literal["stop", "length"] = "stop" if closed else "length"
         deliver(Completion(request, tuple(tokens), (-0.1,) * len(tokens), finish))
+
+    def _task_of(self, adapter: Adapter) -> str | None:
+        """An adapter of an earlier life is known by the file in its folder."""
+        left = adapter.path / "task"
+        known = self.adapters.get(adapter.serial)
+        return left.read_text() if known is None and left.is_file() else known
 
     def _solution(self, question: Question) -> list[int]:
         grid = self.solutions[question.task][question.test]

@@ -1,19 +1,19 @@
 """The trainer: one set of LoRA tensors on the resident base model, trained anew for each task.
 
-The base, the adapter's tensors and the optimizer are made once; a task only resets them in place.
+The base stays; the adapter's tensors and the optimizer are made anew only where a job wants them
+shaped otherwise than the one before, else a task resets them in place.
 The only importer of peft and of torch's training code. Knows nothing of tasks beyond their lessons,
 nor of who serves the adapter.
 """
 
 import ctypes
-import itertools
 import json
 import math
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from arcd.backends import Adapter, Trained, TrainingStep
+from arcd.backends import Adapter, Trained, TrainingStep, TrainRequest
 from arcd.basemodel import Device, fingerprint
 from arcd.config import TrainConfig
-from arcd.errors import BadBase, OutOfMemory, TrainerFailed
+from arcd.errors import OutOfMemory, TrainerFailed
 from arcd.ledger import Ledger
 from arcd.prompts import IGNORED, Lesson
 from arcd.tensors import collate
@@ -64,18 +64,96 @@ class LoraTrainer:
         base: Path,
         folder: Path,
         device: Device,
-        config: TrainConfig,
         pad: int,
         ledger: Ledger,
     ) -> None:
-        """Put the adapter's tensors on the resident `model`, loaded from the folder `base`.
-
-        Raises BadBase where the base lacks a target module or `config.start` does not fit it.
-        """
-        self._config, self._device, self._pad, self._ledger = config, device, pad, ledger
+        """Train on the resident `model`, which was loaded from the folder `base`."""
+        self.steps = 0
+        self.busy = False
+        self._model, self._device, self._pad, self._ledger = model, device, pad, ledger
         self._folder = folder
-        self._base_fingerprint = fingerprint(base)
-        self._serials = itertools.count()
+        self._marker = {"base": fingerprint(base)}
+        self._lora: _Lora | None = None
+
+    async def train(
+        self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
+    ) -> Trained:
+        """See `Trainer.train`."""
+        self.busy = True
+        try:
+            return await to_thread.run_sync(self._train, wanted, progress)
+        finally:
+            self.busy = False
+
+    def _train(self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]) -> Trained:
+        begun = time.monotonic()
+        if self._device.kind == "cpu":
+            # This thread's half of the cores; the engine's has the others. OpenMP threads that
+            # outnumber the cores wait for each other: on two cores 3 of them were 3 to 10 times
+            # slower than 2.
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+        size = wanted.config.batch_size
+        steps = math.ceil(len(wanted.lessons) / size)
+        tokens, loss = 0, math.nan
+        with self._ledger.span("trainer", "hand-over"):
+            lora = self._prepared(wanted)
+        with lora.checkpointing(wanted.frugal or wanted.config.checkpointing):
+            for step in range(steps):
+                from_thread.check_cancelled()
+                batch = wanted.lessons[step * size : (step + 1) * size]
+                with self._ledger.span("trainer", "step"):
+                    loss = lora.step(batch, wanted.config.lr * factor(wanted.config, step, steps))
+                self.steps += 1
+                tokens += sum(len(lesson.tokens) for lesson in batch)
+                rate = tokens / (time.monotonic() - begun)
+                from_thread.run_sync(progress, TrainingStep(step + 1, steps, loss, rate))
+        if not math.isfinite(loss):
+            raise TrainerFailed(f"the loss became {loss} in training")
+        with self._ledger.span("trainer", "hand-over"):
+            adapter = self._save(lora, wanted.serial)
+            _return_freed_memory()
+        seconds = time.monotonic() - begun
+        return Trained(adapter, steps, tokens, seconds, loss, resident_bytes())
+
+    def _prepared(self, wanted: TrainRequest) -> "_Lora":
+        """The tensors for this configuration, in their state before the first step."""
+        if self._lora is None or not self._lora.suits(wanted.config):
+            if self._lora is not None:
+                self._model = self._lora.remove()
+                self._lora = None
+            self._lora = _Lora(self._model, wanted.config, self._device, self._pad)
+        self._lora.reset(wanted.seed)
+        return self._lora
+
+    def _save(self, lora: "_Lora", serial: int) -> Adapter:
+        """A PEFT folder, on the disk and complete before it has its name."""
+        adapter = Adapter(serial, self._folder / f"adapter-{serial}")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=".writing-"))
+        try:
+            lora.save(temporary)
+            (temporary / MARKER).write_text(json.dumps(self._marker) + "\n")
+            for file in temporary.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            temporary.replace(adapter.path)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise TrainerFailed(f"{adapter.path}: {error.strerror or error}") from error
+        return adapter
+
+
+class _Lora:
+    """LoRA tensors on a base model, with their optimizer: reset and trained again and again."""
+
+    def __init__(
+        self, model: PreTrainedModel, config: TrainConfig, device: Device, pad: int
+    ) -> None:
+        """Put the tensors on the model.
+
+        Raises TrainerFailed where it lacks a target module or `config.start` does not fit it.
+        """
+        self._config, self._device, self._pad = config, device, pad
         lora = LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
@@ -87,66 +165,45 @@ class LoraTrainer:
         try:
             self._peft = get_peft_model(model, lora)
         except ValueError as error:
-            raise BadBase(f"{base}: {str(error).splitlines()[0]}") from None
+            raise TrainerFailed(str(error).splitlines()[0]) from None
         self._peft.train()
         self._layers = [m for m in self._peft.modules() if isinstance(m, LoraLayer)]
         self._parameters = [p for p in self._peft.parameters() if p.requires_grad]
-        self._start = self._load_start() if config.start else None
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=config.lr, weight_decay=config.weight_decay
-        )
+        self._start = self._load_start(config.start) if config.start else None
+        self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=config.weight_decay)
         # Only fp16 gradients can underflow; elsewhere the scaler is a no-op.
         self._scaler = torch.amp.GradScaler(device.kind, enabled=device.dtype == "float16")
 
-    async def train(
-        self,
-        lessons: Sequence[Lesson],
-        seed: int,
-        progress: Callable[[TrainingStep], None],
-        *,
-        frugal: bool = False,
-    ) -> Trained:
-        return await to_thread.run_sync(self._train, lessons, seed, progress, frugal)
+    def suits(self, config: TrainConfig) -> bool:
+        """Whether another training can have these tensors: only its course may differ."""
+        course = {"steps", "batch_size", "lr", "schedule", "warmup", "max_seq_len", "loss"}
+        shape = {*TrainConfig.model_fields} - course - {"checkpointing"}
+        return all(getattr(config, name) == getattr(self._config, name) for name in shape)
 
-    def _train(
-        self,
-        lessons: Sequence[Lesson],
-        seed: int,
-        progress: Callable[[TrainingStep], None],
-        frugal: bool,
-    ) -> Trained:
-        begun = time.monotonic()
-        if self._device.kind == "cpu":
-            # This thread's half of the cores; the engine's has the others. OpenMP threads that
-            # outnumber the cores wait for each other: on two cores 3 of them were 3 to 10 times
-            # slower than 2.
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
-        steps = math.ceil(len(lessons) / self._config.batch_size)
-        tokens, loss = 0, math.nan
-        with self._ledger.span("trainer", "hand-over"):
-            self._reset(seed)
-        with self._checkpointing(frugal or self._config.checkpointing):
-            for step, batch in enumerate(self._batches(lessons)):
-                from_thread.check_cancelled()
-                with self._ledger.span("trainer", "step"):
-                    loss = self._step(batch, factor(self._config, step, steps))
-                tokens += sum(len(lesson.tokens) for lesson in batch)
-                rate = tokens / (time.monotonic() - begun)
-                from_thread.run_sync(progress, TrainingStep(step + 1, steps, loss, rate))
-        if not math.isfinite(loss):
-            raise TrainerFailed(f"the loss became {loss} in training")
-        with self._ledger.span("trainer", "hand-over"):
-            adapter = self._save()
-            _return_freed_memory()
-        return Trained(adapter, steps, tokens, time.monotonic() - begun, loss)
+    def remove(self) -> PreTrainedModel:
+        """Take the tensors off; the base as it was."""
+        return cast(PreTrainedModel, self._peft.unload())
 
-    def _batches(self, lessons: Sequence[Lesson]) -> Iterator[Sequence[Lesson]]:
-        size = self._config.batch_size
-        return (lessons[i : i + size] for i in range(0, len(lessons), size))
+    def reset(self, seed: int) -> None:
+        """A fresh adapter (as peft makes it: A uniform, B zero) or the given one; no momentum."""
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in self._layers:
+                for a, b in zip(layer.lora_A.values(), layer.lora_B.values(), strict=True):
+                    bound = 1 / math.sqrt(a.in_features)  # Kaiming uniform with a = sqrt(5)
+                    a.weight.copy_(
+                        torch.empty(a.weight.shape).uniform_(-bound, bound, generator=rng)
+                    )
+                    b.weight.zero_()
+            if self._start is not None:
+                for name, parameter in self._live().items():
+                    parameter.copy_(self._start[name])
+        self._optimizer.state.clear()
 
-    def _step(self, batch: Sequence[Lesson], share: float) -> float:
+    def step(self, batch: Sequence[Lesson], lr: float) -> float:
+        """One step of the optimizer; the loss before it, in nats per labelled token."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.lr * share
+            group["lr"] = lr
         try:
             loss = self._loss(batch)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -161,6 +218,20 @@ class LoraTrainer:
         self._scaler.update()
         self._optimizer.zero_grad()
         return loss.item()
+
+    def checkpointing(self, wanted: bool) -> AbstractContextManager[object]:
+        """Recompute activations in the backward pass for as long as the block lasts, if wanted."""
+        return _GradientCheckpointing(self._peft) if wanted else nullcontext()
+
+    def save(self, folder: Path) -> None:
+        """Write weights and configuration as a PEFT folder."""
+        dtype = getattr(torch, self._device.dtype)
+        tensors = {
+            name: value.detach().to("cpu", dtype).contiguous()
+            for name, value in self._live().items()
+        }
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        self._peft.peft_config["default"].save_pretrained(str(folder))
 
     def _loss(self, batch: Sequence[Lesson]) -> Tensor:
         """Mean negative log-likelihood, in nats, over the labelled tokens of a batch."""
@@ -179,65 +250,19 @@ class LoraTrainer:
             return nullcontext()
         return torch.autocast(self._device.kind, getattr(torch, self._device.dtype))
 
-    def _checkpointing(self, wanted: bool) -> AbstractContextManager[object]:
-        if not wanted:
-            return nullcontext()
-        return _GradientCheckpointing(self._peft)
-
-    def _reset(self, seed: int) -> None:
-        """A fresh adapter (as peft makes it: A uniform, B zero) or the given one; no momentum."""
-        rng = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for layer in self._layers:
-                for a, b in zip(layer.lora_A.values(), layer.lora_B.values(), strict=True):
-                    bound = 1 / math.sqrt(a.in_features)  # Kaiming uniform with a = sqrt(5)
-                    a.weight.copy_(
-                        torch.empty(a.weight.shape).uniform_(-bound, bound, generator=rng)
-                    )
-                    b.weight.zero_()
-            if self._start is not None:
-                for name, parameter in self._saved_parameters().items():
-                    parameter.copy_(self._start[name])
-        self._optimizer.state.clear()
-
-    def _saved_parameters(self) -> dict[str, Tensor]:
-        """The adapter's live tensors under the names of a PEFT file."""
+    def _live(self) -> dict[str, Tensor]:
+        """The tensors in training under the names of a PEFT file."""
         return cast(dict[str, Tensor], get_peft_model_state_dict(self._peft))
 
-    def _save(self) -> Adapter:
-        """A PEFT folder, complete before it has its name."""
-        adapter = Adapter(serial := next(self._serials), self._folder / f"adapter-{serial}")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=".writing-"))
-        try:
-            dtype = getattr(torch, self._device.dtype)
-            tensors = {
-                name: value.detach().to("cpu", dtype).contiguous()
-                for name, value in self._saved_parameters().items()
-            }
-            save_file(tensors, temporary / "adapter_model.safetensors", {"format": "pt"})
-            self._peft.peft_config["default"].save_pretrained(str(temporary))
-            (temporary / MARKER).write_text(json.dumps({"base": self._base_fingerprint}) + "\n")
-            temporary.replace(adapter.path)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise TrainerFailed(f"{adapter.path}: {error.strerror or error}") from error
-        return adapter
-
-    def _load_start(self) -> dict[str, Tensor]:
-        """The tensors of `config.start`, checked against this base and this configuration."""
-        start = self._config.start
-        assert start is not None
-        marker = start / MARKER
-        if marker.is_file() and json.loads(marker.read_text())["base"] != self._base_fingerprint:
-            raise BadBase(f"{start}: an adapter of another base")
+    def _load_start(self, start: Path) -> dict[str, Tensor]:
+        """The tensors of an adapter to start from, which must be shaped as these."""
         try:
             given: dict[str, Tensor] = load_file(start / "adapter_model.safetensors")
         except OSError as error:
-            raise BadBase(f"{start}: no adapter in it: {error}") from None
-        live = {name: tuple(value.shape) for name, value in self._saved_parameters().items()}
+            raise TrainerFailed(f"{start}: no adapter in it: {error}") from None
+        live = {name: tuple(value.shape) for name, value in self._live().items()}
         if {name: tuple(value.shape) for name, value in given.items()} != live:
-            raise BadBase(f"{start}: an adapter of another base, rank or set of target modules")
+            raise TrainerFailed(f"{start}: an adapter of another base, rank or set of modules")
         return given
 
 
@@ -262,6 +287,15 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM now; None where the system has no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

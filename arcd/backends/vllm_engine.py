@@ -28,7 +28,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from arcd.backends import Adapter, Completion, Request
-from arcd.config import EngineConfig, SampleConfig
+from arcd.config import EngineConfig
 from arcd.errors import EngineFailed, MissingPackage
 from arcd.ledger import Ledger
 
@@ -50,7 +50,6 @@ class _Settings:
     answer_tokens: Sequence[int]
     end: int
     config: EngineConfig
-    temperature: float
     rank: int
     dtype: str
 
@@ -110,7 +109,6 @@ async def vllm_engine(
     answer_tokens: Sequence[int],
     end: int,
     config: EngineConfig,
-    sample: SampleConfig,
     rank: int,
     dtype: str,
     ledger: Ledger,
@@ -125,7 +123,7 @@ async def vllm_engine(
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingPackage("vLLM is not installed; try: pip install 'arcd[cpu]' or 'arcd[cuda]'")
-    settings = _Settings(base, list(answer_tokens), end, config, sample.temperature, rank, dtype)
+    settings = _Settings(base, list(answer_tokens), end, config, rank, dtype)
     engine = VllmEngine(settings, ledger)
     try:
         await engine._start()
@@ -154,12 +152,12 @@ class VllmEngine:
 
     @property
     def steps(self) -> int:
-        """Steps made so far: the engine's heartbeat while it is `busy`."""
+        """See `Engine.steps`."""
         return self._worker.steps
 
     @property
     def busy(self) -> bool:
-        """Whether somebody waits for completions, so that steps must be seen."""
+        """See `Engine.busy`."""
         return bool(self._calls)
 
     async def sample(
@@ -370,8 +368,8 @@ class _Worker:
         settings = self._settings
         return SamplingParams(
             max_tokens=request.question.max_new_tokens,
-            temperature=settings.temperature,
-            seed=request.seed if settings.temperature > 0 else None,
+            temperature=request.temperature,
+            seed=request.seed if request.temperature > 0 else None,
             allowed_token_ids=settings.answer_tokens,
             stop_token_ids=[settings.end],
             logprobs=0,  # of the chosen token alone

@@ -1,0 +1,285 @@
+"""The daemon: one process with the desk, the server, the scheduler and the rig in one task group.
+
+Crash-only: whatever goes wrong in earnest ends the process; the supervisor starts another one,
+which finds everything in the store. What a restart would not mend is told to the supervisor as a
+failure. Started by the supervisor as `python -m arcd.daemon OPTIONS`.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import anyio
+from anyio import to_thread
+
+from arcd import __version__, events, screen, server
+from arcd.basemodel import Device, check, fingerprint, open_encoding, pick_device
+from arcd.desk import Desk
+from arcd.errors import EngineFailed, known
+from arcd.events import Record
+from arcd.heartbeat import Beat, Failure, Lane, Pulse, prepare_child
+from arcd.home import Home
+from arcd.ledger import Ledger
+from arcd.options import Options
+from arcd.publisher import Publisher
+from arcd.rig import set_environment
+from arcd.scheduler import Scheduler
+from arcd.solver import Rig
+from arcd.store import Store
+from arcd.wire import Health
+
+BEAT = 0.5
+"""Seconds between two signs of life."""
+
+log = logging.getLogger("arcd.daemon")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the models of a daemon are and run on."""
+
+    fingerprint: str
+    device: Device
+
+
+class OpenRig(Protocol):
+    """Makes a daemon's rig; the real one, or one of fakes."""
+
+    def __call__(
+        self,
+        options: Options,
+        platform: Platform,
+        *,
+        rank: int,
+        ledger: Ledger,
+        serial: Callable[[], int],
+    ) -> AbstractAsyncContextManager[Rig]: ...
+
+
+class Daemon:
+    """One life of the daemon, from a locked home to its end."""
+
+    def __init__(self, options: Options, pulse: Pulse | None) -> None:
+        self._options, self._pulse = options, pulse
+        self._home = Home(options.home)
+        self._ledger = Ledger()
+        self._desk = Desk(Store(options.home))
+        self._publisher = Publisher(self._desk, self._home)
+        self._scheduler: Scheduler | None = None
+        self._rig: Rig | None = None
+        self._platform: Platform | None = None
+        self._state: Literal["loading", "ready", "stopping"] = "loading"
+        self._desk.listeners.append(self._log)
+
+    async def run(self, open_rig: OpenRig, find_platform: Callable[[Options], Platform]) -> None:
+        """Serve until told to stop."""
+        self._recover()
+        servers = self._servers()
+        async with anyio.create_task_group() as helping:
+            for helper in (self._beat, self._obey_signals, self._publisher.run):
+                helping.start_soon(helper)
+            async with anyio.create_task_group() as serving:
+                for http, listening in servers:
+                    serving.start_soon(http.serve, [listening])
+                await self._work(open_rig, find_platform)
+                for http, _ in servers:
+                    http.should_exit = True
+            helping.cancel_scope.cancel()
+        self._desk.store.close()
+
+    async def _work(self, open_rig: OpenRig, find_platform: Callable[[Options], Platform]) -> None:
+        """Load the models, work off jobs until told to stop, write the last word."""
+        begun = time.monotonic()
+        with self._ledger.span("host", "load"):
+            self._platform = await to_thread.run_sync(find_platform, self._options)
+        self._started(self._platform)
+        async with open_rig(
+            self._options,
+            self._platform,
+            rank=self._largest_rank(),
+            ledger=self._ledger,
+            serial=self._desk.store.serial,
+        ) as rig:
+            scheduler = self._ready(rig, time.monotonic() - begun)
+            await scheduler.run(self._options.grace)
+        await to_thread.run_sync(self._publisher.flush)
+        self._desk.emit(None, events.DaemonStopped())
+        self._desk.close()
+
+    def health(self) -> Health:
+        """How the daemon is."""
+        device = self._platform.device if self._platform else None
+        return Health(
+            state=self._state,
+            pid=os.getpid(),
+            version=__version__,
+            base=str(self._options.base),
+            device=device.kind if device else self._options.device,
+            dtype=device.dtype if device else self._options.config.precision,
+            jobs=len(self._desk.state.jobs),
+            ledger=self._ledger.account().to_json(),
+        )
+
+    def stop(self) -> None:
+        """End in order."""
+        if self._scheduler is None:
+            # Nothing is in hand, and loading cannot be interrupted.
+            self._desk.emit(None, events.DaemonStopped())
+            self._desk.store.close()
+            os._exit(0)
+        self._state = "stopping"
+        self._scheduler.stop()
+
+    def _log(self, record: Record) -> None:
+        line = screen.log_line(record, self._desk.state)
+        if line:
+            log.info("%s", line)
+
+    def _recover(self) -> None:
+        """Count the deaths of what was in hand, and throw away what a death has left half done."""
+        state = self._desk.state
+        for job, task in state.in_hand():
+            self._desk.emit(job, events.Interrupted(task))
+        if self._options.alone:
+            self._desk.held = {job.id for job in state.jobs.values() if not job.finished}
+        kept = {
+            f"adapter-{task.adapter}"
+            for job in state.jobs.values()
+            if not job.finished
+            for task in job.tasks.values()
+            if task.adapter is not None
+        }
+        if self._home.adapters.is_dir():
+            for folder in self._home.adapters.iterdir():
+                if folder.name not in kept:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _servers(self) -> list[tuple[server.Server, server.Socket]]:
+        options = self._options
+        own = server.application(self._desk, options.config, health=self.health, stop=self.stop)
+        found = [(server.server_of(own), server.listen_on_unix(self._home))]
+        if options.host is not None:
+            guarded = server.application(
+                self._desk,
+                options.config,
+                health=self.health,
+                stop=self.stop,
+                token=server.token_in(self._home),
+            )
+            listening = server.listen_on_tcp(options.host, options.port)
+            log.info("listening on %s:%d", *listening.getsockname()[:2])
+            found.append((server.server_of(guarded), listening))
+        return found
+
+    def _largest_rank(self) -> int:
+        """The rank that the engine must serve: also that of jobs of an earlier daemon."""
+        jobs = (job for job in self._desk.state.jobs.values() if not job.finished)
+        ranks = (self._desk.store.config(job.id).train.rank for job in jobs)
+        return max([self._options.config.train.rank, *ranks])
+
+    def _started(self, platform: Platform) -> None:
+        self._desk.emit(
+            None,
+            events.DaemonStarted(
+                os.getpid(),
+                __version__,
+                str(self._options.base),
+                platform.fingerprint,
+                platform.device.kind,
+                platform.device.dtype,
+            ),
+        )
+
+    def _ready(self, rig: Rig, seconds: float) -> Scheduler:
+        self._rig = rig
+        self._scheduler = Scheduler(self._desk, rig, self._options.config, self._home.adapters)
+        self._state = "ready"
+        self._desk.emit(None, events.DaemonReady(seconds))
+        return self._scheduler
+
+    async def _beat(self) -> None:
+        while self._pulse:
+            self._pulse.send(self._life())
+            await anyio.sleep(BEAT)
+
+    def _life(self) -> Beat:
+        if self._rig is None:
+            return Beat(False, Lane(False, 0), Lane(False, 0))
+        engine, trainer = self._rig.engine, self._rig.trainer
+        return Beat(True, Lane(engine.busy, engine.steps), Lane(trainer.busy, trainer.steps))
+
+    async def _obey_signals(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async for _ in received:
+                self.stop()
+
+
+def find_platform(options: Options) -> Platform:
+    """What the options come to on this machine; raises BadInput if they cannot be."""
+    found = fingerprint(check(options.base))
+    device = pick_device(options.device, options.config.precision)
+    open_encoding(options.base, options.config.encoding)
+    return Platform(found, device)
+
+
+@asynccontextmanager
+async def real_rig(
+    options: Options,
+    platform: Platform,
+    *,
+    rank: int,
+    ledger: Ledger,
+    serial: Callable[[], int],
+) -> AsyncIterator[Rig]:
+    """The real trainer and the real engine."""
+    from arcd.rig import open_rig
+
+    async with open_rig(
+        options.base,
+        options.config,
+        platform.device,
+        rank=rank,
+        adapters=Home(options.home).adapters,
+        ledger=ledger,
+        serial=serial,
+    ) as rig:
+        yield rig
+
+
+def main(
+    open_rig: OpenRig = real_rig,
+    find_platform: Callable[[Options], Platform] = find_platform,
+) -> int:
+    """Be a daemon, with the options given on the command line; returns the exit code."""
+    options = Options.model_validate_json(sys.argv[1])
+    set_environment()
+    prepare_child(Home(options.home).stacks)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("arcd").setLevel(logging.INFO)
+    pulse = Pulse.from_environment()
+
+    async def live() -> None:
+        await Daemon(options, pulse).run(open_rig, find_platform)
+
+    try:
+        anyio.run(live)
+    except BaseException as error:
+        explained = known(error)
+        if explained is None or isinstance(explained, EngineFailed):
+            raise
+        log.error("%s", explained)
+        if pulse:
+            pulse.send(Failure(str(explained), explained.exit_code))
+        return explained.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""`arcd run`: supervisor, daemon, submit, follow and stop, as one call.
+
+The same machinery as `arcd serve` with `arcd submit`, so that everything which holds for a daemon
+holds here: what was answered is in the store, a daemon that dies or freezes is replaced, and the
+same call again goes on where this one was ended. Knows nothing of command lines.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from anyio import to_thread
+
+from arcd.client import RETRY, Client
+from arcd.errors import BadJob, NoDaemon, RunInterrupted
+from arcd.home import Home
+from arcd.ledger import Account
+from arcd.options import Options
+from arcd.processes import HomeLock
+from arcd.screen import Watch
+from arcd.supervisor import Incident, Supervisor
+from arcd.watchdog import Limits
+from arcd.wire import Order
+
+PAUSE = 3.0
+"""Seconds that a daemon gets to pause its job before it is asked to stop anyway."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job that is finished, and where the time of its last daemon went."""
+
+    job: int
+    status: dict[str, Any]
+    account: Account
+
+
+def command(options: Options) -> Sequence[str]:
+    """The command that is a daemon with these options."""
+    return [sys.executable, "-m", "arcd.daemon", options.model_dump_json()]
+
+
+def run(
+    options: Options,
+    order: Order,
+    *,
+    limits: Limits,
+    report: Callable[[Incident], None],
+    begin: Callable[[dict[str, Any]], Watch],
+) -> Outcome:
+    """Do one job with a daemon of its own; blocks until it is finished.
+
+    `begin` gets the job's status once it is taken on and gives what to show its records to. Raises
+    HomeInUse, DaemonFailed, or RunInterrupted after Ctrl-C: then the job is paused, and the same
+    call takes it up.
+    """
+    home = Home(options.home)
+    with HomeLock.take(options.home) as lock:
+        return anyio.run(_Run(home, lock, options, order, limits, report, begin).run)
+
+
+class _Run:
+    def __init__(
+        self,
+        home: Home,
+        lock: HomeLock,
+        options: Options,
+        order: Order,
+        limits: Limits,
+        report: Callable[[Incident], None],
+        begin: Callable[[dict[str, Any]], Watch],
+    ) -> None:
+        self._home, self._order, self._begin = home, order, begin
+        self._supervisor = Supervisor(
+            command(options), lock, limits, log=home.log, report=report, grace=options.grace
+        )
+        self._job: int | None = None
+        self._paused = False
+        self._outcome: Outcome | None = None
+
+    async def run(self) -> Outcome:
+        async with anyio.create_task_group() as listening:
+            listening.start_soon(self._obey_signals)
+            async with anyio.create_task_group() as following:
+                following.start_soon(self._follow_and_stop)
+                await self._supervisor.run()
+                # The daemon is gone for good: who follows it still would wait for ever.
+                following.cancel_scope.cancel()
+            listening.cancel_scope.cancel()
+        if self._outcome is None:
+            raise RunInterrupted
+        return self._outcome
+
+    async def _follow_and_stop(self) -> None:
+        # A thread that waits for a daemon which is gone may be left to itself.
+        self._outcome = await to_thread.run_sync(self._follow, abandon_on_cancel=True)
+        self._supervisor.stop()
+
+    def _follow(self) -> Outcome:
+        with Client(self._home.path) as client:
+            status = self._submit(client)
+            self._job = status["job"]
+            watch = self._begin(status)
+            for record in client.follow(status["job"]):
+                watch(record)
+            account = Account.from_json(client.health()["ledger"])
+            return Outcome(status["job"], client.job(status["job"]), account)
+
+    def _submit(self, client: Client) -> dict[str, Any]:
+        """Submit as soon as there is somebody to submit to; if nobody comes we are cancelled."""
+        while True:
+            try:
+                return client.send(self._order)
+            except NoDaemon:
+                time.sleep(RETRY)
+
+    async def _obey_signals(self) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+            async for _ in received:
+                if self._job is not None and not self._paused:
+                    self._paused = True
+                    with anyio.move_on_after(PAUSE):
+                        await to_thread.run_sync(self._pause, self._job, abandon_on_cancel=True)
+                self._supervisor.stop()
+
+    def _pause(self, job: int) -> None:
+        """So that no later daemon goes on with it unasked."""
+        with Client(self._home.path) as client, suppress(NoDaemon, BadJob):
+            client.pause(job)

@@ -1,0 +1,418 @@
+"""The verbs of the daemon and its jobs; see `cli` for the rest and for what all have in common.
+
+None of them imports torch: they talk to the daemon, or read its store where no daemon runs.
+"""
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from arcd.errors import NoDaemon, NoJob
+
+if TYPE_CHECKING:
+    from arcd.client import Client
+    from arcd.home import Home
+    from arcd.supervisor import Incident
+    from arcd.tasks import Solutions
+
+out = Console()
+err = Console(stderr=True)
+
+HomeOption = Annotated[Path | None, typer.Option(help="Where arcd keeps its jobs [env: ARCD_HOME]")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
+JobNumber = Annotated[int, typer.Argument(help="The job's number", metavar="JOB")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.steps=64")]
+ConfigFile = Annotated[Path | None, typer.Option(help="TOML file")]
+Stall = Annotated[
+    float,
+    typer.Option(
+        min=0.1, help="No step for so many seconds, or for much longer than usual: frozen"
+    ),
+]
+
+PORT = 8710
+STALL = 60.0
+
+
+def serve(
+    base: Annotated[Path | None, typer.Option(help="Base model folder; by default arcd's")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    host: Annotated[
+        str | None, typer.Option(help="Listen by TCP too, for who has the token")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="8710 by default")] = None,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds to finish what is in hand")] = 30.0,
+    stall: Stall = STALL,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Load the base model once and work off jobs until Ctrl-C; a second Ctrl-C ends it at once."""
+    from arcd import basemodel
+    from arcd import config as configuration
+    from arcd.options import Options
+
+    place = _home(home)
+    if port is not None:
+        host = host or "127.0.0.1"
+    options = Options(
+        home=place.path,
+        base=basemodel.check(base or basemodel.bundled()).absolute(),
+        device=device,
+        config=configuration.resolve(config, settings or ()),
+        host=host,
+        port=port or PORT,
+        grace=grace,
+    )
+
+    def tell(event: str, **what: object) -> None:
+        if as_json:
+            print(json.dumps({"event": event, **what}), flush=True)
+        else:
+            words = "  ".join(f"{key} {value}" for key, value in what.items())
+            out.print(f"arcd {event}  {words}", markup=False, highlight=False, soft_wrap=True)
+
+    def ready(pid: int) -> None:
+        where = {"url": f"http://{host}:{port or PORT}", "token": str(place.token)} if host else {}
+        tell("ready", pid=pid, home=str(place.path), **where)
+
+    def report(incident: "Incident") -> None:
+        tell(incident.kind, reason=incident.text, log=str(place.log))
+
+    tell("loading", home=str(place.path))
+    code = anyio.run(_Serving(options, stall, report, ready).run)
+    tell("stopped")
+    raise typer.Exit(code)
+
+
+class _Serving:
+    """`serve` until it ends."""
+
+    def __init__(self, options: Any, stall: float, report: Any, ready: Any) -> None:
+        self._options, self._stall = options, stall
+        self._report, self._ready = report, ready
+
+    async def run(self) -> int:
+        import signal
+
+        from arcd.foreground import command
+        from arcd.home import Home
+        from arcd.processes import HomeLock
+        from arcd.supervisor import Supervisor
+        from arcd.watchdog import Limits
+
+        options = self._options
+        with HomeLock.take(options.home) as lock:
+            supervisor = Supervisor(
+                command(options),
+                lock,
+                Limits(floor=self._stall),
+                log=Home(options.home).log,
+                report=self._report,
+                ready=self._ready,
+                grace=options.grace,
+            )
+            async with anyio.create_task_group() as tasks:
+
+                async def obey() -> None:
+                    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+                        async for _ in received:
+                            supervisor.stop()
+
+                tasks.start_soon(obey)
+                code = await supervisor.run()
+                tasks.cancel_scope.cancel()
+        return code
+
+
+def submit(
+    tasks: Annotated[
+        str,
+        typer.Argument(
+            help="A Kaggle challenges file, a task file, a folder, or e.g. arc1-eval:50"
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="A label; by default the file's name")] = None,
+    priority: Annotated[
+        int, typer.Option(min=1, max=100, help="Jobs share the machine in proportion to it")
+    ] = 10,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Annotated[int | None, typer.Option(help="Decides lessons, views and samples")] = None,
+    solutions: Annotated[Path | None, typer.Option(help="Kaggle solutions file")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Keep the submission here")] = None,
+    skip_invalid: Annotated[bool, typer.Option(help="Leave out tasks that are not valid")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch the job until it is done")] = False,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Give the running daemon a job."""
+    from arcd import config as configuration
+    from arcd import tasks as taskfiles
+    from arcd import wire
+
+    found = taskfiles.load(tasks, skip_invalid=skip_invalid)
+    found = found.with_solutions(solutions) if solutions else found
+    for line in found.skipped:
+        err.print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
+    order = wire.order(
+        found,
+        name=name,
+        priority=priority,
+        settings=configuration.tree(config, settings or (), seed=seed),
+        outs=(out_file,) if out_file else (),
+    )
+    with _client(home) as client:
+        status = client.send(order)
+        job = status["job"]
+        if not as_json:
+            _print_submitted(status, wait=wait)
+        if wait:
+            status = _watch(client, job, found.solutions)
+    if as_json:
+        print(json.dumps(status))
+    elif wait:
+        _print_status(status)
+    if wait and status["state"] != "done":
+        raise typer.Exit(1)
+
+
+def jobs(home: HomeOption = None, as_json: Json = False) -> None:
+    """List all jobs."""
+    with _reading(home) as reader:
+        found = reader.jobs()
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("job", "name", "state", "answered", "retriable", "priority"):
+        table.add_column(heading, justify="left" if heading in ("name", "state") else "right")
+    for job in found:
+        answered = f"{job['answered']}/{job['tasks']}"
+        counts = (str(job["retriable"]), str(job["priority"]))
+        table.add_row(str(job["job"]), job["name"], job["state"], answered, *counts)
+    out.print(table if found else "no jobs yet; submit one with: arcd submit TASKS")
+
+
+def status(
+    job: Annotated[int | None, typer.Argument(help="A job's number; else the daemon's")] = None,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """How far a job is, or how the daemon is."""
+    with _reading(home) as reader:
+        found = reader.health() if job is None else reader.job(job)
+    if as_json:
+        print(json.dumps(found))
+    elif job is None:
+        _print_health(found)
+    else:
+        _print_status(found)
+
+
+def result(
+    job: JobNumber,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Submission to write")] = None,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write the job's submission: complete and valid at any time, also while the job runs."""
+    from arcd import submission
+
+    with _reading(home) as reader:
+        found, now = reader.result(job), reader.job(job)
+    if out_file is None:
+        print(json.dumps(found))
+        return
+    submission.write(out_file, found)
+    if as_json:
+        print(json.dumps({"job": job, "submission": str(out_file), **now}))
+    else:
+        _say(f"{out_file}: {now['answered']} of {now['tasks']} tasks answered, job {now['state']}")
+
+
+def cancel(job: JobNumber, home: HomeOption = None, as_json: Json = False) -> None:
+    """Leave what is not answered unanswered; the answers there are stand."""
+    _control("cancel", job, home, as_json=as_json)
+
+
+def pause(job: JobNumber, home: HomeOption = None, as_json: Json = False) -> None:
+    """Begin none of the job's tasks any more; what is in hand is finished."""
+    _control("pause", job, home, as_json=as_json)
+
+
+def resume(job: JobNumber, home: HomeOption = None, as_json: Json = False) -> None:
+    """End a pause."""
+    _control("resume", job, home, as_json=as_json)
+
+
+def retry(job: JobNumber, home: HomeOption = None, as_json: Json = False) -> None:
+    """Do the job's failed and doubtful tasks once more; the candidates they have are kept."""
+    _control("retry", job, home, as_json=as_json)
+
+
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Of what is there")] = 100,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """What the daemon printed."""
+    path = _home(home).log
+    if not path.is_file():
+        raise NoDaemon(f"{path}: no daemon has run here yet")
+    for line in _lines(path, lines, follow=follow):
+        print(json.dumps({"line": line}) if as_json else line, flush=follow)
+
+
+def stop(
+    wait: Annotated[bool, typer.Option(help="Until it has ended")] = True,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """End the daemon in order: finish or set aside what is in hand, write the submissions."""
+    with _client(home) as client:
+        client.stop()
+        while wait:
+            try:
+                client.health()
+            except NoDaemon:
+                break
+            time.sleep(0.1)
+    if as_json:
+        print(json.dumps({"state": "stopped" if wait else "stopping"}))
+    else:
+        _say("stopped" if wait else "stopping")
+
+
+VERBS = (serve, submit, jobs, status, result, cancel, pause, resume, retry, logs, stop)
+
+
+def _home(given: Path | None) -> "Home":
+    from arcd.home import Home
+
+    return Home.at(given)
+
+
+def _client(home: Path | None) -> "Client":
+    from arcd.client import Client
+
+    return Client(home)
+
+
+class _Stored:
+    """What a client can be asked, read from the store of a home in which no daemon runs."""
+
+    def __init__(self, home: "Home") -> None:
+        from arcd.store import Store
+
+        self._home = home
+        self._store = Store(home.path, "read")
+        self._state = self._store.state()
+
+    def health(self) -> dict[str, Any]:
+        return {"state": "stopped", "home": str(self._home.path), "jobs": len(self._state.jobs)}
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return [job.to_json() for job in self._state.jobs.values()]
+
+    def job(self, number: int) -> dict[str, Any]:
+        if number not in self._state.jobs:
+            raise NoJob(f"job {number}: there is no such job")
+        return self._state.jobs[number].to_json()
+
+    def result(self, number: int) -> dict[str, Any]:
+        self.job(number)
+        return dict(json.loads(self._store.submission(number)))
+
+
+@contextmanager
+def _reading(given: Path | None) -> "Iterator[Client | _Stored]":
+    """The daemon where one answers, else the store that it left."""
+    with _client(given) as client:
+        try:
+            client.health()
+        except NoDaemon:
+            pass
+        else:
+            yield client
+            return
+    yield _Stored(_home(given))
+
+
+def _control(verb: str, job: int, home: Path | None, *, as_json: bool) -> None:
+    with _client(home) as client:
+        found = getattr(client, verb)(job)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        _print_status(found)
+
+
+def _watch(client: "Client", job: int, solutions: "Solutions") -> dict[str, Any]:
+    from arcd import screen
+
+    with screen.watching(err, job, solutions) as watch:
+        for record in client.follow(job):
+            watch(record)
+    return client.job(job)
+
+
+def _lines(path: Path, count: int, *, follow: bool) -> Iterator[str]:
+    """The last lines of a file and, with `follow`, each line that is added."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from (line.rstrip("\n") for line in deque(file, maxlen=count))
+        while follow:
+            line = file.readline()
+            if line:
+                yield line.rstrip("\n")
+            elif path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                return  # put aside for a new one
+            else:
+                time.sleep(0.2)
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_submitted(status: dict[str, Any], *, wait: bool) -> None:
+    job = status["job"]
+    _say(f"job {job}: {status['tasks']} tasks, {status['state']}")
+    if not wait:
+        _say(f"  arcd status {job}")
+        _say(f"  arcd result {job} --out submission.json")
+        _say(f"  arcd cancel {job}")
+
+
+def _print_status(status: dict[str, Any]) -> None:
+    in_hand = status["started"] + status["trained"]
+    doubt = f", {status['retriable']} failed or doubtful" if status["retriable"] else ""
+    _say(
+        f"job {status['job']} ({status['name']}): {status['state']}, "
+        f"{status['answered']} of {status['tasks']} tasks answered, {in_hand} in hand{doubt}"
+    )
+    if status["retriable"] and status["state"] == "done":
+        _say(f"  arcd retry {status['job']}")
+
+
+def _print_health(health: dict[str, Any]) -> None:
+    if health["state"] == "stopped":
+        _say(f"no daemon runs in {health['home']}, {health['jobs']} jobs in its store")
+        return
+    _say(
+        f"daemon {health['state']}: pid {health['pid']}, {health['base']} on {health['device']} "
+        f"in {health['dtype']}, {health['jobs']} jobs"
+    )

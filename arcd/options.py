@@ -1,0 +1,24 @@
+"""What a daemon is started with; travels as JSON on its command line. Knows nothing else."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from arcd.config import Config
+
+
+class Options(BaseModel):
+    """What a daemon is started with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path
+    base: Path
+    device: str = "auto"
+    config: Config = Config()
+    host: str | None = None
+    port: int = 0
+    grace: float = 30.0
+    """Seconds that what is in hand gets when the daemon is to end."""
+    alone: bool = False
+    """Leave the unfinished jobs of earlier daemons alone until they are resumed."""

@@ -1,0 +1,61 @@
+"""The real rig: the base model loaded, the trainer and the engine on it, opened in the one order
+that works and closed again whatever happens. Knows nothing of jobs.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+from anyio import to_thread
+
+from arcd.basemodel import Device, load_model, open_encoding
+from arcd.config import Config
+from arcd.errors import MissingPackage
+from arcd.ledger import Ledger
+from arcd.solver import Rig
+
+
+def set_environment() -> None:
+    """What torch reads once, when it is imported; a user's own settings win."""
+    # Its remarks on NUMA are no news to a user.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # oneDNN keeps 1024 kernels, one for each new shape: from task 5 to task 30, of all lengths,
+    # memory grew by 10 % with that and by 4 % with 128, at the same speed; 32 was no better.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+
+@asynccontextmanager
+async def open_rig(
+    base: Path,
+    config: Config,
+    device: Device,
+    *,
+    rank: int,
+    adapters: Path,
+    ledger: Ledger,
+    serial: Callable[[], int],
+) -> AsyncIterator[Rig]:
+    """A rig on the base that serves adapters of at most `rank`, kept under `adapters`."""
+    try:
+        from arcd.backends.lora import LoraTrainer
+        from arcd.backends.vllm_engine import vllm_engine
+    except ImportError:
+        raise MissingPackage from None
+    with ExitStack() as loading:
+        loading.enter_context(ledger.span("host", "load"))
+        encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
+        # One after the other: while it starts, vLLM changes torch's default dtype for everyone.
+        model = await to_thread.run_sync(load_model, base, device)
+        trainer = LoraTrainer(model, base, adapters, device, encoding.pad, ledger)
+        async with vllm_engine(
+            base,
+            answer_tokens=encoding.answer_tokens,
+            end=encoding.end,
+            config=config.engine,
+            rank=rank,
+            dtype=device.dtype,
+            ledger=ledger,
+        ) as engine:
+            loading.close()
+            yield Rig(trainer, engine, encoding, ledger, serial)

@@ -1,0 +1,261 @@
+"""The state: what is known of all jobs and of the daemon, folded from the records by `apply`.
+
+The one reducer. The daemon decides with it, `status`, the screen and the event stream show it; a
+daemon that starts again gets it back by folding the store. It keeps no grids, so that it stays
+small with many tasks. Knows nothing of where records come from.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from arcd import events
+from arcd.events import Record
+from arcd.selection import Verdict
+
+
+class Phase(StrEnum):
+    """How far a task is."""
+
+    waiting = "waiting"
+    started = "started"
+    """In hand, and training or about to train."""
+    trained = "trained"
+    """In hand, and being sampled."""
+    answered = "answered"
+
+
+class JobState(StrEnum):
+    """How far a job is."""
+
+    queued = "queued"
+    running = "running"
+    paused = "paused"
+    done = "done"
+    cancelled = "cancelled"
+    failed = "failed"
+
+
+FINISHED = frozenset({JobState.done, JobState.cancelled, JobState.failed})
+"""States in which nothing more happens by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a verdict comes to, without its grids.
+
+    `best` is the number of votes of the best grid of each test, `asked` the number of samples of
+    each. A test without any valid sample has 0.
+    """
+
+    best: tuple[int, ...]
+    asked: int
+    samples: int
+    invalid: int
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "Answer":
+        best = tuple(test[0].count if test else 0 for test in verdict.ranked)
+        return cls(best, verdict.samples // len(best), verdict.samples, verdict.invalid)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a test has no attempt at all."""
+        return 0 in self.best
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the best grid of a test has less than half of the votes."""
+        return any(2 * votes < self.asked for votes in self.best)
+
+
+@dataclass(slots=True)
+class TaskState:
+    """A task of a job."""
+
+    phase: Phase = Phase.waiting
+    round: int = 0
+    """How often it was retried."""
+    deaths: int = 0
+    """How often the daemon died with it in hand."""
+    adapter: int | None = None
+    """Its trained adapter; kept through a restart."""
+    wanted: int = 0
+    """Samples that were still to be drawn when it was started last."""
+    sampled: int = 0
+    """How many of these there are."""
+    answer: Answer | None = None
+    begun: float = 0.0
+    seconds: float = 0.0
+    """From its last start to its answer."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def in_hand(self) -> bool:
+        return self.phase in (Phase.started, Phase.trained)
+
+
+@dataclass(slots=True)
+class Job:
+    """A job: its tasks in the order of their file."""
+
+    id: int
+    name: str
+    priority: int
+    submitted: float
+    tasks: dict[str, TaskState]
+    counts: Counter[Phase] = field(default_factory=Counter)
+    """Tasks in each phase."""
+    begun: bool = False
+    paused: bool = False
+    cancelled: bool = False
+
+    @property
+    def state(self) -> JobState:
+        if self.cancelled:
+            return JobState.cancelled
+        if self.counts[Phase.answered] == len(self.tasks):
+            answers = (task.answer for task in self.tasks.values())
+            failed = all(answer is None or answer.samples == answer.invalid for answer in answers)
+            return JobState.failed if failed else JobState.done
+        if self.paused:
+            return JobState.paused
+        return JobState.running if self.begun else JobState.queued
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+    def retriable(self) -> list[str]:
+        """The answered tasks that failed or are doubtful."""
+        return [
+            name
+            for name, task in self.tasks.items()
+            if task.phase is Phase.answered
+            and (task.answer is None or task.answer.failed or task.answer.doubtful)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `status --json` shows."""
+        counts = {phase.value: self.counts[phase] for phase in Phase}
+        return {
+            "job": self.id,
+            "name": self.name,
+            "priority": self.priority,
+            "state": self.state.value,
+            "submitted": self.submitted,
+            "tasks": len(self.tasks),
+            **counts,
+            "retriable": len(self.retriable()),
+        }
+
+
+@dataclass(slots=True)
+class State:
+    """Everything; made empty and changed by `apply` alone."""
+
+    jobs: dict[int, Job] = field(default_factory=dict)
+    training: tuple[int, events.Training] | None = None
+    """The job and the last step of the training under way."""
+    daemon: events.DaemonStarted | None = None
+    """The daemon that has the home, until it leaves in order."""
+    ready: bool = False
+    restarts: int = 0
+    """Daemons that were started where another one had not left in order."""
+    seq: int = 0
+    """The last record applied."""
+
+    def apply(self, record: Record) -> None:
+        """Go on by one record."""
+        self.seq = record.seq
+        if record.job is None:
+            self._daemon(record.event)
+        elif isinstance(record.event, events.Submitted):
+            self._submitted(record.job, record.at, record.event)
+        elif isinstance(record.event, events.JobEvent):
+            _control(self.jobs[record.job], record.event)
+        elif isinstance(record.event, events.TaskEvent):
+            self._task(self.jobs[record.job], record.at, record.event)
+
+    def in_hand(self) -> list[tuple[int, str]]:
+        """(job, task) of all tasks that are begun and not answered."""
+        return [
+            (job.id, name)
+            for job in self.jobs.values()
+            if job.counts[Phase.started] + job.counts[Phase.trained]
+            for name, task in job.tasks.items()
+            if task.in_hand
+        ]
+
+    def _daemon(self, event: events.Event) -> None:
+        self.training = None
+        self.ready = isinstance(event, events.DaemonReady)
+        match event:
+            case events.DaemonStarted():
+                self.restarts += self.daemon is not None
+                self.daemon = event
+            case events.DaemonStopped():
+                self.daemon = None
+
+    def _submitted(self, job: int, at: float, event: events.Submitted) -> None:
+        tasks = {name: TaskState() for name in event.tasks}
+        counts = Counter({Phase.waiting: len(tasks)})
+        self.jobs[job] = Job(job, event.name, event.priority, at, tasks, counts)
+
+    def _task(self, job: Job, at: float, event: events.TaskEvent) -> None:
+        task = job.tasks[event.task]
+        match event:
+            case events.Started(_, _, samples):
+                job.begun = True
+                task.wanted, task.sampled, task.begun = samples, 0, at
+                _move(job, task, Phase.trained if task.adapter is not None else Phase.started)
+            case events.Training():
+                self.training = job.id, event
+                return
+            case events.Trained(_, adapter):
+                task.adapter = adapter
+                _move(job, task, Phase.trained)
+            case events.Sampled():
+                task.sampled += 1
+                _move(job, task, Phase.trained)
+                return
+            case events.Noted(_, note):
+                task.notes += (note,)
+            case events.Answered(_, verdict):
+                task.answer = Answer.of(verdict)
+                # A clock that is set back must not make a time negative.
+                task.seconds = max(0.0, at - task.begun)
+                task.adapter, task.notes = None, verdict.notes
+                _move(job, task, Phase.answered)
+            case events.Interrupted():
+                task.deaths += 1
+                _move(job, task, Phase.waiting)
+            case events.Released():
+                _move(job, task, Phase.waiting)
+        if self.training and self.training[0] == job.id and self.training[1].task == event.task:
+            self.training = None
+
+
+def _move(job: Job, task: TaskState, phase: Phase) -> None:
+    job.counts[task.phase] -= 1
+    job.counts[phase] += 1
+    task.phase = phase
+
+
+def _control(job: Job, event: events.JobEvent) -> None:
+    match event:
+        case events.Paused():
+            job.paused = True
+        case events.Resumed():
+            job.paused = False
+        case events.Cancelled():
+            job.cancelled = True
+        case events.Retried(names):
+            for name in names:
+                task = job.tasks[name]
+                task.round += 1
+                task.deaths = 0
+                task.adapter = None
+                task.wanted = 0
+                _move(job, task, Phase.waiting)

@@ -1,0 +1,184 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcd.heartbeat import Beat, Lane
+from arcd.watchdog import Limits, Watchdog
+
+LIMITS = Limits()
+IDLE = Lane(busy=False, steps=0)
+
+lanes = st.builds(Lane, busy=st.booleans(), steps=st.integers(0, 5))
+beats = st.builds(Beat, ready=st.booleans(), engine=lanes, trainer=lanes)
+# Whole milliseconds, so that sums are the same in whatever order they are taken.
+waits = st.integers(0, 2_000_000).map(lambda milliseconds: milliseconds / 1024)
+histories = st.lists(st.tuples(waits, beats), max_size=30)
+
+
+def beat(engine: Lane = IDLE, trainer: Lane = IDLE, ready: bool = True) -> Beat:
+    return Beat(ready, engine, trainer)
+
+
+def told(history: list[tuple[float, Beat]]) -> tuple[Watchdog, float]:
+    """A watchdog that has heard it all, and the time of the last beat."""
+    watchdog, now = Watchdog(LIMITS), 1000.0
+    watchdog.begin(now)
+    for wait, heard in history:
+        now += wait
+        watchdog.hear(heard, now)
+    return watchdog, now
+
+
+def stepping(watchdog: Watchdog, now: float, gap: float, count: int) -> float:
+    """The engine makes `count` steps, one every `gap` seconds; returns the time of the last."""
+    for steps in range(count + 1):
+        watchdog.hear(beat(Lane(True, steps)), now + steps * gap)
+    return now + count * gap
+
+
+def beating(watchdog: Watchdog, heard: Beat, start: float, end: float) -> list[str]:
+    """The same beat every half floor from start to end; the reasons for a stall on the way."""
+    now, reasons = start, []
+    while now <= end:
+        reasons.append(watchdog.stalled(now))
+        watchdog.hear(heard, now)
+        now += LIMITS.floor / 2
+    reasons.append(watchdog.stalled(end))
+    return [reason for reason in reasons if reason]
+
+
+@given(histories, st.floats(0, LIMITS.floor, exclude_max=True))
+def test_nothing_stalls_before_the_floor(history, wait):
+    watchdog, now = told(history)
+    watchdog.hear(beat(IDLE, IDLE), now)
+    watchdog.hear(beat(Lane(True, 0), Lane(True, 0)), now)
+    assert watchdog.stalled(now + wait) is None or now + wait == now + LIMITS.floor
+
+
+@given(st.floats(0.001, 80), st.integers(1, 300))
+def test_a_lane_that_becomes_ten_times_slower_is_let_alone(gap, count):
+    watchdog, now = told([])
+    now = stepping(watchdog, now, gap, count)
+    assert beating(watchdog, beat(Lane(True, count)), now, now + 10 * gap) == []
+
+
+@given(histories, st.sampled_from(["engine", "trainer"]))
+def test_a_lane_that_stops_for_ever_is_stalled_at_the_ceiling_at_the_latest(history, lane):
+    watchdog, now = told(history)
+    stuck = beat(**{lane: Lane(True, 9)})
+    watchdog.hear(stuck, now)
+    beating(watchdog, stuck, now, now + LIMITS.ceiling)
+    assert f"no {lane} step for" in watchdog.stalled(now + LIMITS.ceiling)
+
+
+@given(histories)
+def test_silence_is_a_stall_at_the_ceiling_at_the_latest(history):
+    watchdog, now = told(history)
+    assert watchdog.stalled(now + LIMITS.ceiling)
+
+
+@given(st.lists(st.tuples(st.floats(0, 59), st.integers(0, 9), st.integers(0, 9))))
+def test_idle_lanes_never_stall(history):
+    watchdog, now = told([])
+    watchdog.hear(beat(), now)
+    for wait, engine, trainer in history:
+        now += wait
+        assert watchdog.stalled(now) is None
+        watchdog.hear(beat(Lane(False, engine), Lane(False, trainer)), now)
+
+
+@given(histories, st.lists(st.floats(0, 2000)))
+def test_a_stall_lasts_as_time_goes_on_and_begins_at_the_deadline(history, delays):
+    watchdog, now = told(history)
+    for delay in sorted(delays):
+        stalled = watchdog.stalled(now + delay) is not None
+        assert stalled == (now + delay >= watchdog.deadline())
+
+
+@given(histories)
+def test_the_deadline_is_the_first_time_of_a_stall(history):
+    watchdog, _ = told(history)
+    assert watchdog.stalled(watchdog.deadline())
+
+
+@given(histories, st.integers(1, 5))
+def test_a_new_life_starts_without_open_lanes(history, steps):
+    watchdog, now = told(history)
+    watchdog.begin(now)
+    assert watchdog.deadline() == now + LIMITS.ceiling
+    watchdog.hear(beat(Lane(False, steps)), now)
+    assert watchdog.deadline() == now + LIMITS.floor
+
+
+def test_a_new_life_keeps_the_learnt_gaps():
+    watchdog, now = told([])
+    now = stepping(watchdog, now, 30, 10)
+    watchdog.begin(now)
+    stuck = beat(Lane(True, 0))
+    watchdog.hear(stuck, now)
+    assert beating(watchdog, stuck, now, now + 599) == []
+    assert watchdog.stalled(now + 600) == "no engine step for 600 s (limit 600 s)"
+
+
+def test_the_time_between_two_lives_is_no_gap():
+    watchdog, now = told([])
+    now = stepping(watchdog, now, 1, 10)
+    watchdog.begin(now + 800)
+    now = stepping(watchdog, now + 800, 1, 3)
+    assert beating(watchdog, beat(Lane(True, 3)), now, now + 59) == []
+    assert watchdog.stalled(now + 60)
+
+
+def test_before_its_first_step_a_lane_has_until_the_ceiling():
+    watchdog, now = told([])
+    first = beat(trainer=Lane(True, 0))
+    watchdog.hear(first, now)
+    assert beating(watchdog, first, now, now + 899) == []
+    assert watchdog.stalled(now + 900) == "no trainer step for 900 s (limit 900 s)"
+
+
+def test_the_clock_of_a_lane_starts_when_it_becomes_busy():
+    watchdog, now = told([])
+    now = stepping(watchdog, now, 1, 10)
+    idle, busy = beat(Lane(False, 10)), beat(Lane(True, 10))
+    assert beating(watchdog, idle, now, now + 500) == []
+    watchdog.hear(busy, now + 500)
+    assert beating(watchdog, busy, now + 500, now + 559) == []
+    assert watchdog.stalled(now + 561) == "no engine step for 61 s (limit 60 s)"
+
+
+def test_a_rare_outlier_is_not_the_usual_gap():
+    watchdog, now = told([])
+    now = stepping(watchdog, now, 1, 200)
+    watchdog.hear(beat(Lane(True, 201)), now + 50)
+    watchdog.hear(beat(Lane(True, 201)), now + 80)
+    assert watchdog.stalled(now + 110) == "no engine step for 60 s (limit 60 s)"
+
+
+def test_gaps_of_long_ago_are_forgotten():
+    watchdog, now = told([])
+    now = stepping(watchdog, now, 45, 10)
+    now = stepping(watchdog, now, 0.5, LIMITS.window)
+    stuck = beat(Lane(True, LIMITS.window))
+    assert beating(watchdog, stuck, now, now + 59) == []
+    assert watchdog.stalled(now + 60)
+
+
+def test_a_ready_daemon_must_give_signs_of_life():
+    watchdog, now = told([])
+    watchdog.hear(beat(), now)
+    assert watchdog.stalled(now + 59.9) is None
+    assert watchdog.stalled(now + 60) == "no sign of life for 60 s (limit 60 s)"
+
+
+@pytest.mark.parametrize("heard", [[], [(0.0, beat(Lane(True, 3), ready=False))]])
+def test_before_it_is_ready_a_daemon_may_be_silent_up_to_the_ceiling(heard):
+    watchdog, now = told(heard)
+    assert watchdog.stalled(now + 899) is None
+    assert watchdog.stalled(now + 900) == "no sign of life for 900 s (limit 900 s)"
+
+
+def test_short_limits_are_told_in_tenths():
+    watchdog = Watchdog(Limits(floor=0.5))
+    watchdog.hear(beat(), 10.0)
+    assert watchdog.stalled(10.75) == "no sign of life for 0.8 s (limit 0.5 s)"

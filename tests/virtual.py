@@ -1,0 +1,49 @@
+"""An event loop whose clock is virtual: where nothing is ready it jumps to the next timer.
+
+What sleeps costs nothing, and takes exactly as long as it says. Only for code that waits for
+nothing but timers and its own tasks: a test that would wait for ever fails at once, and threads
+would be taken for that. A module has all its tests on it with
+
+    @pytest.fixture
+    def anyio_backend():
+        return virtual.BACKEND
+"""
+
+import asyncio
+import selectors
+from typing import Any
+
+
+class Stuck(Exception):
+    """Nothing is ready and no timer is set: this would wait for ever."""
+
+
+class _Jumping(selectors.DefaultSelector):
+    """Waits for nothing: whoever would wait finds the time passed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        ready = super().select(0)
+        if ready:
+            return ready
+        if timeout is None:
+            raise Stuck(Stuck.__doc__)
+        self.now += max(0.0, timeout)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Begins at 0 seconds."""
+
+    def __init__(self) -> None:
+        self._clock = _Jumping()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now
+
+
+BACKEND = ("asyncio", {"loop_factory": VirtualLoop})
