@@ -88,7 +88,13 @@ class Agenda:
         self._queues.pop(job, None)
 
     def next(self, runnable: Callable[[int], bool] = lambda job: True) -> Item | None:
-        """The task that comes next among the jobs that are runnable, if there is one."""
+        """The task that comes next among the jobs that are runnable, if there is one.
+
+        The others, too, have no claim to the time in which they are not.
+        """
+        for job, each in self._queues.items():
+            if not runnable(job):
+                each.charged = max(each.charged, self._charged)
         queue = self._next(runnable)
         return queue.waiting[0] if queue else None
 

@@ -14,6 +14,7 @@ Knows the daemon only by what goes over the wire.
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -59,6 +60,7 @@ class Client:
         place = Home.at(Path(home) if home is not None else None)
         self._where = url or str(place.path)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._socket = None if url else place.socket
         transport = None if url else httpx.HTTPTransport(uds=str(place.socket))
         # A proxy has no business between us and a daemon.
         self._http = httpx.Client(
@@ -166,6 +168,7 @@ class Client:
         self._post("/stop")
 
     def _stream(self, job: int, after: int) -> Iterator[Record]:
+        self._knock()
         silent = httpx.Timeout(TIMEOUT.connect, read=None)
         path = f"/jobs/{job}/events"
         with self._http.stream("GET", path, params={"after": after}, timeout=silent) as response:
@@ -184,17 +187,29 @@ class Client:
         return dict(self._answer(lambda: self._http.post(path, content=body, headers=headers)))
 
     def _answer(self, ask: Callable[[], httpx.Response]) -> Any:
+        self._knock()
         try:
             response = ask()
         except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
-            raise NoDaemon(
-                f"{self._where}: no daemon answers here; start one with: arcd serve"
-            ) from None
+            raise self._nobody() from None
         except httpx.TimeoutException:
             raise NoDaemon(f"{self._where}: the daemon does not answer in time") from None
         if response.is_error:
             _raise(response)
         return response.json()
+
+    def _knock(self) -> None:
+        """See that somebody listens: httpcore leaves a socket open that it could not connect."""
+        if self._socket is None:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(self._socket))
+            except OSError:
+                raise self._nobody() from None
+
+    def _nobody(self) -> NoDaemon:
+        return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
 
 
 def _raise(response: httpx.Response) -> None:

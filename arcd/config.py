@@ -164,7 +164,14 @@ def for_job(daemon: Config, settings: Mapping[str, object]) -> Config:
     for key in settings:
         if key in DAEMON_KEYS:
             raise BadConfig(f"{key}: settled when the daemon starts; give it to arcd serve or run")
-    return _validated(_merged(daemon.model_dump(exclude_unset=True), settings))
+    job = _validated(_merged(daemon.model_dump(exclude_unset=True), settings))
+    largest = daemon.train.rank
+    if job.train.rank > largest:
+        raise BadConfig(
+            f"train.rank: at most {largest} in this daemon; start it with --set train.rank="
+            f"{job.train.rank}"
+        )
+    return job
 
 
 def on_daemon(job: Config, daemon: Config) -> Config:

@@ -202,6 +202,9 @@ class Daemon:
         self._scheduler = Scheduler(self._desk, rig, self._options.config, self._home.adapters)
         self._state = "ready"
         self._desk.emit(None, events.DaemonReady(seconds))
+        if self._pulse:
+            # From now on the supervisor's patience is shorter: it should know as soon as others do.
+            self._pulse.send(self._life())
         return self._scheduler
 
     async def _beat(self) -> None:

@@ -99,7 +99,11 @@ class HomeInUse(ArcdError):
 
 
 class DaemonFailed(ArcdError):
-    """The daemon ended."""
+    """The daemon cannot go on, and starting it again would not help."""
+
+    def __init__(self, message: str | None = None, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class NoDaemon(ArcdError):

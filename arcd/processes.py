@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from arcd.errors import ArcdError
+from arcd.errors import ArcdError, HomeInUse
 
 PROC = Path("/proc")
 
@@ -25,10 +25,6 @@ PATIENCE = 5.0
 
 RETRY = 0.05
 """Seconds between two tries of the lock; `flock` knows no time limit of its own."""
-
-
-class HomeInUse(ArcdError):
-    """The home is in use by another arcd."""
 
 
 @dataclass(frozen=True, slots=True)

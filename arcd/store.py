@@ -102,7 +102,7 @@ def path_in(home: Path) -> Path:
 
 
 class Store:
-    """An open store. Raises StoreFailed, naming the file, whatever SQLite objects to."""
+    """An open store. Raises StoreFailed, naming the file, whatever SQLite or system object to."""
 
     def __init__(
         self, home: Path, mode: Mode = "write", *, clock: Callable[[], float] = time.time
@@ -163,9 +163,12 @@ class Store:
 
     def records(self, after: int = 0, job: int | None = None) -> Iterator[Record]:
         """The records after number `after`; of a job, with the daemon's since it is there."""
-        submitted = "(SELECT min(seq) FROM events WHERE job = :job)"
-        which = "" if job is None else f"AND (job = :job OR job IS NULL AND seq > {submitted})"
-        query = f"SELECT seq, at, job, kind, body FROM events WHERE seq > :after {which}"
+        query = "SELECT seq, at, job, kind, body FROM events WHERE seq > :after"
+        if job is not None:
+            # Not one query with OR, for which SQLite would sort all that is left each time.
+            submitted = "(SELECT min(seq) FROM events WHERE job = :job)"
+            daemons = f"{query} AND job IS NULL AND seq > {submitted}"
+            query = f"{query} AND job = :job UNION ALL {daemons}"
         for seq, at, owner, name, body in self._read(
             f"{query} ORDER BY seq", {"after": after, "job": job}
         ):
@@ -278,10 +281,10 @@ class Store:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
                 self._connection.rollback()
                 raise
-            self._connection.execute("COMMIT")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -289,6 +292,8 @@ class Store:
             yield
         except sqlite3.Error as error:
             raise StoreFailed(f"{self.path}: {error}") from error
+        except OSError as error:
+            raise StoreFailed(f"{self.path}: {error.strerror or error}") from error
 
     def _check_version(self, mode: Mode) -> None:
         (found,) = self._connection.execute("PRAGMA user_version").fetchone()

@@ -23,7 +23,7 @@ from typing import BinaryIO, Literal
 import anyio
 import anyio.abc
 
-from arcd.errors import ArcdError
+from arcd.errors import DaemonFailed
 from arcd.heartbeat import PULSE_FD, SUPERVISOR_PID, Beat, Failure, from_line
 from arcd.processes import HomeLock, Process, identify, kill_group, send, sweep_group
 from arcd.watchdog import Limits, Watchdog
@@ -42,14 +42,6 @@ PIPE_BYTES = 65536
 
 LOG_BYTES = 10_000_000
 """A log above this is put aside as `.1` when the next daemon is spawned."""
-
-
-class DaemonFailed(ArcdError):
-    """The daemon cannot go on, and a restart would not help."""
-
-    def __init__(self, message: str | None = None, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +73,7 @@ class Supervisor:
         env: Mapping[str, str] = {},
         log: Path,
         report: Callable[[Incident], None],
+        ready: Callable[[int], None] = lambda pid: None,
         grace: float = 30.0,
     ) -> None:
         self._command = command
@@ -88,6 +81,7 @@ class Supervisor:
         self._env = env
         self._log = log
         self._report = report
+        self._ready = ready
         self._grace = grace
         self._watchdog = Watchdog(limits)
         self._asked = anyio.Event()
@@ -211,9 +205,12 @@ class Supervisor:
         kill_group(life.identity)
 
     def _hear(self, life: "_Life") -> None:
+        known = life.ready
         for message in life.hear():
             if isinstance(message, Beat):
                 self._watchdog.hear(message, anyio.current_time())
+        if life.ready and not known:
+            self._ready(life.process.pid)
 
 
 class _Life:

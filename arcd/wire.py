@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
 
 from arcd import config as configuration
 from arcd.config import Config
@@ -25,7 +25,7 @@ MAX_GRIDS = 200
 
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
 TaskId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
-Priority = Annotated[int, Field(ge=1, le=100)]
+Priority = Annotated[int, Strict(), Field(ge=1, le=100)]
 JobNumber = Annotated[int, Field(ge=1, le=2**53)]
 
 

@@ -1,13 +1,18 @@
-"""What the tests draw from: grids, tasks, views and encodings, and a tokenizer without a model."""
+"""What the tests draw from: grids, tasks, views, encodings, events, whole lives of jobs; and a
+tokenizer without a model."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from arcd import events
 from arcd.encoding import LAYERS, CellEncoding, Encoding, GridText, TextEncoding
 from arcd.grids import COLOURS, MAX_SIDE, Grid
+from arcd.selection import Candidate, Verdict, Vote, verdict
+from arcd.state import Phase, State
 from arcd.tasks import Pair, Task
 from arcd.views import View
 
@@ -118,3 +123,136 @@ ENCODINGS: dict[str, Encoding] = {
 
 def encodings() -> st.SearchStrategy[Encoding]:
     return st.sampled_from(list(ENCODINGS.values()))
+
+
+def _finite() -> st.SearchStrategy[float]:
+    return st.floats(allow_nan=False, allow_infinity=False)
+
+
+def _counts() -> st.SearchStrategy[int]:
+    return st.integers(0, 10**6)
+
+
+def candidates(tasks: st.SearchStrategy[str] | None = None) -> st.SearchStrategy[Candidate]:
+    return st.builds(
+        Candidate,
+        tasks or st.text(),
+        st.integers(0, 3),
+        views(),
+        st.lists(st.integers(0, 9), max_size=3).map(tuple),
+        _counts(),
+        st.none() | _counts(),
+        st.none() | grids(max_side=4),
+        _finite(),
+        _counts(),
+    )
+
+
+def verdicts() -> st.SearchStrategy[Verdict]:
+    votes = st.builds(Vote, grids(max_side=4), _counts(), _finite())
+    return st.builds(
+        Verdict,
+        st.text(),
+        st.lists(st.lists(votes, max_size=3).map(tuple), min_size=1, max_size=3).map(tuple),
+        _counts(),
+        _counts(),
+        st.none() | _counts(),
+        st.lists(st.text(), max_size=2).map(tuple),
+    )
+
+
+_NAMES = st.lists(st.text(), max_size=3).map(tuple)
+
+EVENTS: dict[type, st.SearchStrategy[events.Event]] = {
+    events.Submitted: st.builds(events.Submitted, st.text(), _counts(), _NAMES),
+    events.Paused: st.builds(events.Paused),
+    events.Resumed: st.builds(events.Resumed),
+    events.Cancelled: st.builds(events.Cancelled),
+    events.Retried: st.builds(events.Retried, _NAMES),
+    events.Started: st.builds(events.Started, st.text(), _counts(), _counts()),
+    events.Training: st.builds(
+        events.Training, st.text(), _counts(), _counts(), _finite(), _finite()
+    ),
+    events.Trained: st.builds(
+        events.Trained,
+        st.text(),
+        _counts(),
+        _counts(),
+        _counts(),
+        _finite(),
+        _finite(),
+        st.none() | _counts(),
+    ),
+    events.Noted: st.builds(events.Noted, st.text(), st.text()),
+    events.Sampled: st.builds(events.Sampled, st.text(), candidates()),
+    events.Answered: st.builds(events.Answered, st.text(), verdicts()),
+    events.Interrupted: st.builds(events.Interrupted, st.text()),
+    events.Released: st.builds(events.Released, st.text()),
+    events.DaemonStarted: st.builds(
+        events.DaemonStarted, _counts(), st.text(), st.text(), st.text(), st.text(), st.text()
+    ),
+    events.DaemonReady: st.builds(events.DaemonReady, _finite()),
+    events.DaemonStopped: st.builds(events.DaemonStopped),
+}
+"""Events of each kind."""
+
+
+Happening = tuple[int | None, events.Event]
+"""An event with the number of its job; jobs are numbered from 1 in the order of submission."""
+
+
+@st.composite
+def lives(draw: st.DrawFn, max_size: int = 60) -> list[Happening]:
+    """What could happen to jobs and daemon, in an order in which it could.
+
+    No candidate has the (test, sample) of another one of its task; tasks have one test.
+    """
+    state, lived = State(), []
+    samples: dict[tuple[int, str], list[Candidate]] = {}
+    for seq in range(1, draw(st.integers(1, max_size)) + 1):
+        job, event = draw(st.sampled_from(list(_possible(state, samples))))
+        if isinstance(event, events.Sampled):
+            samples.setdefault((job, event.task), []).append(event.candidate)
+        lived.append((job, event))
+        state.apply(events.Record(seq, float(seq), job, event))
+    return lived
+
+
+def _possible(state: State, samples: dict[tuple[int, str], list[Candidate]]) -> Iterator[Happening]:
+    if len(state.jobs) < 3:
+        new = len(state.jobs) + 1
+        yield new, events.Submitted(f"job {new}", new, ("a", "b", "c")[:new])
+    yield None, events.DaemonStarted(1, "0.1", "base", "f", "cpu", "float32")
+    yield None, events.DaemonReady(1.5)
+    yield None, events.DaemonStopped()
+    for job in state.jobs.values():
+        if retriable := tuple(job.retriable()):
+            yield job.id, events.Retried(retriable)
+        if job.finished:
+            continue
+        yield job.id, events.Resumed() if job.paused else events.Paused()
+        if state.seq > 20:
+            yield job.id, events.Cancelled()
+        for name, task in job.tasks.items():
+            yield from (
+                (job.id, event)
+                for event in _next(name, task.phase, samples.get((job.id, name), []))
+            )
+
+
+def _next(name: str, phase: Phase, samples: list[Candidate]) -> Iterator[events.TaskEvent]:
+    if phase is Phase.waiting:
+        yield events.Started(name, 4, 2)
+    if phase is Phase.started:
+        yield events.Training(name, 1, 2, 0.5, 10.0)
+        yield events.Trained(name, 7, 2, 100, 1.0, 0.25)
+    if phase in (Phase.started, Phase.trained):
+        view = View(False, 0, tuple(range(COLOURS)), (0,))
+        grid = (None, ((1,),), ((2,),))[len(samples) % 3]
+        yield events.Noted(name, f"note {len(samples)}")
+        yield events.Sampled(
+            name, Candidate(name, 0, view, (0,), len(samples), None, grid, -0.5, 4)
+        )
+        yield events.Answered(name, verdict(name, 1, samples, None))
+        yield events.Interrupted(name)
+        yield events.Released(name)

@@ -40,17 +40,9 @@ class Subject:
     """Of two tasks."""
 
 
-def ask(
-    prompt: tuple[int, ...],
-    limit: int,
-    *,
-    task: str = "task",
-    sample: int = 0,
-    temperature: float = 0.0,
-) -> Request:
+def ask(prompt: tuple[int, ...], limit: int, *, task: str = "task", sample: int = 0) -> Request:
     view = View(False, 0, PLAIN_COLOURS, (0,))
-    question = Question(task, 0, view, (0,), prompt, limit)
-    return Request(question, sample, seed=sample, temperature=temperature)
+    return Request(Question(task, 0, view, (0,), prompt, limit), sample, seed=sample)
 
 
 # A toy base for vLLM: its layers write nothing, so the next token depends on the last one alone,

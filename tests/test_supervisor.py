@@ -14,10 +14,10 @@ import pytest
 
 import arcd
 from arcd import supervisor
-from arcd.errors import ArcdError
+from arcd.errors import ArcdError, DaemonFailed, HomeInUse
 from arcd.heartbeat import PULSE_FD, SUPERVISOR_PID
-from arcd.processes import HomeInUse, HomeLock
-from arcd.supervisor import DaemonFailed, Incident, Supervisor
+from arcd.processes import HomeLock
+from arcd.supervisor import Incident, Supervisor
 from arcd.watchdog import Limits
 
 pytestmark = [

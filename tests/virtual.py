@@ -13,9 +13,12 @@ import asyncio
 import selectors
 from typing import Any
 
+END = 1e9
+"""Seconds after which nothing is waited for any more; `anyio.sleep_forever` sets timers, too."""
+
 
 class Stuck(Exception):
-    """Nothing is ready and no timer is set: this would wait for ever."""
+    """Nothing is ready and no timer will ever fire: this would wait for ever."""
 
 
 class _Jumping(selectors.DefaultSelector):
@@ -29,7 +32,7 @@ class _Jumping(selectors.DefaultSelector):
         ready = super().select(0)
         if ready:
             return ready
-        if timeout is None:
+        if timeout is None or (timeout > 0 and self.now > END):
             raise Stuck(Stuck.__doc__)
         self.now += max(0.0, timeout)
         return []

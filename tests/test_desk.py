@@ -1,0 +1,288 @@
+"""The desk: on the disk before anybody knows of it, told to everybody once, refused in one line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+import virtual
+from small import candidate, task, task_set
+
+from arcd import desk as desk_module
+from arcd import events
+from arcd.config import Config
+from arcd.desk import Desk
+from arcd.errors import BadJob, NoJob, StoreFailed
+from arcd.events import Record
+from arcd.selection import verdict
+from arcd.state import JobState
+from arcd.store import NewJob, Store
+
+pytestmark = pytest.mark.anyio
+
+TASKS = task_set(task("a"), task("b"))
+SURE = {name: verdict(name, 1, [candidate(task(name), 0, 0)], None) for name in "ab"}
+DONE = [events.Answered(name, SURE[name]) for name in "ab"]
+FAILED = [events.Answered(name, verdict(name, 1, [], None)) for name in "ab"]
+
+
+@pytest.fixture
+def anyio_backend():
+    return virtual.BACKEND
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def desk(store: Store) -> Desk:
+    """With job 1 of the tasks a and b."""
+    desk = Desk(store)
+    desk.submit(NewJob("job", 10, TASKS, Config()))
+    return desk
+
+
+def refusal(act, *arguments: object) -> str:
+    with pytest.raises(BadJob) as caught:
+        act(*arguments)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+# What happens.
+
+
+async def test_whoever_hears_of_something_finds_it_on_the_disk_and_in_the_state(desk: Desk):
+    heard: list[Record] = []
+
+    def listen(record: Record) -> None:
+        heard.append(record)
+        assert desk.state.seq == record.seq
+        reader = Store(desk.store.path.parent, "read")
+        assert list(reader.records(after=record.seq - 1))[0] == record
+        reader.close()
+
+    desk.listeners.append(listen)
+    desk.emit(1, events.Started("a", 1, 1), events.Noted("a", "a note"))
+    desk.pause(1)
+    desk.emit(None, events.DaemonReady(1.0))
+    desk.submit(NewJob("second", 10, TASKS, Config()))
+    assert [events.kind(record.event) for record in heard] == [
+        "Started",
+        "Noted",
+        "Paused",
+        "DaemonReady",
+        "Submitted",
+    ]
+
+
+async def test_what_cannot_be_stored_did_not_happen(desk: Desk):
+    sampled = events.Sampled("a", candidate(task("a")))
+    desk.emit(1, events.Started("a", 1, 1), sampled)
+    heard: list[Record] = []
+    desk.listeners.append(heard.append)
+    seq = desk.state.seq
+    with pytest.raises(StoreFailed):
+        desk.emit(1, events.Noted("a", "a note"), sampled)
+    assert heard == []
+    assert desk.state.seq == seq
+    assert desk.state == desk.store.state()
+
+
+async def test_a_desk_that_is_opened_again_knows_what_happened(desk: Desk):
+    desk.emit(1, events.Started("a", 1, 1), DONE[0])
+    assert Desk(desk.store).state == desk.state
+
+
+async def test_who_waits_for_a_change_wakes_at_the_next_one(desk: Desk):
+    woken: list[int] = []
+
+    async def wait(number: int) -> None:
+        await desk.changed()
+        woken.append(number)
+
+    async with anyio.create_task_group() as waiting:
+        for number in range(3):
+            waiting.start_soon(wait, number)
+        await anyio.wait_all_tasks_blocked()
+        assert woken == []
+        desk.emit(1, events.Paused())
+    assert sorted(woken) == [0, 1, 2]
+
+
+# Who follows.
+
+
+async def collect(desk: Desk, found: list[Record], *arguments: int) -> None:
+    async for record in desk.follow(*arguments):
+        found.append(record)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 500])
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+async def test_who_follows_gets_each_record_once_until_the_job_ends(
+    desk: Desk, after: int, batch: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(desk_module, "BATCH", batch)
+    desk.submit(NewJob("another", 10, TASKS, Config()))
+    desk.emit(1, events.Started("a", 1, 1))
+    found: list[Record] = []
+    async with anyio.create_task_group() as following:
+        following.start_soon(collect, desk, found, 1, after)
+        await anyio.wait_all_tasks_blocked()
+        desk.emit(2, events.Paused())
+        desk.emit(1, events.Noted("a", "one"), events.Noted("a", "two"))
+        desk.emit(None, events.DaemonReady(1.0))
+        await anyio.wait_all_tasks_blocked()
+        desk.emit(1, DONE[0])
+        desk.emit(1, DONE[1])
+    assert found == list(desk.store.records(after, 1))
+    assert found[-1].event == DONE[1]
+
+
+async def test_what_happens_while_a_slow_one_follows_is_not_lost(desk: Desk):
+    found: list[Record] = []
+
+    async def follow() -> None:
+        async for record in desk.follow(1):
+            found.append(record)
+            await anyio.sleep(10)
+
+    async with anyio.create_task_group() as following:
+        following.start_soon(follow)
+        for i in range(20):
+            await anyio.sleep(3)
+            desk.emit(1, events.Noted("a", f"{i}"))
+        desk.emit(1, *DONE)
+    assert found == list(desk.store.records(job=1))
+
+
+async def test_a_job_that_is_over_is_followed_to_its_end_at_once(desk: Desk):
+    desk.emit(1, *DONE)
+    found: list[Record] = []
+    await collect(desk, found, 1)
+    assert [events.kind(record.event) for record in found] == ["Submitted", "Answered", "Answered"]
+
+
+async def test_a_cancelled_job_is_over_for_who_follows(desk: Desk):
+    found: list[Record] = []
+    async with anyio.create_task_group() as following:
+        following.start_soon(collect, desk, found, 1)
+        await anyio.wait_all_tasks_blocked()
+        desk.cancel(1)
+    assert found[-1].event == events.Cancelled()
+
+
+async def test_who_follows_is_let_go_when_the_desk_closes(desk: Desk):
+    found: list[Record] = []
+    async with anyio.create_task_group() as following:
+        for _ in range(3):
+            following.start_soon(collect, desk, found, 1)
+        await anyio.wait_all_tasks_blocked()
+        desk.emit(1, events.Paused())
+        desk.close()
+    assert [record.seq for record in found] == [1, 1, 1, 2, 2, 2]
+
+
+async def test_who_gives_up_following_disturbs_nobody(desk: Desk):
+    found: list[Record] = []
+    async with anyio.create_task_group() as following:
+        following.start_soon(collect, desk, found, 1)
+        async with anyio.create_task_group() as short:
+            short.start_soon(collect, desk, [], 1)
+            await anyio.wait_all_tasks_blocked()
+            short.cancel_scope.cancel()
+        desk.emit(1, *DONE)
+    assert found == list(desk.store.records())
+
+
+async def test_a_job_that_is_not_there_cannot_be_followed(desk: Desk):
+    with pytest.raises(NoJob):
+        await collect(desk, [], 7)
+
+
+# What can be done with a job.
+
+
+async def test_a_pause_lasts_until_the_job_is_resumed(desk: Desk):
+    assert desk.pause(1).state is JobState.paused
+    assert desk.resume(1).state is JobState.queued
+
+
+async def test_to_pause_what_is_paused_or_resume_what_runs_changes_nothing(desk: Desk):
+    desk.resume(1)
+    desk.pause(1)
+    seq = desk.state.seq
+    desk.pause(1)
+    assert desk.state.seq == seq
+
+
+async def test_a_job_that_is_held_is_free_once_it_is_resumed(desk: Desk):
+    desk.held.add(1)
+    seq = desk.state.seq
+    async with anyio.create_task_group() as waiting:
+        waiting.start_soon(desk.changed)
+        await anyio.wait_all_tasks_blocked()
+        desk.resume(1)
+    assert desk.held == set()
+    assert desk.state.seq == seq
+
+
+async def test_a_job_that_is_paused_and_held_is_free_of_both_once_it_is_resumed(desk: Desk):
+    desk.pause(1)
+    desk.held.add(1)
+    assert desk.resume(1).state is JobState.queued
+    assert desk.held == set()
+
+
+async def test_a_cancelled_job_keeps_its_answers(desk: Desk):
+    desk.emit(1, DONE[0])
+    assert desk.cancel(1).state is JobState.cancelled
+    assert list(desk.store.verdicts(1)) == [SURE["a"]]
+
+
+async def test_failed_and_doubtful_tasks_are_done_once_more(desk: Desk):
+    desk.emit(1, FAILED[0], DONE[1])
+    assert desk.state.jobs[1].state is JobState.done
+    job = desk.retry(1)
+    assert job.state is JobState.queued
+    assert (job.tasks["a"].round, job.tasks["b"].round) == (1, 0)
+    assert list(desk.store.records())[-1].event == events.Retried(("a",))
+
+
+async def test_a_job_can_be_retried_before_all_of_it_is_answered(desk: Desk):
+    desk.emit(1, FAILED[0], events.Started("b", 1, 1))
+    assert desk.retry(1).tasks["b"].in_hand
+
+
+@pytest.mark.parametrize("act", ["job", "pause", "resume", "cancel", "retry"])
+async def test_a_job_that_is_not_there_is_named(desk: Desk, act: str):
+    with pytest.raises(NoJob) as caught:
+        getattr(desk, act)(7)
+    assert str(caught.value) == "job 7: there is no such job"
+
+
+@pytest.mark.parametrize("act", ["pause", "resume", "cancel"])
+@pytest.mark.parametrize(
+    ("happened", "state"),
+    [(DONE, "done"), (FAILED, "failed"), ([events.Cancelled()], "cancelled")],
+)
+async def test_a_job_that_is_over_stays_so(desk: Desk, act: str, happened, state: str):
+    desk.emit(1, *happened)
+    seq = desk.state.seq
+    assert refusal(getattr(desk, act), 1) == f"job 1: it is {state} already"
+    assert desk.state.seq == seq
+
+
+async def test_what_cannot_be_retried_says_why(desk: Desk):
+    line = "job 1: none of its answers is failed or doubtful"
+    assert refusal(desk.retry, 1) == line
+    desk.emit(1, *DONE)
+    assert refusal(desk.retry, 1) == line
+    desk.emit(1, events.Cancelled())
+    assert refusal(desk.retry, 1) == "job 1: it was cancelled"
