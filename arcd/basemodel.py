@@ -6,12 +6,13 @@ that names its encoding. Imports torch and transformers only where a model is lo
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from arcd.config import Precision
+from arcd.config import Precision, TrainConfig
 from arcd.encoding import CellEncoding, Encoding, GridText, TextEncoding
 from arcd.errors import BadBase, BadConfig, MissingPackage
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTypeName = Literal["bfloat16", "float16", "float32"]
+
+DEVICES = ("auto", "cpu", "cuda")
+
+MARKER = "arcd.json"
+"""Beside a base's weights: its encoding; beside an adapter's: the fingerprint of its base."""
 
 DEFAULT_TEXT = "shape+rows+digits"
 """The encoding for a base that does not name its own."""
@@ -54,18 +60,60 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_wishes(path: Path, encoding: str, device: str) -> None:
+    """Refuse what can be refused without torch: see `check`, `open_encoding` and `pick_device`."""
+    _layers(check(path), encoding)
+    if device not in DEVICES:
+        raise BadConfig(f"device {device!r}: expected {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+
+
+def check_training(path: Path, config: TrainConfig) -> None:
+    """Refuse a training that this base cannot have; raises BadConfig naming key and reason."""
+    linear = {name.removesuffix(".weight").rpartition(".")[2] for name in _tensors(path)}
+    for target in config.target_modules:
+        if target not in linear:
+            raise BadConfig(f"train.target_modules: the base has no {target!r}")
+    if config.start is None:
+        return
+    if not (config.start / "adapter_model.safetensors").is_file():
+        raise BadConfig(f"train.start: {config.start}: no adapter in it")
+    marker = config.start / MARKER
+    if marker.is_file() and json.loads(marker.read_text())["base"] != fingerprint(path):
+        raise BadConfig(f"train.start: {config.start}: an adapter of another base")
+
+
+def _tensors(path: Path) -> Iterator[str]:
+    """The names of the tensors in a folder, from the headers of its files.
+
+    A safetensors file begins with the length of its JSON header in 8 bytes, least first.
+    """
+    for file in sorted(path.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            try:
+                yield from json.loads(opened.read(length))
+            except ValueError:
+                raise BadBase(f"{file}: not a safetensors file") from None
+
+
 def open_encoding(path: Path, name: str) -> Encoding:
     """The encoding of this name for the base, or with `auto` the one that it was made for."""
+    text = _layers(path, name)
+    return _text_encoding(path, text) if text else CellEncoding()
+
+
+def _layers(path: Path, name: str) -> GridText | None:
+    """How the encoding of this name writes grids as text; None for the encoding by cells."""
     own = _own_encoding(path)
     wanted = (own or DEFAULT_TEXT) if name == "auto" else name
     text = None if wanted == "cells" else GridText.named(wanted)
     if (text is None) != (own == "cells"):
         raise BadConfig(f"encoding {wanted!r} does not fit the base {path}")
-    return _text_encoding(path, text) if text else CellEncoding()
+    return text
 
 
 def _own_encoding(path: Path) -> str | None:
-    marker = path / "arcd.json"
+    marker = path / MARKER
     if not marker.is_file():
         return None
     try:
@@ -105,8 +153,6 @@ def pick_device(wanted: str, precision: Precision) -> Device:
         import torch
     except ImportError:
         raise MissingPackage from None
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise BadConfig(f"device {wanted!r}: expected auto, cpu or cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise BadConfig("device 'cuda': no GPU that PyTorch can use")
     on_gpu = wanted != "cpu" and torch.cuda.is_available()

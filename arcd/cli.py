@@ -90,9 +90,11 @@ def run(
     for line in found.skipped:
         err.print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
     place = Home.at(home)
+    model = (base or basemodel.bundled()).absolute()
+    basemodel.check_wishes(model, settled.encoding, device)
     options = Options(
         home=place.path,
-        base=basemodel.check(base or basemodel.bundled()).absolute(),
+        base=model,
         device=device,
         config=settled,
         grace=GRACE,

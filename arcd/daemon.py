@@ -20,7 +20,14 @@ import anyio
 from anyio import to_thread
 
 from arcd import __version__, events, screen, server
-from arcd.basemodel import Device, check, fingerprint, open_encoding, pick_device
+from arcd.basemodel import (
+    Device,
+    check,
+    check_training,
+    fingerprint,
+    open_encoding,
+    pick_device,
+)
 from arcd.desk import Desk
 from arcd.errors import EngineFailed, known
 from arcd.events import Record
@@ -32,7 +39,7 @@ from arcd.publisher import Publisher
 from arcd.rig import set_environment
 from arcd.scheduler import Scheduler
 from arcd.solver import Rig
-from arcd.store import Store
+from arcd.store import NewJob, Store
 from arcd.wire import Health
 
 BEAT = 0.5
@@ -163,20 +170,27 @@ class Daemon:
 
     def _servers(self) -> list[tuple[server.Server, server.Socket]]:
         options = self._options
-        own = server.application(self._desk, options.config, health=self.health, stop=self.stop)
-        found = [(server.server_of(own), server.listen_on_unix(self._home))]
+        found = [(self._server(), server.listen_on_unix(self._home))]
         if options.host is not None:
-            guarded = server.application(
-                self._desk,
-                options.config,
-                health=self.health,
-                stop=self.stop,
-                token=server.token_in(self._home),
-            )
             listening = server.listen_on_tcp(options.host, options.port)
             log.info("listening on %s:%d", *listening.getsockname()[:2])
-            found.append((server.server_of(guarded), listening))
+            found.append((self._server(server.token_in(self._home)), listening))
         return found
+
+    def _server(self, token: str | None = None) -> server.Server:
+        return server.server_of(
+            server.application(
+                self._desk,
+                self._options.config,
+                check=self._check,
+                health=self.health,
+                stop=self.stop,
+                token=token,
+            )
+        )
+
+    def _check(self, job: NewJob) -> None:
+        check_training(self._options.base, job.config.train)
 
     def _largest_rank(self) -> int:
         """The rank that the engine must serve: also that of jobs of an earlier daemon."""

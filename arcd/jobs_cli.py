@@ -65,13 +65,16 @@ def serve(
     from arcd.options import Options
 
     place = _home(home)
+    model = (base or basemodel.bundled()).absolute()
+    settled = configuration.resolve(config, settings or ())
+    basemodel.check_wishes(model, settled.encoding, device)
     if port is not None:
         host = host or "127.0.0.1"
     options = Options(
         home=place.path,
-        base=basemodel.check(base or basemodel.bundled()).absolute(),
+        base=model,
         device=device,
-        config=configuration.resolve(config, settings or ()),
+        config=settled,
         host=host,
         port=port or PORT,
         grace=grace,

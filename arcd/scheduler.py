@@ -114,7 +114,7 @@ class Scheduler:
             note = f"set aside: the daemon died {task.deaths} times with this task in hand"
             tests = len(assignment.task.tests)
             notes = (*assignment.notes, note)
-            done = verdict(name, tests, assignment.candidates, None, notes)
+            done = verdict(name, tests, assignment.candidates, task.adapter, notes)
             emit(events.Answered(name, done))
         if done.adapter is not None:
             # As large as the answers are small: none outlives its task.

@@ -19,6 +19,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd import __version__
@@ -27,6 +28,7 @@ from arcd.desk import Desk
 from arcd.errors import ArcdError, BadInput, BadJob, NoJob
 from arcd.home import Home
 from arcd.state import Job
+from arcd.store import NewJob
 from arcd.wire import MAX_BODY, Health, JobNumber, Order, Problem, Status, accept
 
 Server = uvicorn.Server
@@ -47,14 +49,19 @@ def application(
     desk: Desk,
     config: Config,
     *,
+    check: Callable[[NewJob], None],
     health: Callable[[], Health],
     stop: Callable[[], None],
     token: str | None = None,
 ) -> ASGIApp:
-    """The daemon's interface; with a token, only for those who have it."""
+    """The daemon's interface; with a token, only for those who have it.
+
+    `check` refuses, with BadInput, a job that the daemon cannot do.
+    """
     app = FastAPI(title="arcd", version=__version__, responses=PROBLEMS, redoc_url=None)
     app.add_exception_handler(ArcdError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_validation)
+    app.add_exception_handler(HTTPException, _explain_http)
 
     @app.get("/health")
     async def get_health() -> Health:
@@ -73,6 +80,7 @@ def application(
         if order.outs and token is not None:
             raise BadJob("outs: only a client on this machine may name files")
         job = accept(order, config)
+        check(job)
         return _status(desk.take_up(job) if order.take_up else desk.submit(job))
 
     @app.get("/jobs")
@@ -221,6 +229,13 @@ async def _explain_validation(request: Request, error: Exception) -> JSONRespons
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     status = 400 if first["type"] == "json_invalid" else 422
     return _problem(status, f"{where}: {first['msg']}" if where else first["msg"])
+
+
+async def _explain_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    answer = _problem(error.status_code, error.detail)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _problem(status: int, error: str) -> JSONResponse:

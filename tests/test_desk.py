@@ -64,7 +64,7 @@ async def test_whoever_hears_of_something_finds_it_on_the_disk_and_in_the_state(
         heard.append(record)
         assert desk.state.seq == record.seq
         reader = Store(desk.store.path.parent, "read")
-        assert list(reader.records(after=record.seq - 1))[0] == record
+        assert next(reader.records(after=record.seq - 1)) == record
         reader.close()
 
     desk.listeners.append(listen)

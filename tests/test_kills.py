@@ -20,6 +20,7 @@ from anyio import to_thread
 from fakedaemon import SOLUTIONS, Plan
 
 from arcd import events, submission
+from arcd.basemodel import bundled
 from arcd.client import Client
 from arcd.config import resolve
 from arcd.errors import NoDaemon
@@ -61,7 +62,7 @@ class Bench:
         self.home = home
         self.incidents: list[Incident] = []
         self.lock = HomeLock.take(home)
-        options = Options(home=home, base=home, config=resolve(settings=["lookahead=2"]), grace=5)
+        options = Options(home=home, base=bundled(), config=resolve(settings=["lookahead=2"]), grace=5)
         script = Path(__file__).parent / "fakedaemon.py"
         self.supervisor = Supervisor(
             [sys.executable, str(script), options.model_dump_json(), plan.to_json()],

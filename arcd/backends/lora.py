@@ -29,15 +29,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from arcd.backends import Adapter, Trained, TrainingStep, TrainRequest
-from arcd.basemodel import Device, fingerprint
+from arcd.basemodel import MARKER, Device, fingerprint
 from arcd.config import TrainConfig
 from arcd.errors import OutOfMemory, TrainerFailed
 from arcd.ledger import Ledger
 from arcd.prompts import IGNORED, Lesson
 from arcd.tensors import collate
-
-MARKER = "arcd.json"
-"""Beside an adapter's weights: the fingerprint of the base that it belongs to."""
 
 
 def factor(config: TrainConfig, step: int, steps: int) -> float:
