@@ -180,7 +180,10 @@ def load_model(path: Path, device: Device) -> "PreTrainedModel":
     logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, device.dtype), attn_implementation="sdpa"
+            path,
+            dtype=getattr(torch, device.dtype),
+            attn_implementation="sdpa",
+            use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadBase(f"{path}: cannot be loaded: {str(error).splitlines()[0]}") from None

@@ -98,7 +98,6 @@ def run(
         device=device,
         config=settled,
         grace=GRACE,
-        alone=True,
     )
     order = wire.order(found, outs=(out_file,) if out_file else (), take_up=True)
 

@@ -5,6 +5,7 @@ which finds everything in the store. What a restart would not mend is told to th
 failure. Started by the supervisor as `python -m arcd.daemon OPTIONS`.
 """
 
+import asyncio
 import logging
 import os
 import shutil
@@ -25,7 +26,6 @@ from arcd.basemodel import (
     check,
     check_training,
     fingerprint,
-    open_encoding,
     pick_device,
 )
 from arcd.desk import Desk
@@ -115,6 +115,8 @@ class Daemon:
             serial=self._desk.store.serial,
         ) as rig:
             scheduler = self._ready(rig, time.monotonic() - begun)
+            if self._state == "stopping":
+                scheduler.stop()
             await scheduler.run(self._options.grace)
         await to_thread.run_sync(self._publisher.flush)
         self._desk.emit(None, events.DaemonStopped())
@@ -136,13 +138,19 @@ class Daemon:
 
     def stop(self) -> None:
         """End in order."""
-        if self._scheduler is None:
-            # Nothing is in hand, and loading cannot be interrupted.
-            self._desk.emit(None, events.DaemonStopped())
-            self._desk.store.close()
-            os._exit(0)
         self._state = "stopping"
-        self._scheduler.stop()
+        if self._scheduler is not None:
+            self._scheduler.stop()
+        else:
+            # Loading cannot be interrupted; but who asked by HTTP shall hear that we obey.
+            asyncio.get_running_loop().call_later(BEAT, self._drop_everything)
+
+    def _drop_everything(self) -> None:
+        """End before the models are loaded: nothing is in hand."""
+        self._publisher.flush()
+        self._desk.emit(None, events.DaemonStopped())
+        self._desk.store.close()
+        os._exit(0)
 
     def _log(self, record: Record) -> None:
         line = screen.log_line(record, self._desk.state)
@@ -154,8 +162,8 @@ class Daemon:
         state = self._desk.state
         for job, task in state.in_hand():
             self._desk.emit(job, events.Interrupted(task))
-        if self._options.alone:
-            self._desk.held = {job.id for job in state.jobs.values() if not job.finished}
+        since = self._options.since
+        self._desk.held = {job.id for job in state.jobs.values() if job.asked < since}
         kept = {
             f"adapter-{task.adapter}"
             for job in state.jobs.values()
@@ -214,8 +222,9 @@ class Daemon:
     def _ready(self, rig: Rig, seconds: float) -> Scheduler:
         self._rig = rig
         self._scheduler = Scheduler(self._desk, rig, self._options.config, self._home.adapters)
-        self._state = "ready"
         self._desk.emit(None, events.DaemonReady(seconds))
+        if self._state == "loading":
+            self._state = "ready"
         if self._pulse:
             # From now on the supervisor's patience is shorter: it should know as soon as others do.
             self._pulse.send(self._life())
@@ -241,9 +250,7 @@ class Daemon:
 def find_platform(options: Options) -> Platform:
     """What the options come to on this machine; raises BadInput if they cannot be."""
     found = fingerprint(check(options.base))
-    device = pick_device(options.device, options.config.precision)
-    open_encoding(options.base, options.config.encoding)
-    return Platform(found, device)
+    return Platform(found, pick_device(options.device, options.config.precision))
 
 
 @asynccontextmanager

@@ -67,10 +67,9 @@ class Desk:
     def resume(self, number: int) -> Job:
         """End a pause, or take up a job that this daemon was told to leave alone."""
         job = self._unfinished(number)
-        self.held.discard(number)
-        if job.paused:
+        if job.paused or number in self.held:
             self.emit(number, events.Resumed())
-        else:
+            self.held.discard(number)
             self.wake()
         return job
 

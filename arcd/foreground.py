@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from arcd.ledger import Account
 from arcd.options import Options
 from arcd.processes import HomeLock
 from arcd.screen import Watch
+from arcd.store import Store, path_in
 from arcd.supervisor import Incident, Supervisor
 from arcd.watchdog import Limits
 from arcd.wire import Order
@@ -61,6 +62,10 @@ def run(
     """
     home = Home(options.home)
     with HomeLock.take(options.home) as lock:
+        if path_in(home.path).exists():
+            with closing(Store(home.path, "read")) as store:
+                # Jobs that others left unfinished are not what was asked for.
+                options = options.model_copy(update={"since": store.last() + 1})
         return anyio.run(_Run(home, lock, options, order, limits, report, begin).run)
 
 

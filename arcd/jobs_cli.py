@@ -87,15 +87,14 @@ def serve(
             words = "  ".join(f"{key} {value}" for key, value in what.items())
             out.print(f"arcd {event}  {words}", markup=False, highlight=False, soft_wrap=True)
 
-    def ready(pid: int) -> None:
+    def progress(now: str, pid: int) -> None:
         where = {"url": f"http://{host}:{port or PORT}", "token": str(place.token)} if host else {}
-        tell("ready", pid=pid, home=str(place.path), **where)
+        tell(now, pid=pid, home=str(place.path), **where)
 
     def report(incident: "Incident") -> None:
         tell(incident.kind, reason=incident.text, log=str(place.log))
 
-    tell("loading", home=str(place.path))
-    code = anyio.run(_Serving(options, stall, report, ready).run)
+    code = anyio.run(_Serving(options, stall, report, progress).run)
     tell("stopped")
     raise typer.Exit(code)
 
@@ -103,9 +102,9 @@ def serve(
 class _Serving:
     """`serve` until it ends."""
 
-    def __init__(self, options: Any, stall: float, report: Any, ready: Any) -> None:
+    def __init__(self, options: Any, stall: float, report: Any, progress: Any) -> None:
         self._options, self._stall = options, stall
-        self._report, self._ready = report, ready
+        self._report, self._progress = report, progress
 
     async def run(self) -> int:
         import signal
@@ -124,7 +123,7 @@ class _Serving:
                 Limits(floor=self._stall),
                 log=Home(options.home).log,
                 report=self._report,
-                ready=self._ready,
+                progress=self._progress,
                 grace=options.grace,
             )
             async with anyio.create_task_group() as tasks:
@@ -367,9 +366,13 @@ def _control(verb: str, job: int, home: Path | None, *, as_json: bool) -> None:
 def _watch(client: "Client", job: int, solutions: "Solutions") -> dict[str, Any]:
     from arcd import screen
 
-    with screen.watching(err, job, solutions) as watch:
-        for record in client.follow(job):
-            watch(record)
+    try:
+        with screen.watching(err, job, solutions) as watch:
+            for record in client.follow(job):
+                watch(record)
+    except KeyboardInterrupt:
+        err.print(f"the job goes on; see arcd status {job}", highlight=False)
+        raise typer.Exit(130) from None
     return client.job(job)
 
 

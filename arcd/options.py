@@ -20,5 +20,5 @@ class Options(BaseModel):
     port: int = 0
     grace: float = 30.0
     """Seconds that what is in hand gets when the daemon is to end."""
-    alone: bool = False
-    """Leave the unfinished jobs of earlier daemons alone until they are resumed."""
+    since: int = 0
+    """Leave alone the unfinished jobs that nobody has asked for after the record of this number."""

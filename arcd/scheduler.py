@@ -94,9 +94,13 @@ class Scheduler:
         with scope:
             await self._answer(item.job, item.task)
         del self._in_hand[item.job, item.task]
-        if self._desk.state.jobs[item.job].tasks[item.task].in_hand:
+        job = self._desk.state.jobs[item.job]
+        task = job.tasks[item.task]
+        if task.in_hand:
             # Only a cancelled scope comes here with the task in hand.
-            self._desk.emit(item.job, events.Released(item.task))
+            self._desk.emit(job.id, events.Released(item.task))
+            if job.cancelled:
+                self._discard(task.adapter)
         else:
             self._desk.wake()
 
@@ -116,9 +120,7 @@ class Scheduler:
             notes = (*assignment.notes, note)
             done = verdict(name, tests, assignment.candidates, task.adapter, notes)
             emit(events.Answered(name, done))
-        if done.adapter is not None:
-            # As large as the answers are small: none outlives its task.
-            shutil.rmtree(self._folder(done.adapter), ignore_errors=True)
+        self._discard(done.adapter)
 
     def _assignment(self, number: int, name: str) -> Assignment:
         state = self._desk.state.jobs[number].tasks[name]
@@ -164,6 +166,11 @@ class Scheduler:
 
     def _config_of(self, number: int) -> Config:
         return configuration.on_daemon(self._desk.store.config(number), self._config)
+
+    def _discard(self, adapter: int | None) -> None:
+        """Adapters are as large as answers are small: none outlives its task."""
+        if adapter is not None:
+            shutil.rmtree(self._folder(adapter), ignore_errors=True)
 
     def _folder(self, serial: int) -> Path:
         return self._adapters / f"adapter-{serial}"

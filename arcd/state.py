@@ -105,6 +105,8 @@ class Job:
     priority: int
     submitted: float
     tasks: dict[str, TaskState]
+    asked: int
+    """Number of the record with which somebody asked for it last: submitted, resumed, retried."""
     counts: Counter[Phase] = field(default_factory=Counter)
     """Tasks in each phase."""
     begun: bool = False
@@ -162,7 +164,7 @@ class State:
     """The daemon that has the home, until it leaves in order."""
     ready: bool = False
     restarts: int = 0
-    """Daemons that were started where another one had not left in order."""
+    """Daemons that were started in a row where another one had not left in order."""
     seq: int = 0
     """The last record applied."""
 
@@ -172,9 +174,9 @@ class State:
         if record.job is None:
             self._daemon(record.event)
         elif isinstance(record.event, events.Submitted):
-            self._submitted(record.job, record.at, record.event)
+            self._submitted(record.job, record, record.event)
         elif isinstance(record.event, events.JobEvent):
-            _control(self.jobs[record.job], record.event)
+            _control(self.jobs[record.job], record.seq, record.event)
         elif isinstance(record.event, events.TaskEvent):
             self._task(self.jobs[record.job], record.at, record.event)
 
@@ -197,11 +199,12 @@ class State:
                 self.daemon = event
             case events.DaemonStopped():
                 self.daemon = None
+                self.restarts = 0
 
-    def _submitted(self, job: int, at: float, event: events.Submitted) -> None:
+    def _submitted(self, job: int, record: Record, event: events.Submitted) -> None:
         tasks = {name: TaskState() for name in event.tasks}
         counts = Counter({Phase.waiting: len(tasks)})
-        self.jobs[job] = Job(job, event.name, event.priority, at, tasks, counts)
+        self.jobs[job] = Job(job, event.name, event.priority, record.at, tasks, record.seq, counts)
 
     def _task(self, job: Job, at: float, event: events.TaskEvent) -> None:
         task = job.tasks[event.task]
@@ -243,7 +246,9 @@ def _move(job: Job, task: TaskState, phase: Phase) -> None:
     task.phase = phase
 
 
-def _control(job: Job, event: events.JobEvent) -> None:
+def _control(job: Job, seq: int, event: events.JobEvent) -> None:
+    if isinstance(event, events.Resumed | events.Retried):
+        job.asked = seq
     match event:
         case events.Paused():
             job.paused = True
@@ -252,6 +257,7 @@ def _control(job: Job, event: events.JobEvent) -> None:
         case events.Cancelled():
             job.cancelled = True
         case events.Retried(names):
+            job.paused = False
             for name in names:
                 task = job.tasks[name]
                 task.round += 1

@@ -154,6 +154,11 @@ class Store:
             row = connection.execute("UPDATE serials SET next = next + 1 RETURNING next")
             return int(row.fetchone()[0]) - 1
 
+    def last(self) -> int:
+        """The number of the last record; 0 if there is none."""
+        (row,) = self._read("SELECT coalesce(max(seq), 0) FROM events")
+        return int(row[0])
+
     def state(self) -> State:
         """Everything that happened, folded."""
         state = State()

@@ -44,6 +44,10 @@ LOG_BYTES = 10_000_000
 """A log above this is put aside as `.1` when the next daemon is spawned."""
 
 
+Progress = Literal["loading", "ready"]
+"""How far a daemon is: it answers, and its models load; they are loaded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Incident:
     """An end of a daemon that nobody wanted; `life` counts from 1.
@@ -73,7 +77,7 @@ class Supervisor:
         env: Mapping[str, str] = {},
         log: Path,
         report: Callable[[Incident], None],
-        ready: Callable[[int], None] = lambda pid: None,
+        progress: Callable[[Progress, int], None] = lambda progress, pid: None,
         grace: float = 30.0,
     ) -> None:
         self._command = command
@@ -81,7 +85,7 @@ class Supervisor:
         self._env = env
         self._log = log
         self._report = report
-        self._ready = ready
+        self._progress = progress
         self._grace = grace
         self._watchdog = Watchdog(limits)
         self._asked = anyio.Event()
@@ -205,12 +209,13 @@ class Supervisor:
         kill_group(life.identity)
 
     def _hear(self, life: "_Life") -> None:
-        known = life.ready
         for message in life.hear():
             if isinstance(message, Beat):
                 self._watchdog.hear(message, anyio.current_time())
-        if life.ready and not known:
-            self._ready(life.process.pid)
+                now: Progress = "ready" if message.ready else "loading"
+                if now != life.progress:
+                    life.progress = now
+                    self._progress(now, life.process.pid)
 
 
 class _Life:
@@ -221,13 +226,18 @@ class _Life:
         self.process = process
         # One that has died and been reaped already is nobody that could ever be found again.
         self.identity = identify(process.pid) or Process(process.pid, None)
-        self.ready = False
+        self.progress: Progress | None = None
         self.failure: Failure | None = None
         self.killed: Incident | None = None
         os.set_blocking(pipe, False)
         self._pipe = pipe
         self._open = True
         self._torn = b""
+
+    @property
+    def ready(self) -> bool:
+        """Whether its models were loaded."""
+        return self.progress == "ready"
 
     @property
     def code(self) -> int | None:
@@ -249,8 +259,6 @@ class _Life:
         for message in messages:
             if isinstance(message, Failure):
                 self.failure = message
-            else:
-                self.ready |= message.ready
         return messages
 
     async def end(self) -> None:

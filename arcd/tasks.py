@@ -245,6 +245,8 @@ def _ids_in(path: Path) -> list[str]:
 
 def _to_task(task_id: str, value: object) -> tuple[Task, tuple[Grid, ...]]:
     """The task and, if they are in it, the outputs of its tests."""
+    if not task_id.isprintable():
+        raise BadTask("its id has characters that cannot be printed")
     if not isinstance(value, dict):
         raise BadTask("not an object with 'train' and 'test'")
     train = tuple(

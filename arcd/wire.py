@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
 
 from arcd import config as configuration
 from arcd.config import Config
-from arcd.errors import BadJob, BadTask
+from arcd.errors import BadInput, BadJob, BadTask
 from arcd.store import NewJob
 from arcd.tasks import TaskSet, from_challenges, solutions_of, to_challenges
 
@@ -94,16 +94,21 @@ def order(
     outs: tuple[Path, ...] = (),
     take_up: bool = False,
 ) -> Order:
-    """The order for a set of tasks."""
-    return Order(
-        name=name or tasks.name[-100:],
-        tasks=to_challenges(tasks),
-        solutions=dict(tasks.solutions),
-        priority=priority,
-        settings=dict(settings or {}),
-        outs=[str(out.absolute()) for out in outs],
-        take_up=take_up,
-    )
+    """The order for a set of tasks; raises BadInput where its name, say, cannot be used."""
+    try:
+        return Order(
+            name=name or "".join(c if c.isprintable() else "?" for c in tasks.name[-100:]),
+            tasks=to_challenges(tasks),
+            solutions=dict(tasks.solutions),
+            priority=priority,
+            settings=dict(settings or {}),
+            outs=[str(out.absolute()) for out in outs],
+            take_up=take_up,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{where}: {first['msg']}") from None
 
 
 def accept(order: Order, daemon: Config) -> NewJob:

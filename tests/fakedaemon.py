@@ -9,13 +9,16 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arcd import daemon, events, submission
+import anyio
+
+from arcd import daemon, events, store, submission
 from arcd.backends import Completion
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.basemodel import Device
@@ -46,6 +49,10 @@ class Plan:
     seconds_per_token: float = 0.0005
     always: bool = False
     """In every life, not once."""
+    loading: float = 0.0
+    """Seconds until the rig is there."""
+    pages: int = 0
+    """What the store may grow to, in pages of 4096 bytes, as if the disk were full then."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -91,6 +98,18 @@ def surround(owner: object, method: str, points: Points, name: Callable[..., str
     setattr(owner, method, surrounded)
 
 
+def limit_pages(pages: int) -> None:
+    connect = store._connect
+
+    def limited(path: Path, mode: store.Mode) -> sqlite3.Connection:
+        connection = connect(path, mode)
+        if mode == "write":
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    store._connect = limited
+
+
 class Trainer(FakeTrainer):
     """Hangs if it is planned, and tells when an adapter is being written."""
 
@@ -129,8 +148,6 @@ class Engine(FakeEngine):
             deliver(completion)
 
         if self.hanging:
-            import anyio
-
             await anyio.sleep_forever()
         await super().sample(requests, adapter, noted)
 
@@ -138,6 +155,8 @@ class Engine(FakeEngine):
 def rig_of(plan: Plan):
     points = Points(plan)
     surround(Store, "append", points, lambda _, job, *new: events.kind(new[0]))
+    if plan.pages:
+        limit_pages(plan.pages)
     surround(Store, "submit", points, lambda *_: "Submitted")
     surround(Store, "serial", points, lambda *_: "serial")
     surround(os, "replace", points, lambda *_: "replace")
@@ -145,6 +164,7 @@ def rig_of(plan: Plan):
 
     @asynccontextmanager
     async def open_rig(options: Options, platform, *, rank, ledger, serial) -> AsyncIterator[Rig]:
+        await anyio.sleep(plan.loading)
         encoding = CellEncoding()
         trainer = Trainer(
             seconds_per_step=plan.seconds_per_step, folder=Home(options.home).adapters

@@ -18,8 +18,12 @@ def task(name: str = "t", side: int = 3, pairs: int = 3, tests: int = 1) -> Task
 
 
 def solutions(tasks: Iterable[Task]) -> Solutions:
-    """Squares: answers are of one length in all views."""
-    return {t.id: tuple(grid(4, 4, i) for i in range(len(t.tests))) for t in tasks}
+    """As large as the outputs shown, and square: answers are of one length in all views."""
+    sides = {t.id: len(t.train[0].output) for t in tasks}
+    return {
+        t.id: tuple(grid(sides[t.id], sides[t.id], 5 + i) for i in range(len(t.tests)))
+        for t in tasks
+    }
 
 
 def task_set(*tasks: Task, name: str = "small") -> TaskSet:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from arcd import events
@@ -15,10 +14,6 @@ from arcd.selection import Candidate, Verdict, Vote, verdict
 from arcd.state import Phase, State
 from arcd.tasks import Pair, Task
 from arcd.views import View
-
-# A busy machine is no failure.
-settings.register_profile("arcd", deadline=None, max_examples=40)
-settings.load_profile("arcd")
 
 LAYERINGS = tuple(
     "+".join((*layers, "digits"))

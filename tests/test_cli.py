@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_runs import recorded
 
-from arcd.ledger import Ledger
+from arcd import events
+from arcd.config import resolve
+from arcd.selection import Candidate, verdict
+from arcd.store import NewJob, Store
+from arcd.tasks import TaskSet, load
+from arcd.views import identity
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
 TASK = {"train": [PAIR, PAIR], "test": [{"input": [[3, 4]]}]}
@@ -106,10 +110,38 @@ def test_eval_prints_a_table_and_json(tmp_path: Path):
     assert document["tasks"]["b"]["unanswered"] == 1
 
 
-def test_eval_of_a_run_counts_all_its_samples(tmp_path: Path):
-    recorder, folder = recorded(tmp_path)
-    recorder.close(Ledger().account())
-    document = json.loads(arcd("eval", folder, "--json").stdout)
+ONE = ((1, 2), (3, 4))
+TWO = ((5,),)
+
+
+def stored(home: Path) -> TaskSet:
+    """A job in which the first of two tasks is answered and the second in hand."""
+    home.mkdir(exist_ok=True)
+    pair = {"input": ONE, "output": TWO}
+    tests = [{"input": ONE, "output": TWO}, {"input": TWO, "output": ONE}]
+    path = write(home / "tasks.json", {n: {"train": [pair], "test": tests} for n in "ab"})
+    tasks = load(str(path))
+    view = identity(tasks.tasks[0])
+
+    def candidate(test: int, sample: int, grid: object) -> Candidate:
+        return Candidate("a", test, view, (0,), sample, 3, grid, -0.5, 4)
+
+    samples = [candidate(0, 0, TWO), candidate(1, 0, None), candidate(0, 1, ONE)]
+    store = Store(home)
+    store.submit(NewJob("two", 10, tasks, resolve()))
+    store.append(1, events.Started("a", 4, 4))
+    store.append(1, *(events.Sampled("a", sample) for sample in samples))
+    store.append(1, events.Answered("a", verdict("a", 2, samples, 3, ("a note",))))
+    store.append(1, events.Started("b", 4, 4))
+    store.close()
+    return tasks
+
+
+def test_eval_of_a_job_counts_all_its_samples(tmp_path: Path):
+    stored(tmp_path)
+    document = json.loads(arcd("eval", "1", "--home", tmp_path, "--json").stdout)
+    assert set(document["tasks"]) == {"a", "b"}
+    document["total"] = document["tasks"]["a"]
     # Test 0 had the samples TWO, which is right, and ONE; test 1 a single invalid one.
     assert document["total"]["accuracy"] == 0.25
     assert document["total"]["unanswered"] == 0.5
@@ -132,20 +164,69 @@ def test_merge_writes_the_first_attempts_of_both(tmp_path: Path):
     assert json.loads(out.read_text()) == {"x": [{"attempt_1": [[1]], "attempt_2": [[3]]}]}
 
 
-def test_show_draws_a_run_without_colour_into_a_pipe(tmp_path: Path):
-    recorder, folder = recorded(tmp_path)
-    recorder.close(Ledger().account())
-    done = arcd("show", "a", "--run", folder)
+def test_show_draws_a_job_without_colour_into_a_pipe(tmp_path: Path):
+    stored(tmp_path)
+    done = arcd("show", "a", "--job", "1", "--home", tmp_path)
     assert done.returncode == 0
     assert "pair 0  2x2 → 1x1" in done.stdout
     assert "1 vote " in done.stdout
     assert "right" in done.stdout
     assert "note: a note" in done.stdout
     assert "\x1b" not in done.stdout
-    assert arcd("show", "zz", "--run", folder).returncode == 2
+    assert arcd("show", "zz", "--job", "1", "--home", tmp_path).returncode == 2
+    assert arcd("show", "a", "--job", "2", "--home", tmp_path).returncode == 2
 
 
 def test_show_draws_a_task_of_a_bundled_set():
     done = arcd("show", "arc1-eval:6ea4a07e")
     assert done.returncode == 0
     assert "task 6ea4a07e" in done.stdout
+
+
+def test_without_a_daemon_the_store_answers(tmp_path: Path):
+    tasks = stored(tmp_path)
+    home = ("--home", tmp_path)
+    status = json.loads(arcd("status", "1", *home, "--json").stdout)
+    assert (status["state"], status["answered"], status["started"]) == ("running", 1, 1)
+    assert json.loads(arcd("jobs", *home, "--json").stdout) == [status]
+    assert json.loads(arcd("status", *home, "--json").stdout)["state"] == "stopped"
+    assert "1 of 2 tasks answered" in arcd("status", "1", *home).stdout
+    assert "no daemon runs" in arcd("status", *home).stdout
+    out = tmp_path / "out.json"
+    assert arcd("result", "1", *home, "--out", out).returncode == 0
+    assert {name: len(tests) for name, tests in json.loads(out.read_text()).items()} == {
+        task.id: len(task.tests) for task in tasks.tasks
+    }
+    assert json.loads(arcd("result", "1", *home).stdout) == json.loads(out.read_text())
+
+
+def test_a_job_that_is_not_there_is_named(tmp_path: Path):
+    stored(tmp_path)
+    for verb in ("status", "result", "eval"):
+        done = arcd(verb, "7", "--home", tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "job 7" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["submit", "arc1-train:1"],
+        ["jobs"],
+        ["status"],
+        ["status", "1"],
+        ["result", "1"],
+        ["cancel", "1"],
+        ["pause", "1"],
+        ["resume", "1"],
+        ["retry", "1"],
+        ["logs"],
+        ["stop"],
+    ],
+)
+def test_where_nothing_is_every_verb_says_so_in_one_line(tmp_path: Path, command: list[str]):
+    done = arcd(*command, "--home", tmp_path / "home")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "home") in done.stderr
+    assert not (tmp_path / "home").exists()

@@ -224,13 +224,12 @@ async def test_to_pause_what_is_paused_or_resume_what_runs_changes_nothing(desk:
 
 async def test_a_job_that_is_held_is_free_once_it_is_resumed(desk: Desk):
     desk.held.add(1)
-    seq = desk.state.seq
     async with anyio.create_task_group() as waiting:
         waiting.start_soon(desk.changed)
         await anyio.wait_all_tasks_blocked()
         desk.resume(1)
     assert desk.held == set()
-    assert desk.state.seq == seq
+    assert list(desk.store.records())[-1].event == events.Resumed()
 
 
 async def test_a_job_that_is_paused_and_held_is_free_of_both_once_it_is_resumed(desk: Desk):

@@ -62,7 +62,9 @@ class Bench:
         self.home = home
         self.incidents: list[Incident] = []
         self.lock = HomeLock.take(home)
-        options = Options(home=home, base=bundled(), config=resolve(settings=["lookahead=2"]), grace=5)
+        options = Options(
+            home=home, base=bundled(), config=resolve(settings=["lookahead=2"]), grace=5
+        )
         script = Path(__file__).parent / "fakedaemon.py"
         self.supervisor = Supervisor(
             [sys.executable, str(script), options.model_dump_json(), plan.to_json()],

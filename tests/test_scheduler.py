@@ -378,7 +378,7 @@ async def test_a_failed_task_is_done_once_more_with_all_candidates(build: Build)
         await works.until(lambda state: state.jobs[job].finished)
     assert Counter(works.names(events.Answered)) == {"t0": 1, "t1": 2, "t2": 1}
     samples = [candidate.sample for candidate in works.store.candidates(job, "t1")]
-    assert samples == list(range(8))
+    assert sorted(samples) == list(range(8))
     (verdict,) = [found for found in works.store.verdicts(job) if found.task == "t1"]
     assert verdict.samples == 8
     assert works.tasks.solutions["t1"][0] in verdict.attempts[0]
@@ -457,18 +457,19 @@ async def test_a_new_life_finishes_what_was_set_aside_and_repeats_nothing(build:
     first = build(same(6, tests=2), engine=Uneven)
     first.submit()
     async with first.running(grace=0):
-        await first.until(lambda state: state.jobs[1].tasks["t2"].sampled == 3)
+        await first.until(lambda state: state.jobs[1].tasks["t2"].sampled >= 3)
     set_aside = first.names(events.Released)
     assert "t2" in set_aside
-    before = len(list(first.store.candidates(1)))
+    before = len(first.names(events.Started))
+    assert len(first.names(events.Sampled)) < 6 * 2 * 4
     second = build(first.tasks, engine=Uneven)
     await second.finish()
     check_all_answered_once(second)
-    assert before + len(second.records(events.Sampled)) - before == 6 * 2 * 4
+    assert len(second.names(events.Sampled)) == 6 * 2 * 4
     # What was trained stays so; what was set aside is the first to be begun.
     assert "t2" not in second.trainer.asked
-    begun = second.names(events.Started)[len(first.trainer.asked) :]
-    assert set(begun[: len(set_aside)]) == set(set_aside)
+    begun_first = second.names(events.Started)[before:][: len(set_aside)]
+    assert set(begun_first) == set(set_aside)
 
 
 class Uneven(FakeEngine):
@@ -534,10 +535,10 @@ async def test_a_task_under_suspicion_runs_alone(build: Build):
 
 
 async def test_a_task_under_suspicion_waits_until_the_others_are_through(build: Build):
-    works = build(same(3), config=resolve(settings=[*FEW, "lookahead=2"]))
+    works = build(same(5))
     works.submit()
     async with works.running():
-        await works.until(lambda state: begun(state.jobs[1]) == 2)
+        await works.until(lambda state: begun(state.jobs[1]) == 3)
         second = works.submit(priority=1000)
         works.desk.emit(second, events.Started("t0", 4, 4), events.Interrupted("t0"))
         works.desk.emit(second, events.Started("t0", 4, 4), events.Interrupted("t0"))
@@ -643,9 +644,7 @@ def seconds_in(profile: cProfile.Profile, *modules: object) -> float:
     )
 
 
-async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(
-    build: Build, record_property: Callable[[str, object], None]
-):
+async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(build: Build):
     """With the real store, but for the disk's own time: nothing is waited for to reach it.
 
     The scheduler's time is that in the functions of scheduler, agenda, state and forecast, as
@@ -674,8 +673,7 @@ async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(
             await measure()
     per_task = seconds_in(profile, scheduler, agenda, state, forecast, config) / 1000
     grown = resident[MANY] - resident[1000]
-    record_property("scheduler_ms_per_task", per_task * 1e3)
-    record_property("grown_bytes_per_task", grown / (MANY - 1000))
+    print(f"{per_task * 1e3:.3f} ms and {grown / (MANY - 1000):.0f} bytes for each task")
     assert works.desk.state.jobs[1].state is JobState.done
     assert per_task < 1e-3
     assert grown < 16 << 20

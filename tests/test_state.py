@@ -224,6 +224,20 @@ def test_the_training_under_way_is_known_until_it_ends():
         assert one_job(*under_way, event).training is None
 
 
+def test_a_job_was_asked_for_when_it_was_submitted_resumed_or_retried_last():
+    happened = [
+        (1, events.Submitted("j", 10, ("a",))),
+        (2, events.Submitted("k", 10, ("a",))),
+        (1, events.Paused()),
+        (1, events.Resumed()),
+        (1, events.Started("a", 1, 1)),
+        (1, events.Answered("a", answer("a"))),
+        (1, events.Retried(("a",))),
+    ]
+    asked = [[job.asked for job in folded(happened[:n]).jobs.values()] for n in range(2, 8)]
+    assert asked == [[1, 2], [1, 2], [4, 2], [4, 2], [4, 2], [7, 2]]
+
+
 def test_a_daemon_has_the_home_from_its_start_to_its_stop():
     up = [(None, DAEMON)]
     assert (folded(up).daemon, folded(up).ready) == (DAEMON, False)
@@ -233,6 +247,12 @@ def test_a_daemon_has_the_home_from_its_start_to_its_stop():
     assert (folded(died).daemon, folded(died).ready) == (DAEMON, False)
     left = [*ready, (None, events.DaemonStopped())]
     assert (folded(left).daemon, folded(left).ready) == (None, False)
+
+
+def test_each_start_after_an_unclean_end_is_a_restart_and_one_after_a_stop_in_order_is_not():
+    died = [(None, DAEMON), (None, events.DaemonReady(1.0)), (None, DAEMON), (None, DAEMON)]
+    assert [folded(died[:n]).restarts for n in range(5)] == [0, 0, 0, 1, 2]
+    assert folded([*died, (None, events.DaemonStopped()), (None, DAEMON)]).restarts == 0
 
 
 def test_what_is_in_hand_is_found_in_all_jobs():

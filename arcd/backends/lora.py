@@ -166,7 +166,11 @@ class _Lora:
         self._peft.train()
         self._layers = [m for m in self._peft.modules() if isinstance(m, LoraLayer)]
         self._parameters = [p for p in self._peft.parameters() if p.requires_grad]
-        self._start = self._load_start(config.start) if config.start else None
+        try:
+            self._start = self._load_start(config.start) if config.start else None
+        except TrainerFailed:
+            self.remove()  # the next training finds the base as it was
+            raise
         self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=config.weight_decay)
         # Only fp16 gradients can underflow; elsewhere the scaler is a no-op.
         self._scaler = torch.amp.GradScaler(device.kind, enabled=device.dtype == "float16")

@@ -436,6 +436,7 @@ def _start_vllm(settings: _Settings) -> Any:
         "max_loras": config.max_loras,
         "enable_prefix_caching": True,
         "skip_tokenizer_init": True,
+        "load_format": "safetensors",  # nothing is unpickled
         "generation_config": "vllm",  # not the folder's: it could add tokens that end an answer
         "logprobs_mode": "raw_logprobs",  # before allowed_token_ids and temperature: the model's
         "disable_log_stats": True,
