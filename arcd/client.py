@@ -128,10 +128,13 @@ class Client:
         """The submission, complete and valid at any time, in Kaggle's format."""
         return dict(self._get(f"/jobs/{job}/result"))
 
-    def follow(self, job: int, after: int = 0) -> Iterator[Record]:
+    def follow(
+        self, job: int, after: int = 0, *, rest: Callable[[float], None] = time.sleep
+    ) -> Iterator[Record]:
         """Each of the job's records after number `after` once, until it is done or cancelled.
 
-        Outlives the death of a daemon that is started again within PATIENCE seconds.
+        Outlives the death of a daemon that is started again within PATIENCE seconds; `rest` waits
+        between two attempts to reach it, or raises to give up.
         """
         lost: float | None = None
         while True:
@@ -145,7 +148,7 @@ class Client:
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > PATIENCE:
                     raise NoDaemon(f"{self._where}: the daemon is gone: {error}") from None
-            time.sleep(RETRY)
+            rest(RETRY)
 
     def pause(self, job: int) -> dict[str, Any]:
         """Begin none of the job's tasks any more."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
-from anyio import to_thread
+from anyio import from_thread, to_thread
 
 from arcd.client import RETRY, Client
 from arcd.errors import BadJob, NoDaemon, RunInterrupted
@@ -102,8 +102,7 @@ class _Run:
         return self._outcome
 
     async def _follow_and_stop(self) -> None:
-        # A thread that waits for a daemon which is gone may be left to itself.
-        self._outcome = await to_thread.run_sync(self._follow, abandon_on_cancel=True)
+        self._outcome = await to_thread.run_sync(self._follow)
         self._supervisor.stop()
 
     def _follow(self) -> Outcome:
@@ -111,7 +110,7 @@ class _Run:
             status = self._submit(client)
             self._job = status["job"]
             watch = self._begin(status)
-            for record in client.follow(status["job"]):
+            for record in client.follow(status["job"], rest=_rest):
                 watch(record)
             account = Account.from_json(client.health()["ledger"])
             return Outcome(status["job"], client.job(status["job"]), account)
@@ -122,7 +121,7 @@ class _Run:
             try:
                 return client.send(self._order)
             except NoDaemon:
-                time.sleep(RETRY)
+                _rest(RETRY)
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
@@ -137,3 +136,9 @@ class _Run:
         """So that no later daemon goes on with it unasked."""
         with Client(self._home.path) as client, suppress(NoDaemon, BadJob):
             client.pause(job)
+
+
+def _rest(seconds: float) -> None:
+    """Wait for the daemon, unless there will be none any more."""
+    from_thread.check_cancelled()
+    time.sleep(seconds)

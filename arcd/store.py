@@ -308,6 +308,10 @@ class Store:
                 f"BEGIN;\n{SCHEMA}\nPRAGMA user_version = {VERSION};\nCOMMIT;"
             )
             return
+        if mode == "read" and not found and not tables:
+            # Just being made.
+            self._connection.close()
+            raise StoreFailed(f"{self.path.parent}: no jobs here")
         while found in MIGRATIONS and mode == "write":
             step = f"BEGIN;\n{MIGRATIONS[found]}\nPRAGMA user_version = {found + 1};\nCOMMIT;"
             self._connection.executescript(step)
