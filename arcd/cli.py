@@ -22,6 +22,7 @@ from arcd.home import Home
 from arcd.jobs_cli import HomeOption
 
 if TYPE_CHECKING:
+    from arcd.bench import Comparison
     from arcd.metrics import Metrics, Report
     from arcd.store import Store
     from arcd.supervisor import Incident
@@ -228,6 +229,36 @@ def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) ->
 
 
 @app.command()
+def bench(
+    tasks: Annotated[str, typer.Argument(help="As for run")] = "arc1-eval:12",
+    base: Base = None,
+    device: Device = "auto",
+    config: Annotated[Path | None, typer.Option(help="TOML file")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="The fastest run of each kind counts")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Time the same tasks without arcd, with arcd one at a time, and with arcd as it is."""
+    from arcd import basemodel, screen
+    from arcd import bench as measuring
+    from arcd import config as configuration
+    from arcd import tasks as taskfiles
+    from arcd.options import Options
+
+    settled = configuration.resolve(config, settings or ())
+    model = (base or basemodel.bundled()).absolute()
+    basemodel.check_wishes(model, settled.encoding, device)
+    found = taskfiles.load(tasks)
+    options = Options(home=Path(), base=model, device=device, config=settled)
+    report = err.print if not as_json else lambda text: None
+    compared = measuring.compare(found, tasks, options, repeat=repeat, report=report)
+    if not as_json:
+        out.print(_bench_table(compared))
+        out.print(screen.account(compared.arcd.account))
+    print(json.dumps(compared.to_json()))
+
+
+@app.command()
 def pretrain(
     folder: Annotated[Path, typer.Argument(help="Run folder; an unfinished run goes on")],
     steps: Annotated[int, typer.Option(min=1)],
@@ -267,6 +298,29 @@ def pretrain(
 
     training.pretrain(folder, recipe, rearc, basemodel.pick_device(device, "auto").kind, report)
     out.print(f"model {folder / 'model'}", markup=False, highlight=False)
+
+
+def _bench_table(found: "Comparison") -> Table:
+    title = f"{found.tasks} tasks on {found.cores} cores, seconds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("", "wall", "to first answer", "training", "inference", "times as long"):
+        table.add_column(heading, justify="left" if not heading else "right")
+
+    def row(name: str, wall: float, first: float, train: float, infer: float) -> None:
+        numbers = (f"{value:.1f}" for value in (wall, first, train, infer))
+        table.add_row(name, *numbers, f"{wall / found.arcd.wall:.2f}")
+
+    cold = found.cold
+    row("a process for each", cold.wall, cold.first, cold.train, cold.sample)
+    for name, run in (("arcd, one at a time", found.resident), ("arcd", found.arcd)):
+        steps = run.account.seconds
+        row(name, run.wall, run.first, steps["trainer"]["step"], steps["engine"]["step"])
+    contention = ", ".join(f"{lane} {share:.2f}" for lane, share in found.contention.items())
+    table.caption = (
+        f"overlap efficiency {found.overlap_efficiency:.2f} (two-lane bound {found.bound:.1f} s), "
+        f"outside of steps {found.arcd.account.outside_steps:.1%}, contention: {contention}"
+    )
+    return table
 
 
 def _truth(solutions: Path | None, answers: str) -> "Solutions":

@@ -99,7 +99,8 @@ async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
         candidates.append(candidate)
         emit(events.Sampled(task.id, candidate))
 
-    await rig.engine.sample(requests, adapter, deliver)
+    if requests:
+        await rig.engine.sample(requests, adapter, deliver)
     with rig.ledger.span("host", "select"):
         serial = adapter.serial if adapter else None
         found = verdict(task.id, len(task.tests), candidates, serial, tuple(notes.all))

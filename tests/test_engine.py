@@ -483,3 +483,11 @@ async def test_an_adapter_is_loaded_for_its_first_call_and_removed_after_its_las
         *("load adapter-11", "remove 11"),
         "shut down",
     ]
+
+
+def test_on_a_cpu_vllm_applies_adapters_our_way():
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("vLLM is not built for a CPU")
+    assert current_platform.get_punica_wrapper() == "arcd.backends.vllm_lora.GroupedPunica"

@@ -109,6 +109,7 @@ async def toy_engine(base: Path, *, max_loras: int = 2) -> AsyncIterator[VllmEng
         rank=RANK,
         dtype="bfloat16",
         ledger=Ledger(),
+        cores=1,
     ) as engine:
         yield engine
 

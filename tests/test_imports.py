@@ -11,19 +11,20 @@ import arcd
 PACKAGE = Path(arcd.__file__).parent
 
 BACKENDS = ("fake", "lora", "vllm_engine")
+PLUGIN = ("vllm_plugin", "vllm_cpu", "vllm_lora")
 RANKS = (
     ("arcd", "errors"),
     ("grids", "config", "seeds", "ledger", "home", "processes", "heartbeat"),
     ("tasks", "encoding", "options", "watchdog"),
     ("views", "metrics", "basemodel", "forecast", "supervisor"),
     ("prompts", "selection", "agenda"),
-    ("submission", "events", "backends", "show", "tensors"),
+    ("submission", "events", "backends", "show", "tensors", *(f"backends.{m}" for m in PLUGIN)),
     ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
     ("store", "screen", "pretrain", "solver"),
     ("desk", "wire", "rig"),
     ("publisher", "scheduler", "server", "client"),
     ("daemon", "foreground"),
-    ("doctor", "jobs_cli"),
+    ("doctor", "jobs_cli", "bench", "cold"),
     ("cli",),
     ("__main__",),
 )

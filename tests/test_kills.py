@@ -120,6 +120,7 @@ def check(home: Path, job: int) -> None:
     assert [(c.task, c.test, c.sample) for c in store.candidates(job)] == sampled
     for verdict in store.verdicts(job):
         assert verdict.samples == SAMPLES * len(verdict.ranked)
+        assert verdict.notes == ()
     read = submission.parse("result", json.loads(store.submission(job)))
     assert {name: len(tests) for name, tests in read.items()} == {
         task.id: len(task.tests) for task in TASKS

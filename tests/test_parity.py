@@ -36,7 +36,7 @@ def config() -> Config:
 async def train(folder: Path, device: Device) -> Trained:
     encoding = open_encoding(bundled(), "auto")
     model = load_model(bundled(), device)
-    trainer = LoraTrainer(model, bundled(), folder, device, encoding.pad, Ledger())
+    trainer = LoraTrainer(model, bundled(), folder, device, encoding.pad, Ledger(), cores=1)
     lessons = build_lessons(TASK, config(), encoding, 4096)
     assert isinstance(lessons, list)
     request = TrainRequest(lessons, config().train, seed=1, serial=0)
@@ -56,6 +56,7 @@ async def sample(trained: Trained, device: Device) -> list[Completion]:
         rank=config().train.rank,
         dtype=device.dtype,
         ledger=Ledger(),
+        cores=1,
     ) as engine:
         await engine.sample(requests, trained.adapter, found.append)
     return found

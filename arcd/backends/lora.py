@@ -63,8 +63,14 @@ class LoraTrainer:
         device: Device,
         pad: int,
         ledger: Ledger,
+        *,
+        cores: int,
     ) -> None:
-        """Train on the resident `model`, which was loaded from the folder `base`."""
+        """Train on the resident `model`, which was loaded from the folder `base`.
+
+        On a CPU with so many OpenMP threads.
+        """
+        self._cores = cores
         self.steps = 0
         self.busy = False
         self._model, self._device, self._pad, self._ledger = model, device, pad, ledger
@@ -85,10 +91,7 @@ class LoraTrainer:
     def _train(self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]) -> Trained:
         begun = time.monotonic()
         if self._device.kind == "cpu":
-            # This thread's half of the cores; the engine's has the others. OpenMP threads that
-            # outnumber the cores wait for each other: on two cores 3 of them were 3 to 10 times
-            # slower than 2.
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+            torch.set_num_threads(self._cores)
         size = wanted.config.batch_size
         steps = math.ceil(len(wanted.lessons) / size)
         tokens, loss = 0, math.nan

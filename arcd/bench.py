@@ -1,0 +1,211 @@
+"""`arcd bench`: the same tasks done three ways in turn, and what residency and overlap are worth.
+
+    cold       for each task a process that trains, then a process that samples: two starts a task
+    resident   arcd with one task in hand at a time: one start, nothing overlaps
+    arcd       arcd as it is
+
+Everything is measured from the start of a command to its end. Knows arcd as a user does.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from arcd import events, foreground, wire
+from arcd.agenda import Item, makespan, ordered
+from arcd.errors import ArcdError
+from arcd.events import Record
+from arcd.forecast import Times
+from arcd.ledger import LANES, Account
+from arcd.options import Options
+from arcd.tasks import TaskSet
+from arcd.watchdog import Limits
+
+
+@dataclass(frozen=True)
+class Cold:
+    """The way without arcd: seconds of each part over all tasks, and to the first answer."""
+
+    wall: float
+    train: float
+    sample: float
+    first: float
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A run of arcd: seconds, its ledger, and each task's time in each lane."""
+
+    wall: float
+    first: float
+    account: Account
+    times: dict[str, Times]
+
+    @property
+    def solving(self) -> float:
+        """Seconds after start-up."""
+        return self.account.solving
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of one bench, best of each kind, and what follows from them."""
+
+    tasks: int
+    cores: int
+    cold: Cold
+    resident: Resident
+    arcd: Resident
+
+    @property
+    def bound(self) -> float:
+        """Seconds that two independent lanes would take for the resident run's times."""
+        items = [Item(0, name, times) for name, times in self.resident.times.items()]
+        return makespan([item.times for item in ordered(items, "johnson")])
+
+    @property
+    def overlap_efficiency(self) -> float:
+        """(serial - measured) / (serial - bound); 1 is perfect overlap, 0 none."""
+        serial, measured = self.resident.solving, self.arcd.solving
+        return (serial - measured) / (serial - self.bound)
+
+    @property
+    def contention(self) -> dict[str, float]:
+        """How much longer each lane's steps took because the other one worked beside it."""
+        return {
+            lane: self.arcd.account.seconds[lane]["step"]
+            / self.resident.account.seconds[lane]["step"]
+            for lane in LANES
+            if lane != "host"
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers; the last line that the command prints."""
+        account = self.arcd.account
+        return {
+            "cold_over_arcd": self.cold.wall / self.arcd.wall,
+            "resident_over_arcd": self.resident.wall / self.arcd.wall,
+            "overlap_efficiency": self.overlap_efficiency,
+            "outside_compute_share": account.outside_steps,
+            "contention": self.contention,
+            "idle": {lane: account.idle(lane) / account.solving for lane in LANES},
+            "bound": self.bound,
+            "tasks": self.tasks,
+            "cores": self.cores,
+            "cold": asdict(self.cold),
+            "resident": _numbers(self.resident),
+            "arcd": _numbers(self.arcd),
+        }
+
+
+def compare(
+    tasks: TaskSet,
+    source: str,
+    options: Options,
+    *,
+    repeat: int,
+    report: Callable[[str], None],
+) -> Comparison:
+    """Run all three ways in turn, `repeat` times; the fastest run of each kind counts."""
+    colds, residents, arcds = [], [], []
+    for _ in range(repeat):
+        colds.append(_cold(tasks, source, options))
+        report(f"cold      {colds[-1].wall:.1f} s")
+        residents.append(_resident(tasks, options, overlap=False))
+        report(f"resident  {residents[-1].wall:.1f} s")
+        arcds.append(_resident(tasks, options, overlap=True))
+        report(f"arcd      {arcds[-1].wall:.1f} s")
+    return Comparison(
+        len(tasks.tasks),
+        len(os.sched_getaffinity(0)),
+        min(colds, key=lambda run: run.wall),
+        min(residents, key=lambda run: run.wall),
+        min(arcds, key=lambda run: run.wall),
+    )
+
+
+def _cold(tasks: TaskSet, source: str, options: Options) -> Cold:
+    begun = time.monotonic()
+    spent = {"train": 0.0, "sample": 0.0}
+    first = 0.0
+    for task in tasks.tasks:
+        with tempfile.TemporaryDirectory(prefix="arcd-bench-") as folder:
+            part = {
+                "tasks": source,
+                "task": task.id,
+                "base": str(options.base),
+                "device": options.device,
+                "config": options.config.model_dump(mode="json"),
+                "folder": folder,
+            }
+            for name in spent:
+                spent[name] += _process(name, part)
+        first = first or time.monotonic() - begun
+    return Cold(time.monotonic() - begun, spent["train"], spent["sample"], first)
+
+
+def _process(name: str, part: dict[str, Any]) -> float:
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "arcd.cold", name, json.dumps(part)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["(nothing)"])[-1]
+        raise ArcdError(f"bench: cold {name} of task {part['task']}: {last}")
+    return time.monotonic() - begun
+
+
+def _resident(tasks: TaskSet, options: Options, *, overlap: bool) -> Resident:
+    begun = time.monotonic()
+    records: list[Record] = []
+    at: list[float] = []
+
+    def listen(record: Record) -> None:
+        records.append(record)
+        if isinstance(record.event, events.Answered):
+            at.append(time.monotonic() - begun)
+
+    config = options.config if overlap else options.config.model_copy(update={"lookahead": 0})
+    with tempfile.TemporaryDirectory(prefix="arcd-bench-") as home:
+        outcome = foreground.run(
+            options.model_copy(update={"home": Path(home), "config": config}),
+            wire.order(tasks),
+            limits=Limits(),
+            report=_refuse,
+            begin=lambda _: listen,
+        )
+    return Resident(time.monotonic() - begun, at[0], outcome.account, dict(_times(records)))
+
+
+def _refuse(incident: object) -> None:
+    raise ArcdError(f"bench: the daemon did not live through it: {incident}")
+
+
+def _times(records: Sequence[Record]) -> Iterator[tuple[str, Times]]:
+    """Each task's seconds in training, and from there to its answer."""
+    trained: dict[str, tuple[float, float]] = {}
+    for record in records:
+        match record.event:
+            case events.Started(task):
+                trained[task] = record.at, 0.0
+            case events.Trained(task, _, _, _, seconds):
+                trained[task] = record.at, seconds
+            case events.Answered(task):
+                since, seconds = trained[task]
+                yield task, Times(seconds, record.at - since)
+
+
+def _numbers(run: Resident) -> dict[str, Any]:
+    return {
+        "wall": run.wall,
+        "first": run.first,
+        "loading": run.account.loading,
+        "solving": run.solving,
+        "steps": {lane: run.account.seconds[lane].get("step", 0.0) for lane in LANES},
+    }

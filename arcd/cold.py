@@ -1,0 +1,95 @@
+"""One task the way it is done without arcd: a process that trains, then a process that samples.
+
+The baseline of `arcd bench`, run as `python -m arcd.cold train|sample ARGUMENTS`: each process
+imports torch, loads the base, does its part with all cores, and leaves. It uses arcd's own trainer
+and engine, so that only the way they are run differs.
+"""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import anyio
+from pydantic import BaseModel, ConfigDict
+
+from arcd.backends import Adapter, Completion, TrainRequest
+from arcd.basemodel import load_model, open_encoding, pick_device
+from arcd.config import Config
+from arcd.ledger import Ledger
+from arcd.prompts import TooLong
+from arcd.rig import set_environment
+from arcd.seeds import seed_of
+from arcd.solver import build_lessons, build_questions, build_requests, to_candidate
+from arcd.tasks import load
+
+
+class Part(BaseModel):
+    """What a process is to do; the adapter goes from the first to the second by its folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tasks: str
+    task: str
+    base: Path
+    device: str
+    config: Config
+    folder: Path
+
+
+async def train(part: Part) -> None:
+    """Leave the task's adapter in the folder."""
+    from arcd.backends.lora import LoraTrainer
+
+    (task,) = (task for task in load(part.tasks).tasks if task.id == part.task)
+    device = pick_device(part.device, part.config.precision)
+    encoding = open_encoding(part.base, part.config.encoding)
+    lessons = build_lessons(task, part.config, encoding, part.config.train.max_seq_len)
+    if isinstance(lessons, TooLong):
+        return
+    model = load_model(part.base, device)
+    trainer = LoraTrainer(
+        model, part.base, part.folder, device, encoding.pad, Ledger(), cores=_cores()
+    )
+    seed = seed_of(part.config.seed, task.id, "adapter")
+    await trainer.train(TrainRequest(lessons, part.config.train, seed, 0), lambda _: None)
+
+
+async def sample(part: Part) -> None:
+    """Leave the task's candidates in the folder."""
+    from arcd.backends.vllm_engine import vllm_engine
+
+    (task,) = (task for task in load(part.tasks).tasks if task.id == part.task)
+    device = pick_device(part.device, part.config.precision)
+    encoding = open_encoding(part.base, part.config.encoding)
+    folder = part.folder / "adapter-0"
+    adapter = Adapter(0, folder) if folder.is_dir() else None
+    questions = list(build_questions(task, part.config, encoding))
+    requests = build_requests(task, questions, part.config)
+    with (part.folder / "candidates.jsonl").open("w") as file:
+
+        def deliver(completion: Completion) -> None:
+            file.write(json.dumps(asdict(to_candidate(completion, adapter, encoding))) + "\n")
+
+        async with vllm_engine(
+            part.base,
+            answer_tokens=encoding.answer_tokens,
+            end=encoding.end,
+            config=part.config.engine,
+            rank=part.config.train.rank,
+            dtype=device.dtype,
+            ledger=Ledger(),
+            cores=_cores(),
+        ) as engine:
+            await engine.sample(requests, adapter, deliver)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+if __name__ == "__main__":
+    set_environment()
+    does = {"train": train, "sample": sample}[sys.argv[1]]
+    anyio.run(does, Part.model_validate_json(sys.argv[2]))
