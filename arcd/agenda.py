@@ -87,6 +87,11 @@ class Agenda:
         """Forget a job and what waits of it."""
         self._queues.pop(job, None)
 
+    def waiting(self, job: int) -> Sequence[Item]:
+        """The tasks of a job that wait, in their order."""
+        queue = self._queues.get(job)
+        return tuple(queue.waiting) if queue else ()
+
     def next(self, runnable: Callable[[int], bool] = lambda job: True) -> Item | None:
         """The task that comes next among the jobs that are runnable, if there is one.
 

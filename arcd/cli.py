@@ -73,6 +73,8 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.steps=64")
     ] = None,
+    budget: jobs_cli.Budget = None,
+    reserve: jobs_cli.Reserve = None,
     home: HomeOption = None,
     skip_invalid: Annotated[bool, typer.Option(help="Leave out tasks that are not valid")] = False,
     stall: jobs_cli.Stall = jobs_cli.STALL,
@@ -85,7 +87,8 @@ def run(
     from arcd.options import Options
     from arcd.watchdog import Limits
 
-    settled = configuration.resolve(config, settings or (), seed=seed)
+    limits = jobs_cli.budget_settings(budget, reserve)
+    settled = configuration.resolve(config, [*(settings or ()), *limits], seed=seed)
     found = taskfiles.load(tasks, skip_invalid=skip_invalid)
     found = found.with_solutions(solutions) if solutions else found
     for line in found.skipped:

@@ -124,6 +124,22 @@ class EngineConfig(_Section):
     """Memory for keys and values on a CPU."""
 
 
+class BudgetConfig(_Section):
+    """The time that a job may take."""
+
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """From its submission to the end, when every task has the best answer found by then. None:
+    each task is done once, however long that takes."""
+    reserve: Annotated[float, Field(ge=0)] = 10.0
+    """Of these, what is kept for writing and leaving."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.seconds is not None and self.reserve >= self.seconds:
+            raise ValueError("the reserve takes the whole budget")
+        return self
+
+
 class Config(_Section):
     """Everything that decides the answer to a task, beside the base model and the task itself."""
 
@@ -136,11 +152,13 @@ class Config(_Section):
     """Tasks in hand beyond the one in training: trained adapters that wait or are sampled."""
     order: Literal["johnson", "file", "cheapest"] = "johnson"
     """Which task comes next: short trainings first and short samplings last, so that both lanes
-    are busy from the first to the last minute (Johnson's rule); the file's; the shortest."""
+    are busy from the first to the last minute (Johnson's rule); the file's; the shortest. A job
+    with a budget begins with the shortest, so that many are done when its time is up."""
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     views: ViewConfig = ViewConfig()
     engine: EngineConfig = EngineConfig()
+    budget: BudgetConfig = BudgetConfig()
 
 
 DAEMON_KEYS = frozenset({"encoding", "precision", "lookahead", "engine"})

@@ -23,6 +23,8 @@ class Submitted:
     name: str
     priority: int
     tasks: tuple[str, ...]
+    budget: float | None = None
+    """Seconds from here to its end, its reserve taken off; None: until each task is done once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class Retried:
     """These tasks are to be done once more, with other lessons; their candidates are kept."""
 
     tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job with a budget is done: its time is up, or nothing is left to be improved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +152,7 @@ class DaemonStopped:
     """The daemon left in order."""
 
 
-JobEvent = Submitted | Paused | Resumed | Cancelled | Retried
+JobEvent = Submitted | Paused | Resumed | Cancelled | Retried | Finished
 TaskEvent = Started | Training | Trained | Noted | Sampled | Answered | Interrupted | Released
 DaemonEvent = DaemonStarted | DaemonReady | DaemonStopped
 Event = JobEvent | TaskEvent | DaemonEvent

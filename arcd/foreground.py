@@ -17,7 +17,7 @@ import anyio
 from anyio import from_thread, to_thread
 
 from arcd.client import RETRY, Client
-from arcd.errors import BadJob, NoDaemon, RunInterrupted
+from arcd.errors import BadJob, DaemonFailed, NoDaemon, RunInterrupted
 from arcd.home import Home
 from arcd.ledger import Account
 from arcd.options import Options
@@ -27,6 +27,9 @@ from arcd.store import Store, path_in
 from arcd.supervisor import Incident, Supervisor
 from arcd.watchdog import Limits
 from arcd.wire import Order
+
+LAST = 0.2
+"""Share of a budget's reserve in which a daemon that is still there is killed."""
 
 PAUSE = 3.0
 """Seconds that a daemon gets to pause its job before it is asked to stop anyway."""
@@ -84,6 +87,7 @@ class _Run:
         self._supervisor = Supervisor(
             command(options), lock, limits, log=home.log, report=report, grace=options.grace
         )
+        self._budget = options.config.budget
         self._job: int | None = None
         self._paused = False
         self._outcome: Outcome | None = None
@@ -93,6 +97,7 @@ class _Run:
             listening.start_soon(self._obey_signals)
             async with anyio.create_task_group() as following:
                 following.start_soon(self._follow_and_stop)
+                following.start_soon(self._keep_to_budget)
                 await self._supervisor.run()
                 # The daemon is gone for good: who follows it still would wait for ever.
                 following.cancel_scope.cancel()
@@ -100,6 +105,18 @@ class _Run:
         if self._outcome is None:
             raise RunInterrupted
         return self._outcome
+
+    async def _keep_to_budget(self) -> None:
+        """End what should have ended by itself: nothing may keep us beyond the budget."""
+        if self._budget.seconds is None:
+            return
+        await anyio.sleep(self._budget.seconds - LAST * self._budget.reserve)
+        if self._outcome is None:
+            self._supervisor.stop()
+            self._supervisor.stop()
+            raise DaemonFailed(
+                "the time was up before the daemon had ended; the submission has what was answered"
+            )
 
     async def _follow_and_stop(self) -> None:
         self._outcome = await to_thread.run_sync(self._follow)

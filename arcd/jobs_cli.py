@@ -34,6 +34,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
 JobNumber = Annotated[int, typer.Argument(help="The job's number", metavar="JOB")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.steps=64")]
 ConfigFile = Annotated[Path | None, typer.Option(help="TOML file")]
+Budget = Annotated[
+    str | None, typer.Option(help="End after this time, e.g. 11h30m, with the best answers found")
+]
+Reserve = Annotated[str | None, typer.Option(help="Of the budget, kept for writing; 10s")]
 Stall = Annotated[
     float,
     typer.Option(
@@ -153,6 +157,8 @@ def submit(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Annotated[int | None, typer.Option(help="Decides lessons, views and samples")] = None,
+    budget: Budget = None,
+    reserve: Reserve = None,
     solutions: Annotated[Path | None, typer.Option(help="Kaggle solutions file")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Keep the submission here")] = None,
     skip_invalid: Annotated[bool, typer.Option(help="Leave out tasks that are not valid")] = False,
@@ -173,7 +179,9 @@ def submit(
         found,
         name=name,
         priority=priority,
-        settings=configuration.tree(config, settings or (), seed=seed),
+        settings=configuration.tree(
+            config, [*(settings or ()), *budget_settings(budget, reserve)], seed=seed
+        ),
         outs=(out_file,) if out_file else (),
     )
     with _client(home) as client:
@@ -300,6 +308,14 @@ def stop(
 
 
 VERBS = (serve, submit, jobs, status, result, cancel, pause, resume, retry, logs, stop)
+
+
+def budget_settings(budget: str | None, reserve: str | None) -> list[str]:
+    """The options --budget and --reserve as settings."""
+    from arcd.budget import seconds
+
+    given = {"budget.seconds": budget, "budget.reserve": reserve}
+    return [f"{key}={seconds(text)}" for key, text in given.items() if text is not None]
 
 
 def _home(given: Path | None) -> "Home":

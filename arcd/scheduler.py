@@ -5,8 +5,11 @@ one trains, the others are sampled or wait with a trained adapter. It hears of j
 desk's records only. Knows nothing of models, HTTP or processes.
 """
 
+import math
 import shutil
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -16,10 +19,11 @@ from arcd import config as configuration
 from arcd import events
 from arcd.agenda import Agenda, Item, ordered
 from arcd.backends import Adapter
+from arcd.budget import Pace, Share, cheap, share
 from arcd.config import Config
 from arcd.desk import Desk
 from arcd.events import Record
-from arcd.forecast import times, work
+from arcd.forecast import Times, times, work
 from arcd.selection import verdict
 from arcd.solver import Assignment, Rig, solve
 from arcd.state import Job, Phase
@@ -31,14 +35,47 @@ SUSPECT = DEATHS - 1
 """A task that the daemon died with so often runs alone: the next death tells whose fault it is."""
 
 
+ROUNDS = 8
+"""Times that a task of a job with a budget is done at most; by then its votes are what they are."""
+
+NOTHING = Times(0.0, 0.0)
+
+TIME_IS_UP = "the time was up before this task was done"
+
+
+@dataclass(slots=True)
+class _Hand:
+    """A task in hand: how to end it, what was predicted for it, when its adapter was there."""
+
+    item: Item
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    predicted: Times = NOTHING
+    trained: float | None = None
+
+
 class Scheduler:
     """Works off a desk's jobs with one rig until it is stopped."""
 
-    def __init__(self, desk: Desk, rig: Rig, config: Config, adapters: Path) -> None:
-        """`config` is the daemon's; each task's trained adapter is under `adapters`."""
+    def __init__(
+        self,
+        desk: Desk,
+        rig: Rig,
+        config: Config,
+        adapters: Path,
+        *,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`config` is the daemon's; each task's trained adapter is under `adapters`.
+
+        `wall` is the clock of the store's records, with which a deadline outlives a restart.
+        """
         self._desk, self._rig, self._config, self._adapters = desk, rig, config, adapters
+        self._wall = wall
         self._agenda = Agenda()
-        self._in_hand: dict[tuple[int, str], anyio.CancelScope] = {}
+        self._pace = Pace()
+        self._in_hand: dict[tuple[int, str], _Hand] = {}
+        self._deadlines: dict[int, float] = {}
+        """By job, in the event loop's time."""
         self._stopping = False
         for job in desk.state.jobs.values():
             self._take_on(job, job.tasks)
@@ -48,13 +85,16 @@ class Scheduler:
         """Work until `stop`; then give what is in hand `grace` seconds, and set the rest aside."""
         async with anyio.create_task_group() as solving:
             while not self._stopping:
+                for number in self._deadlines.keys() - self._desk.held:
+                    self._keep_to_budget(self._desk.state.jobs[number])
                 self._begin_some(solving)
-                await self._desk.changed()
+                with anyio.CancelScope(deadline=self._next_deadline()):
+                    await self._desk.changed()
             with anyio.move_on_after(grace):
                 while self._in_hand:
                     await self._desk.changed()
-            for scope in self._in_hand.values():
-                scope.cancel()
+            for hand in self._in_hand.values():
+                hand.scope.cancel()
 
     def stop(self) -> None:
         """Begin no task any more; `run` returns when nothing is in hand."""
@@ -69,19 +109,26 @@ class Scheduler:
     def _begin_some(self, solving: TaskGroup) -> None:
         while item := self._next():
             self._agenda.take(item)
-            scope = self._in_hand[item.job, item.task] = anyio.CancelScope()
-            solving.start_soon(self._work_on, item, scope)
+            hand = self._in_hand[item.job, item.task] = _Hand(item)
+            solving.start_soon(self._work_on, hand)
 
     def _next(self) -> Item | None:
         """The task to begin now, if there is one and there is room for it."""
         if len(self._in_hand) > self._config.lookahead:
             return None
-        if any(self._suspect(job, task) for job, task in self._in_hand):
+        in_hand = [hand.item for hand in self._in_hand.values()]
+        if any(self._suspect(each.job, each.task) for each in in_hand):
+            return None
+        if any(self._sets_the_pace(each) for each in in_hand):
             return None
         item = self._agenda.next(self._runnable)
-        if item and self._suspect(item.job, item.task) and self._in_hand:
-            return None
-        return item
+        alone = item and (self._suspect(item.job, item.task) or self._sets_the_pace(item))
+        return None if alone and self._in_hand else item
+
+    def _sets_the_pace(self, item: Item) -> bool:
+        """Whether this is the first training under a budget: what it takes is what others get."""
+        taught = self._desk.state.jobs[item.job].tasks[item.task].round > 0
+        return item.job in self._deadlines and taught and not self._pace.known
 
     def _suspect(self, job: int, task: str) -> bool:
         return self._desk.state.jobs[job].tasks[task].deaths >= SUSPECT
@@ -90,13 +137,17 @@ class Scheduler:
         job = self._desk.state.jobs[number]
         return not (job.paused or job.cancelled or number in self._desk.held)
 
-    async def _work_on(self, item: Item, scope: anyio.CancelScope) -> None:
-        with scope:
-            await self._answer(item.job, item.task)
+    async def _work_on(self, hand: _Hand) -> None:
+        item = hand.item
+        with hand.scope:
+            await self._answer(hand)
         del self._in_hand[item.job, item.task]
         job = self._desk.state.jobs[item.job]
         task = job.tasks[item.task]
-        if task.in_hand:
+        if task.in_hand and self._late(job):
+            self._discard(task.adapter)
+            self._answer_as_it_is(job, item.task, TIME_IS_UP)
+        elif task.in_hand:
             # Only a cancelled scope comes here with the task in hand.
             self._desk.emit(job.id, events.Released(item.task))
             if job.cancelled:
@@ -104,34 +155,86 @@ class Scheduler:
         else:
             self._desk.wake()
 
-    async def _answer(self, number: int, name: str) -> None:
-        task = self._desk.state.jobs[number].tasks[name]
-        assignment = self._assignment(number, name)
+    async def _answer(self, hand: _Hand) -> None:
+        job = self._desk.state.jobs[hand.item.job]
+        name = hand.item.task
+        task = job.tasks[name]
+        if task.deaths >= DEATHS:
+            died = f"the daemon died {task.deaths} times with this task in hand"
+            self._discard(task.adapter)
+            self._answer_as_it_is(job, name, f"set aside: {died}")
+            return
+        assignment = self._assignment(job, hand.item)
+        hand.predicted = times(work(assignment.task, assignment.config))
 
         def emit(event: events.TaskEvent) -> None:
             with self._rig.ledger.span("host", "record"):
-                self._desk.emit(number, event)
+                self._desk.emit(job.id, event)
 
-        if task.deaths < DEATHS:
-            done = await solve(assignment, self._rig, emit)
-        else:
-            note = f"set aside: the daemon died {task.deaths} times with this task in hand"
-            tests = len(assignment.task.tests)
-            notes = (*assignment.notes, note)
-            done = verdict(name, tests, assignment.candidates, task.adapter, notes)
-            emit(events.Answered(name, done))
+        done = await solve(assignment, self._rig, emit)
         self._discard(done.adapter)
 
-    def _assignment(self, number: int, name: str) -> Assignment:
-        state = self._desk.state.jobs[number].tasks[name]
+    def _answer_as_it_is(self, job: Job, name: str, note: str) -> None:
+        """Answer a task from the candidates it has."""
+        store, task = self._desk.store, job.tasks[name]
+        tests = len(store.task(job.id, name).tests)
+        notes = (*task.notes, note)
+        found = verdict(name, tests, store.candidates(job.id, name), task.adapter, notes)
+        self._desk.emit(job.id, events.Answered(name, found))
+
+    def _keep_to_budget(self, job: Job) -> None:
+        """Take a job with a budget to its next round, or end it."""
+        if self._late(job):
+            self._agenda.drop(job.id)
+            for (number, _), hand in self._in_hand.items():
+                if number == job.id:
+                    hand.scope.cancel()
+            for name, task in job.tasks.items():
+                if task.phase is Phase.waiting:
+                    self._answer_as_it_is(job, name, TIME_IS_UP)
+        elif job.all_answered and not job.paused:
+            cheap_only = [name for name, task in job.tasks.items() if task.round == 0]
+            doubtful = (name for name in job.retriable() if job.tasks[name].round < ROUNDS)
+            if again := cheap_only or list(doubtful):
+                self._desk.emit(job.id, events.Retried(tuple(again)))
+        if job.all_answered or job.cancelled:
+            del self._deadlines[job.id]
+            if not job.cancelled:
+                self._desk.emit(job.id, events.Finished())
+
+    def _late(self, job: Job) -> bool:
+        return self._deadlines.get(job.id, math.inf) <= anyio.current_time()
+
+    def _next_deadline(self) -> float:
+        """When to look at the budgets again, if nothing happens before."""
+        now = anyio.current_time()
+        return min((at for at in self._deadlines.values() if at > now), default=math.inf)
+
+    def _share(self, item: Item, config: Config) -> Share:
+        """What a task of a job with a budget gets in the round that begins now."""
+        left = self._deadlines[item.job] - anyio.current_time()
+        # What is in hand already has its share, and the trainer before this one.
+        before = (hand.predicted for hand in self._in_hand.values() if hand.trained is None)
+        left -= sum(self._pace.of(predicted).train for predicted in before)
+        open_ = [item, *self._agenda.waiting(item.job)]
+        return share(left, [self._pace.of(each.times) for each in open_], config)
+
+    def _assignment(self, job: Job, item: Item) -> Assignment:
+        number, name, state = job.id, item.task, job.tasks[item.task]
         store = self._desk.store
+        config = self._config_of(number)
+        first_sample = state.round * config.sample.samples
+        if number in self._deadlines:
+            part = self._share(item, config) if state.round else cheap(config)
+            config = part.of(config)
         adapter = None
         if state.adapter is not None and self._folder(state.adapter).is_dir():
             adapter = Adapter(state.adapter, self._folder(state.adapter))
         return Assignment(
             task=store.task(number, name),
-            config=self._config_of(number),
+            config=config,
             round=state.round,
+            first_sample=first_sample,
             adapter=adapter,
             candidates=tuple(store.candidates(number, name)),
             notes=state.notes,
@@ -144,16 +247,29 @@ class Scheduler:
         match record.event:
             case events.Submitted(_, _, names) | events.Retried(names):
                 self._take_on(job, names)
+            case events.Trained(name, _, _, _, seconds):
+                if hand := self._in_hand.get((job.id, name)):
+                    self._pace.trained(hand.predicted.train, seconds)
+                    hand.trained = anyio.current_time()
+            case events.Answered(name):
+                hand = self._in_hand.get((job.id, name))
+                if hand and hand.trained is not None and not hand.scope.cancel_called:
+                    took = anyio.current_time() - hand.trained
+                    self._pace.inferred(hand.predicted.infer, took)
             case events.Released(name) if not job.cancelled:
                 self._take_on(job, [name])
             case events.Cancelled():
                 self._agenda.drop(job.id)
-                for (number, _), scope in self._in_hand.items():
+                for (number, _), hand in self._in_hand.items():
                     if number == job.id:
-                        scope.cancel()
+                        hand.scope.cancel()
 
     def _take_on(self, job: Job, names: Iterable[str]) -> None:
         waiting = [name for name in names if job.tasks[name].phase is Phase.waiting]
+        if job.budget is not None and not job.finished:
+            passed = max(0.0, self._wall() - job.submitted)
+            end = anyio.current_time() + job.budget - passed
+            self._deadlines.setdefault(job.id, end)
         if not waiting or job.cancelled:
             return
         config = self._config_of(job.id)
@@ -162,7 +278,9 @@ class Scheduler:
         # What was in hand before goes first: it is the nearest to an answer.
         begun = [item for item in items if job.tasks[item.task].wanted]
         fresh = [item for item in items if not job.tasks[item.task].wanted]
-        self._agenda.add(job.id, job.priority, begun + ordered(fresh, config.order))
+        # Johnson's rule makes the whole short; what has an end anyway shall hold many tasks.
+        order = config.order if job.budget is None else "cheapest"
+        self._agenda.add(job.id, job.priority, begun + ordered(fresh, order))
 
     def _config_of(self, number: int) -> Config:
         return configuration.on_daemon(self._desk.store.config(number), self._config)

@@ -5,7 +5,7 @@ per token; among those the smaller grid in the order of its cells. The result do
 the order of the candidates. Knows nothing of who made them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from arcd.grids import Grid
@@ -84,8 +84,16 @@ def verdict(
     adapter: int | None,
     notes: tuple[str, ...] = (),
 ) -> Verdict:
-    """The verdict on a task of `tests` tests."""
+    """The verdict on a task of `tests` tests.
+
+    Where an adapter has answered validly, the base's own votes do not count.
+    """
     found = list(candidates)
-    ranked = tuple(rank(c for c in found if c.test == test) for test in range(tests))
+    ranked = tuple(_ranked([c for c in found if c.test == test]) for test in range(tests))
     invalid = sum(c.grid is None for c in found)
     return Verdict(task, ranked, len(found), invalid, adapter, notes)
+
+
+def _ranked(candidates: Sequence[Candidate]) -> tuple[Vote, ...]:
+    taught = [c for c in candidates if c.adapter is not None]
+    return rank(taught) or rank(candidates)

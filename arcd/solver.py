@@ -49,12 +49,14 @@ class Assignment:
     """A task, how it is to be solved, and what earlier attempts at it have left.
 
     In round 0 a task is solved for the first time, in each later one with other lessons, views and
-    samples. `adapter` was trained in this round already; `candidates` are those of all rounds.
+    samples, which are numbered from `first_sample` on. `adapter` was trained in this round already;
+    `candidates` are those of all rounds.
     """
 
     task: Task
     config: Config
     round: int = 0
+    first_sample: int = 0
     adapter: Adapter | None = None
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
@@ -81,7 +83,9 @@ async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
     with rig.ledger.span("host", "build"):
         lessons = build_lessons(task, config, rig.encoding, config.train.max_seq_len)
         questions = list(build_questions(task, config, rig.encoding))
-        requests = _open(build_requests(task, questions, config, assignment.round), assignment)
+        requests = _open(
+            build_requests(task, questions, config, assignment.first_sample), assignment
+        )
     taught = 0 if isinstance(lessons, TooLong) else len(lessons)
     emit(events.Started(task.id, taught, len(requests)))
     _note_too_long(questions, notes)
@@ -146,17 +150,17 @@ def build_questions(task: Task, config: Config, encoding: Encoding) -> Iterator[
 
 
 def build_requests(
-    task: Task, questions: Sequence[Question | TooLong], config: Config, round: int = 0
+    task: Task, questions: Sequence[Question | TooLong], config: Config, first: int = 0
 ) -> list[Request]:
-    """The samples of each test dealt out to its questions in turn, numbered through all rounds."""
+    """The samples of each test dealt out to its questions in turn, numbered from `first` on."""
     requests = []
     count = config.sample.samples
     for test in range(len(task.tests)):
         asked = [q for q in questions if isinstance(q, Question) and q.test == test]
         for i in range(count if asked else 0):
             seed = seed_of(config.seed, task.id, "sample", test, i)
-            sample = round * count + i
-            requests.append(Request(asked[i % len(asked)], sample, seed, config.sample.temperature))
+            question = asked[i % len(asked)]
+            requests.append(Request(question, first + i, seed, config.sample.temperature))
     return requests
 
 

@@ -109,6 +109,10 @@ class Job:
     """Number of the record with which somebody asked for it last: submitted, resumed, retried."""
     counts: Counter[Phase] = field(default_factory=Counter)
     """Tasks in each phase."""
+    budget: float | None = None
+    """Seconds from its submission to its end."""
+    over: bool = False
+    """Whether a job with a budget is finished."""
     begun: bool = False
     paused: bool = False
     cancelled: bool = False
@@ -117,13 +121,18 @@ class Job:
     def state(self) -> JobState:
         if self.cancelled:
             return JobState.cancelled
-        if self.counts[Phase.answered] == len(self.tasks):
+        if self.all_answered and (self.budget is None or self.over):
             answers = (task.answer for task in self.tasks.values())
             failed = all(answer is None or answer.samples == answer.invalid for answer in answers)
             return JobState.failed if failed else JobState.done
         if self.paused:
             return JobState.paused
         return JobState.running if self.begun else JobState.queued
+
+    @property
+    def all_answered(self) -> bool:
+        """Whether each task has an answer, of its last round."""
+        return self.counts[Phase.answered] == len(self.tasks)
 
     @property
     def finished(self) -> bool:
@@ -204,7 +213,16 @@ class State:
     def _submitted(self, job: int, record: Record, event: events.Submitted) -> None:
         tasks = {name: TaskState() for name in event.tasks}
         counts = Counter({Phase.waiting: len(tasks)})
-        self.jobs[job] = Job(job, event.name, event.priority, record.at, tasks, record.seq, counts)
+        self.jobs[job] = Job(
+            job,
+            event.name,
+            event.priority,
+            record.at,
+            tasks,
+            record.seq,
+            counts,
+            event.budget,
+        )
 
     def _task(self, job: Job, at: float, event: events.TaskEvent) -> None:
         task = job.tasks[event.task]
@@ -256,8 +274,13 @@ def _control(job: Job, seq: int, event: events.JobEvent) -> None:
             job.paused = False
         case events.Cancelled():
             job.cancelled = True
+        case events.Finished():
+            job.over = True
         case events.Retried(names):
             job.paused = False
+            if job.over:
+                # Who wants more after the end of its time does not want the end of its time.
+                job.over, job.budget = False, None
             for name in names:
                 task = job.tasks[name]
                 task.round += 1

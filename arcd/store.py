@@ -138,7 +138,9 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 rows,
             )
-            return self._insert(number, events.Submitted(job.name, job.priority, names))
+            budget = job.config.budget
+            usable = budget.seconds - budget.reserve if budget.seconds is not None else None
+            return self._insert(number, events.Submitted(job.name, job.priority, names, usable))
 
     def append(self, job: int | None, *new: Event) -> list[Record]:
         """Write events of a job, or of the daemon, all or none; returns their records.

@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--input", type=Path, default=Path("/kaggle/input"))
     parser.add_argument("--working", type=Path, default=Path("/kaggle/working"))
     parser.add_argument("--base", type=Path, help="base model folder; by default arcd's own")
+    parser.add_argument("--budget", default="11h30m", help="the session ends after 12 hours")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
 
@@ -46,6 +47,7 @@ def main() -> int:
     command = [sys.executable, "-m", "arcd", "run", str(tasks)]
     command += ["--out", str(given.working / "submission.json")]
     command += ["--home", str(given.working / "arcd")]
+    command += ["--budget", given.budget, "--reserve", "5m"]
     command += ["--base", str(given.base)] if given.base else []
     for setting in given.set:
         command += ["--set", setting]

@@ -164,6 +164,7 @@ EVENTS: dict[type, st.SearchStrategy[events.Event]] = {
     events.Resumed: st.builds(events.Resumed),
     events.Cancelled: st.builds(events.Cancelled),
     events.Retried: st.builds(events.Retried, _NAMES),
+    events.Finished: st.just(events.Finished()),
     events.Started: st.builds(events.Started, st.text(), _counts(), _counts()),
     events.Training: st.builds(
         events.Training, st.text(), _counts(), _counts(), _finite(), _finite()

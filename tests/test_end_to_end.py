@@ -250,6 +250,7 @@ def test_the_kaggle_notebook_runs_offline(tmp_path: Path):
     few_tasks(inputs).rename(inputs / "arc-agi_test_challenges.json")
     script = EXAMPLES.parent / "kaggle.py"
     command = [sys.executable, script, "--input", tmp_path / "input", "--working", tmp_path]
+    command += ["--budget", "1h"]
     settings = ["train.steps=2", "sample.samples=1", "train.max_seq_len=2000"]
     command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(

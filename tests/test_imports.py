@@ -17,7 +17,7 @@ RANKS = (
     ("grids", "config", "seeds", "ledger", "home", "processes", "heartbeat"),
     ("tasks", "encoding", "options", "watchdog"),
     ("views", "metrics", "basemodel", "forecast", "supervisor"),
-    ("prompts", "selection", "agenda"),
+    ("prompts", "selection", "agenda", "budget"),
     ("submission", "events", "backends", "show", "tensors", *(f"backends.{m}" for m in PLUGIN)),
     ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
     ("store", "screen", "pretrain", "solver"),

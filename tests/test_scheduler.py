@@ -104,7 +104,9 @@ class Works:
         trained = self.trainer.trained
         engine = self.engine(CellEncoding(), self.tasks.solutions, trained, self.seconds_per_token)
         rig = Rig(self.trainer, engine, CellEncoding(), Ledger(), self.store.serial)
-        self.scheduler = Scheduler(self.desk, rig, self.config, self.home / "adapters")
+        self.scheduler = Scheduler(
+            self.desk, rig, self.config, self.home / "adapters", wall=anyio.current_time
+        )
         async with anyio.create_task_group() as group:
             group.start_soon(self.scheduler.run, grace)
             yield

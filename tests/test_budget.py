@@ -1,0 +1,263 @@
+"""The budget: shares as pure arithmetic; whole jobs on a virtual clock that keep to their time."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+import virtual
+from hypothesis import given
+from hypothesis import strategies as st
+from small import candidate, task, task_set
+from test_scheduler import Trainer, Works
+
+from arcd import events
+from arcd.backends import Trained, TrainRequest
+from arcd.backends.fake import FakeEngine
+from arcd.budget import LEAST, Pace, cheap, seconds, share
+from arcd.config import resolve
+from arcd.errors import BadConfig
+from arcd.forecast import Times
+from arcd.scheduler import ROUNDS, TIME_IS_UP
+from arcd.selection import Candidate, verdict
+from arcd.state import JobState
+from arcd.tasks import Task
+
+CONFIG = resolve(settings=["train.steps=100", "sample.samples=40"])
+
+all_times = st.builds(Times, st.floats(0.01, 1e4), st.floats(0.01, 1e4))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 90), ("4m", 240), ("11h30m", 41400), ("45", 45), ("1h0m5s", 3605), ("0.5m", 30)],
+)
+def test_durations_are_read_as_people_write_them(text: str, expected: float):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "m", "4x", "4 m", "-4m", "4m-", "h4", "1e3"])
+def test_anything_else_is_no_duration(text: str):
+    with pytest.raises(BadConfig, match="is not a duration"):
+        seconds(text)
+
+
+@given(st.floats(-100, 1e6), st.lists(all_times, min_size=1, max_size=20))
+def test_a_share_is_never_more_than_a_full_round_nor_less_than_the_least(left, waiting):
+    found = share(left, waiting, CONFIG)
+    assert LEAST * 100 <= found.steps <= 100
+    assert LEAST * 40 <= found.samples <= 40
+
+
+@given(st.floats(1, 1e4), st.floats(1, 1e4), st.lists(all_times, min_size=1, max_size=20))
+def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiting):
+    now = share(left, waiting, CONFIG)
+    assert share(left + extra, waiting, CONFIG).steps >= now.steps
+    assert share(left, [*waiting, Times(extra, extra)], CONFIG).steps <= now.steps
+
+
+@given(st.lists(all_times, min_size=1, max_size=20))
+def test_with_time_for_all_each_gets_all(waiting):
+    plenty = 2 * sum(times.total for times in waiting)
+    assert share(plenty, waiting, CONFIG).of(CONFIG) == CONFIG
+
+
+def test_a_cheap_round_trains_nothing():
+    assert (cheap(CONFIG).steps, cheap(CONFIG).samples) == (0, 2)
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=50))
+def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
+    pace = Pace()
+    for ratio in ratios:
+        pace.trained(2.0, 2.0 * ratio)
+    middle = sorted(ratios[-32:])
+    low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
+    assert 0.999 * low <= pace.of(Times(1.0, 1.0)).train <= 1.001 * high
+    assert pace.of(Times(1.0, 1.0)).infer == 1.0
+
+
+# Whole jobs.
+
+pytestmark: list[pytest.MarkDecorator] = []
+
+
+@pytest.fixture
+def anyio_backend():
+    return virtual.BACKEND
+
+
+@dataclass
+class Moody(Trainer):
+    """Its pace drifts, and now and then a step takes many times as long."""
+
+    rng: random.Random = None
+    drift: float = 1.0
+
+    async def _train(self, wanted: TrainRequest, progress) -> Trained:
+        self.drift *= self.rng.uniform(0.9, 1.12)
+        straggler = 10 if self.rng.random() < 0.05 else 1
+        tokens = sum(len(lesson.tokens) for lesson in wanted.lessons)
+        per_step = tokens / 2000 / len(wanted.lessons)
+        self.seconds_per_step = per_step * self.drift * straggler
+        return await super()._train(wanted, progress)
+
+
+class Disagreeing(FakeEngine):
+    """No two of its answers are alike, so that every task stays doubtful."""
+
+    def _solution(self, question) -> list[int]:
+        rng = random.Random(f"{question.view}")
+        grid = tuple(tuple(rng.randrange(10) for _ in range(3)) for _ in range(3))
+        return self.encoding.answer(grid)
+
+
+SETTINGS = ["train.steps=20", "train.batch_size=1", "sample.samples=4"]
+
+
+def job(works: Works, budget: float, reserve: float = 10) -> int:
+    limits = [f"budget.seconds={budget}", f"budget.reserve={reserve}"]
+    return works.submit(settings=[*SETTINGS, *limits])
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[list[Works]]:
+    works: list[Works] = []
+    yield works
+    for each in works:
+        each.store.close()
+
+
+def tasks(count: int, rng: random.Random) -> list[Task]:
+    return [
+        task(f"t{i}", pairs=rng.randint(2, 5), side=rng.choice([2, 3, 8, 20])) for i in range(count)
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_all(
+    tmp_path: Path, made: list[Works], seed: int
+):
+    rng = random.Random(seed)
+    chosen = tasks(rng.randint(3, 30), rng)
+    engine = rng.choice([FakeEngine, Disagreeing])
+    works = Works(
+        tmp_path,
+        task_set(*chosen),
+        trainer=Moody(rng=rng),
+        engine=engine,
+        seconds_per_token=rng.choice([0.001, 0.02, 0.1]),
+    )
+    made.append(works)
+    budget = rng.choice([30.0, 200.0, 1000.0])
+    number = job(works, budget)
+    took = await works.finish()
+    found = works.desk.state.jobs[number]
+    assert took <= budget - 10 + 1e-6
+    assert found.all_answered
+    assert works.desk.state.in_hand() == []
+    doubtful = [n for n in found.retriable() if found.tasks[n].round < ROUNDS]
+    assert not doubtful or took >= 0.97 * (budget - 10), "time was left and not used"
+    # Nothing happens after the end.
+    assert isinstance(works.records()[-1].event, events.Finished)
+
+
+@pytest.mark.anyio
+async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_more(
+    tmp_path: Path, made: list[Works]
+):
+    works = Works(tmp_path, task_set(*(task(f"t{i}") for i in range(6))), seconds_per_token=0.01)
+    made.append(works)
+    number = job(works, 10_000)
+    took = await works.finish()
+    assert took < 1000
+    rounds = [t.round for t in works.desk.state.jobs[number].tasks.values()]
+    assert rounds == [1] * 6
+    first = [r.event for r in works.records(events.Answered)][:6]
+    assert all(e.verdict.adapter is None for e in first), "a cheap answer for all comes first"
+    assert all(len(v.ranked[0]) == 1 for v in works.store.verdicts(number))
+
+
+@pytest.mark.anyio
+async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
+    tmp_path: Path, made: list[Works]
+):
+    works = Works(
+        tmp_path,
+        task_set(*(task(f"t{i}") for i in range(10))),
+        trainer=Trainer(seconds_per_step=1.0),
+        seconds_per_token=0.001,
+    )
+    made.append(works)
+    # In full 10 tasks take 200 s.
+    job(works, 130)
+    await works.finish()
+    trained = [r.event for r in works.records(events.Trained)]
+    assert {e.task for e in trained} == {f"t{i}" for i in range(10)}
+    assert all(5 <= e.steps < 20 for e in trained[3:10])
+
+
+@pytest.mark.anyio
+async def test_what_is_in_hand_when_the_time_is_up_is_answered_from_the_samples_it_has(
+    tmp_path: Path, made: list[Works]
+):
+    works = Works(
+        tmp_path,
+        task_set(task("a"), task("b")),
+        trainer=Trainer(seconds_per_step=1.0),
+        seconds_per_token=5.0,
+    )
+    made.append(works)
+    number = job(works, 150)
+    took = await works.finish()
+    assert took == pytest.approx(140, abs=0.1)
+    verdicts = {v.task: v for v in works.store.verdicts(number)}
+    assert verdicts["a"].samples == len(list(works.store.candidates(number, "a")))
+    assert any(TIME_IS_UP in v.notes for v in verdicts.values())
+
+
+@pytest.mark.anyio
+async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works]):
+    chosen = task_set(*(task(f"t{i}") for i in range(20)))
+    first = Works(tmp_path, chosen, trainer=Trainer(seconds_per_step=1.0), engine=Disagreeing)
+    made.append(first)
+    number = job(first, 500)
+    async with first.running(grace=0):
+        await anyio.sleep(200)
+    first.store.close()
+    second = Works(tmp_path, chosen, trainer=Trainer(seconds_per_step=1.0), engine=Disagreeing)
+    made.append(second)
+    took = await second.finish()
+    assert took == pytest.approx(290, abs=1)
+    assert second.desk.state.jobs[number].state is JobState.done
+
+
+@pytest.mark.anyio
+async def test_a_retry_after_the_end_is_not_bound_by_the_budget(tmp_path: Path, made: list[Works]):
+    works = Works(tmp_path, task_set(task("a"), task("b")), engine=Disagreeing)
+    made.append(works)
+    number = job(works, 30)
+    await works.finish()
+    before = len(works.records(events.Answered))
+    works.desk.retry(number)
+    await works.finish()
+    assert len(works.records(events.Answered)) == before + 2
+
+
+def test_a_reserve_that_takes_the_whole_budget_is_refused():
+    with pytest.raises(BadConfig, match="the reserve takes the whole budget"):
+        resolve(settings=["budget.seconds=5", "budget.reserve=5"])
+
+
+def test_the_bases_own_votes_do_not_count_where_an_adapter_answered():
+    def of(sample: int, adapter: int | None, grid: object) -> Candidate:
+        return candidate(task(), sample=sample, adapter=adapter, grid=grid)
+
+    base, taught = ((1,),), ((2,),)
+    found = [of(0, None, base), of(1, None, base), of(2, 7, taught)]
+    assert verdict("t", 1, found, 7).attempts == ((taught,),)
+    invalid = [of(0, None, base), of(1, None, base), of(2, 7, None)]
+    assert verdict("t", 1, invalid, 7).attempts == ((base,),)
