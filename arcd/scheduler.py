@@ -34,7 +34,6 @@ DEATHS = 3
 SUSPECT = DEATHS - 1
 """A task that the daemon died with so often runs alone: the next death tells whose fault it is."""
 
-
 ROUNDS = 8
 """Times that a task of a job with a budget is done at most; by then its votes are what they are."""
 
@@ -76,6 +75,7 @@ class Scheduler:
         self._in_hand: dict[tuple[int, str], _Hand] = {}
         self._deadlines: dict[int, float] = {}
         """By job, in the event loop's time."""
+        self._answered = -math.inf  # when the last task was
         self._stopping = False
         for job in desk.state.jobs.values():
             self._take_on(job, job.tasks)
@@ -127,7 +127,8 @@ class Scheduler:
 
     def _sets_the_pace(self, item: Item) -> bool:
         """Whether this is the first training under a budget: what it takes is what others get."""
-        taught = self._desk.state.jobs[item.job].tasks[item.task].round > 0
+        in_full = self._desk.state.jobs[item.job].tasks[item.task].round > 0
+        taught = in_full and item.times.train > 0
         return item.job in self._deadlines and taught and not self._pace.known
 
     def _suspect(self, job: int, task: str) -> bool:
@@ -253,9 +254,12 @@ class Scheduler:
                     hand.trained = anyio.current_time()
             case events.Answered(name):
                 hand = self._in_hand.get((job.id, name))
+                now = anyio.current_time()
                 if hand and hand.trained is not None and not hand.scope.cancel_called:
-                    took = anyio.current_time() - hand.trained
+                    # Before the last answer the engine worked for others, too.
+                    took = now - max(hand.trained, self._answered)
                     self._pace.inferred(hand.predicted.infer, took)
+                self._answered = now
             case events.Released(name) if not job.cancelled:
                 self._take_on(job, [name])
             case events.Cancelled():

@@ -269,6 +269,27 @@ def test_the_kaggle_notebook_runs_offline(tmp_path: Path):
     }
 
 
+def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path):
+    begun = time.monotonic()
+    out = tmp_path / "submission.json"
+    limits = ("--budget", "60s", "--reserve", "8s")
+    done = arcd("run", "arc1-train:20", *limits, "--home", tmp_path, "--out", out, "--json")
+    assert time.monotonic() - begun < 60
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["state"] == "done"
+    assert len(submission.read(out)) == 20
+
+
+def test_bench_compares_three_ways(tmp_path: Path):
+    task = EXAMPLES / "6ea4a07e.json"
+    done = arcd("bench", task, "--set", "train.steps=3", "--set", "sample.samples=2")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["cold_over_arcd"] > 1
+    assert found["cold"]["train"] > 0 < found["cold"]["sample"]
+    assert {"resident_over_arcd", "overlap_efficiency", "outside_compute_share"} <= set(found)
+
+
 def test_doctor_says_that_everything_works():
     done = arcd("doctor", "--json")
     assert done.returncode == 0, done.stdout + done.stderr

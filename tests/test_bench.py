@@ -1,0 +1,43 @@
+"""What a bench says follows from what it measured."""
+
+import pytest
+
+from arcd.bench import Cold, Comparison, Resident
+from arcd.forecast import Times
+from arcd.ledger import Account
+
+
+def run(wall: float, loading: float, train: float, infer: float, times: dict[str, Times]):
+    seconds = {"trainer": {"step": train}, "engine": {"step": infer}, "host": {"load": loading}}
+    return Resident(wall, loading + 3, Account(wall, seconds, wall - loading - 1), times)
+
+
+TIMES = {"a": Times(10, 4), "b": Times(6, 8), "c": Times(8, 2)}
+"""In Johnson's order b, a, c: trained at 6, 16, 24; inferred at 14, 20, 26."""
+
+FOUND = Comparison(
+    tasks=3,
+    cores=2,
+    cold=Cold(wall=200.0, train=110.0, sample=90.0, first=60.0),
+    resident=run(48.0, 10.0, 24.0, 14.0, TIMES),
+    arcd=run(40.0, 10.0, 27.0, 16.8, {}),
+)
+
+
+def test_the_bound_is_that_of_two_lanes_that_never_wait():
+    assert FOUND.bound == 26
+
+
+def test_overlap_is_measured_against_the_resident_run_so_that_residency_is_not_counted():
+    assert FOUND.overlap_efficiency == pytest.approx((38 - 30) / (38 - 26))
+
+
+def test_ratios_are_of_whole_commands_and_contention_of_steps():
+    found = FOUND.to_json()
+    assert found["cold_over_arcd"] == 5
+    assert found["resident_over_arcd"] == 1.2
+    assert found["outside_compute_share"] == pytest.approx(1 / 30)
+    assert found["contention"] == {
+        "trainer": pytest.approx(27 / 24),
+        "engine": pytest.approx(16.8 / 14),
+    }
