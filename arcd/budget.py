@@ -6,6 +6,7 @@ disagree. Where the time is short, steps and samples shrink before tasks are dro
 of clocks or of who keeps to it.
 """
 
+import math
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -28,6 +29,18 @@ that is too fast leaves time for another round."""
 
 REMEMBERED = 32
 """Measured tasks from which the pace is known: the machine may have become slower since."""
+
+KNOWN = 5
+"""Tasks that must have been sampled before any is called slow."""
+
+SLOW = 0.9
+"""The quantile of the measured paces that counts as slow."""
+
+PATIENCE = 4.0
+"""A task may take so many times as long as a slow one: a limit is there for what hangs."""
+
+SETTLING = 10.0
+"""Seconds that any task may take on top: adapters are loaded, kernels are made."""
 
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -67,6 +80,17 @@ class Pace:
         """A task was sampled."""
         if predicted > 0:
             self._infer.append(seconds / predicted)
+
+    def patience(self, times: Times, beside: int) -> float:
+        """Seconds after which the sampling of a task has failed, with so many tasks in hand.
+
+        From what sampling has taken so far, so that it grows with the samples, their lengths and
+        the tasks beside it; endless until enough is known.
+        """
+        if len(self._infer) < KNOWN:
+            return math.inf
+        slow = sorted(self._infer)[math.ceil(SLOW * len(self._infer)) - 1]
+        return SETTLING + PATIENCE * slow * times.infer * beside
 
     def of(self, times: Times) -> Times:
         """What a prediction comes to."""

@@ -50,7 +50,7 @@ async def train(part: Part) -> None:
         return
     model = load_model(part.base, device)
     trainer = LoraTrainer(
-        model, part.base, part.folder, device, encoding.pad, Ledger(), cores=_cores()
+        model, part.base, part.folder, device, encoding.pad, Ledger(), cores=_cores
     )
     seed = seed_of(part.config.seed, task.id, "adapter")
     await trainer.train(TrainRequest(lessons, part.config.train, seed, 0), lambda _: None)

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anyio
@@ -167,6 +167,9 @@ class Scheduler:
             return
         assignment = self._assignment(job, hand.item)
         hand.predicted = times(work(assignment.task, assignment.config))
+        beside = 1 + self._config.lookahead
+        patience = self._pace.patience(hand.predicted, beside)
+        assignment = replace(assignment, patience=patience)
 
         def emit(event: events.TaskEvent) -> None:
             with self._rig.ledger.span("host", "record"):

@@ -4,6 +4,7 @@ Everything it works with is in the `Rig`: the backends behind their two protocol
 the configuration, the ledger. Knows nothing of other tasks, of files or of screens.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -60,6 +61,8 @@ class Assignment:
     adapter: Adapter | None = None
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
+    patience: float = math.inf
+    """Seconds after which sampling is ended, and the samples there are voted on."""
 
     @property
     def settings(self) -> Config:
@@ -103,8 +106,11 @@ async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
         candidates.append(candidate)
         emit(events.Sampled(task.id, candidate))
 
-    if requests:
-        await rig.engine.sample(requests, adapter, deliver)
+    with anyio.move_on_after(assignment.patience) as limit:
+        if requests:
+            await rig.engine.sample(requests, adapter, deliver)
+    if limit.cancelled_caught:
+        notes.add(f"sampling took more than {assignment.patience:.0f} s and was ended")
     with rig.ledger.span("host", "select"):
         serial = adapter.serial if adapter else None
         found = verdict(task.id, len(task.tests), candidates, serial, tuple(notes.all))

@@ -79,6 +79,27 @@ def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
     assert pace.of(Times(1.0, 1.0)).infer == 1.0
 
 
+def measured(ratios: list[float]) -> Pace:
+    pace = Pace()
+    for ratio in ratios:
+        pace.inferred(10.0, 10.0 * ratio)
+    return pace
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=5, max_size=40), st.floats(0.1, 1e4))
+def test_patience_outlasts_what_was_seen_and_moves_with_the_samples(ratios, infer):
+    pace = measured(ratios)
+    patience = pace.patience(Times(1, infer), 3)
+    assert patience > 3 * sorted(ratios[-32:])[len(ratios[-32:]) // 2] * infer
+    twice = pace.patience(Times(1, 2 * infer), 3)
+    assert twice - 10 == pytest.approx(2 * (patience - 10))
+    assert pace.patience(Times(1, infer), 6) - 10 == pytest.approx(2 * (patience - 10))
+
+
+def test_nobody_is_called_slow_before_the_pace_is_known():
+    assert measured([1.0] * 4).patience(Times(1, 1), 3) == float("inf")
+
+
 # Whole jobs.
 
 pytestmark: list[pytest.MarkDecorator] = []

@@ -36,7 +36,7 @@ def config() -> Config:
 async def train(folder: Path, device: Device) -> Trained:
     encoding = open_encoding(bundled(), "auto")
     model = load_model(bundled(), device)
-    trainer = LoraTrainer(model, bundled(), folder, device, encoding.pad, Ledger(), cores=1)
+    trainer = LoraTrainer(model, bundled(), folder, device, encoding.pad, Ledger(), cores=lambda: 1)
     lessons = build_lessons(TASK, config(), encoding, 4096)
     assert isinstance(lessons, list)
     request = TrainRequest(lessons, config().train, seed=1, serial=0)

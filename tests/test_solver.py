@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+import anyio
 import pytest
 from small import solutions, task
 
@@ -41,6 +42,7 @@ class Bench:
     task: Task = field(default_factory=task)
     config: Config = field(default_factory=lambda: resolve(settings=["train.steps=4"]))
     trainer: Recorded = field(default_factory=Recorded)
+    engine: type[FakeEngine] = FakeEngine
     seen: list[events.Event] = field(default_factory=list)
     serials: count = field(default_factory=count)
 
@@ -50,7 +52,7 @@ class Bench:
         return await solve(assignment, self.rig(), self.seen.append)
 
     def rig(self) -> Rig:
-        engine = FakeEngine(CellEncoding(), solutions([self.task]), self.trainer.trained)
+        engine = self.engine(CellEncoding(), solutions([self.task]), self.trainer.trained)
         return Rig(
             self.trainer, engine, CellEncoding(), Ledger(), serial=lambda: next(self.serials)
         )
@@ -234,6 +236,23 @@ async def test_when_all_samples_are_there_only_the_vote_is_left():
     assert bench.seen[0] == events.Started("t", 8, 0)
     assert bench.trainer.asked == []
     assert verdict.ranked == before.ranked
+
+
+class Unending(FakeEngine):
+    """Answers all but the last request, and that one never."""
+
+    async def sample(self, requests, adapter, deliver) -> None:
+        await super().sample(requests[:-1], adapter, deliver)
+        await anyio.sleep_forever()
+
+
+async def test_sampling_that_takes_too_long_is_ended_and_what_is_there_is_voted_on():
+    bench = Bench(engine=Unending)
+    verdict = await bench.solve(patience=0.05)
+    assert verdict.samples == 15
+    assert verdict.ranked[0][0].grid == solutions([bench.task])["t"][0]
+    assert verdict.notes == ("sampling took more than 0 s and was ended",)
+    assert bench.kinds[-2:] == ["Noted", "Answered"]
 
 
 async def test_a_later_round_asks_other_questions_after_other_lessons_under_new_numbers():

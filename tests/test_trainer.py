@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainer(base: Path, folder: Path) -> LoraTrainer:
-    return LoraTrainer(load_model(base, DEVICE), base, folder, DEVICE, 0, Ledger(), cores=1)
+    return LoraTrainer(load_model(base, DEVICE), base, folder, DEVICE, 0, Ledger(), cores=lambda: 1)
 
 
 def wanted(
@@ -133,7 +133,7 @@ async def test_another_seed_gives_another_adapter(base: Path, tmp_path: Path):
 async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path):
     model = load_model(base, DEVICE)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    used = LoraTrainer(model, base, tmp_path, DEVICE, 0, Ledger(), cores=1)
+    used = LoraTrainer(model, base, tmp_path, DEVICE, 0, Ledger(), cores=lambda: 1)
     await used.train(wanted(base), ignore)
     await used.train(wanted(base, serial=1, rank=16), ignore)
     after = {name.replace(".base_layer", ""): v for name, v in model.state_dict().items()}

@@ -64,11 +64,11 @@ class LoraTrainer:
         pad: int,
         ledger: Ledger,
         *,
-        cores: int,
+        cores: Callable[[], int],
     ) -> None:
         """Train on the resident `model`, which was loaded from the folder `base`.
 
-        On a CPU with so many OpenMP threads.
+        `cores` says before each step how many OpenMP threads it may have on a CPU.
         """
         self._cores = cores
         self.steps = 0
@@ -90,8 +90,6 @@ class LoraTrainer:
 
     def _train(self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]) -> Trained:
         begun = time.monotonic()
-        if self._device.kind == "cpu":
-            torch.set_num_threads(self._cores)
         size = wanted.config.batch_size
         steps = math.ceil(len(wanted.lessons) / size)
         tokens, loss = 0, math.nan
@@ -100,6 +98,8 @@ class LoraTrainer:
         with lora.checkpointing(wanted.frugal or wanted.config.checkpointing):
             for step in range(steps):
                 from_thread.check_cancelled()
+                if self._device.kind == "cpu":
+                    torch.set_num_threads(self._cores())
                 batch = wanted.lessons[step * size : (step + 1) * size]
                 with self._ledger.span("trainer", "step"):
                     loss = lora.step(batch, wanted.config.lr * factor(wanted.config, step, steps))
