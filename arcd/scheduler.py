@@ -101,11 +101,6 @@ class Scheduler:
         self._stopping = True
         self._desk.wake()
 
-    @property
-    def busy(self) -> bool:
-        """Whether a task is in hand."""
-        return bool(self._in_hand)
-
     def _begin_some(self, solving: TaskGroup) -> None:
         while item := self._next():
             self._agenda.take(item)

@@ -275,7 +275,7 @@ async def test_a_job_that_comes_while_nothing_is_to_be_done_is_begun_at_once(bui
     works = build(same(2))
     async with works.running():
         await anyio.sleep(100)
-        assert not works.scheduler.busy
+        assert not works.desk.state.in_hand()
         job = works.submit()
         await works.until(lambda state: state.jobs[job].finished)
     assert works.records(events.Started)[0].at == works.records(events.Submitted)[0].at
@@ -302,7 +302,7 @@ async def test_a_paused_job_finishes_what_is_in_hand_and_begins_nothing(build: B
         works.desk.pause(job)
         await anyio.sleep(1000)
         assert +works.desk.state.jobs[job].counts == {Phase.answered: 4, Phase.waiting: 6}
-        assert not works.scheduler.busy
+        assert not works.desk.state.in_hand()
         works.desk.resume(job)
         await works.until(lambda state: state.jobs[job].finished)
     assert works.records(events.Released) == []
