@@ -132,11 +132,12 @@ def run(
             "ledger": outcome.account.to_json(),
         }
         print(json.dumps(document))
-        return
+        raise typer.Exit(outcome.exit_code)
     out.print(screen.account(outcome.account))
     if evaluated:
         out.print(_metrics_table(evaluated, each=False))
     out.print(f"submission {written}\njob        {outcome.job}", markup=False, highlight=False)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command("eval")

@@ -36,6 +36,9 @@ TIMEOUT = httpx.Timeout(30.0, read=120.0)
 RETRY = 0.2
 """Seconds between two attempts to reach a daemon that is being started again."""
 
+KNOCK = 5.0
+"""Seconds in which a socket must take a connection."""
+
 PATIENCE = 120.0
 """Seconds in which a daemon that was lost while it was followed must be back."""
 
@@ -193,10 +196,10 @@ class Client:
         self._knock()
         try:
             response = ask()
-        except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError):
-            raise self._nobody() from None
         except httpx.TimeoutException:
             raise NoDaemon(f"{self._where}: the daemon does not answer in time") from None
+        except httpx.TransportError:
+            raise self._nobody() from None
         if response.is_error:
             _raise(response)
         return response.json()
@@ -206,6 +209,7 @@ class Client:
         if self._socket is None:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(KNOCK)
             try:
                 probe.connect(str(self._socket))
             except OSError:

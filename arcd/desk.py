@@ -51,7 +51,7 @@ class Desk:
         return self.submit(new)
 
     def job(self, number: int) -> Job:
-        """The job of this number; raises BadJob if there is none."""
+        """The job of this number; raises NoJob if there is none."""
         try:
             return self.state.jobs[number]
         except KeyError:

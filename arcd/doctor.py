@@ -15,7 +15,7 @@ from pathlib import Path
 from arcd import __version__, events, wire
 from arcd.basemodel import check, pick_device
 from arcd.config import Config, resolve
-from arcd.errors import ArcdError
+from arcd.errors import ArcdError, known
 from arcd.options import Options
 from arcd.tasks import load
 from arcd.watchdog import Limits
@@ -107,5 +107,8 @@ def _smoke(base: Path, device: str) -> str:
 def _trying(name: str, what: Callable[[], str]) -> Iterator[Finding]:
     try:
         yield Finding(name, what())
-    except ArcdError as error:
-        yield Finding(name, str(error), ok=False)
+    except Exception as error:
+        explained = known(error)
+        if explained is None:
+            raise
+        yield Finding(name, str(explained), ok=False)

@@ -43,6 +43,11 @@ class Outcome:
     status: dict[str, Any]
     account: Account
 
+    @property
+    def exit_code(self) -> int:
+        """0 if the job is done, 1 if it is not: it failed, or somebody cancelled it."""
+        return 0 if self.status["state"] == "done" else 1
+
 
 def command(options: Options) -> Sequence[str]:
     """The command that is a daemon with these options."""
@@ -129,16 +134,12 @@ class _Run:
             watch = self._begin(status)
             for record in client.follow(status["job"], rest=_rest):
                 watch(record)
-            account = Account.from_json(client.health()["ledger"])
-            return Outcome(status["job"], client.job(status["job"]), account)
+            account = Account.from_json(_answered(client.health)["ledger"])
+            return Outcome(status["job"], _answered(lambda: client.job(status["job"])), account)
 
     def _submit(self, client: Client) -> dict[str, Any]:
         """Submit as soon as there is somebody to submit to; if nobody comes we are cancelled."""
-        while True:
-            try:
-                return client.send(self._order)
-            except NoDaemon:
-                _rest(RETRY)
+        return _answered(lambda: client.send(self._order))
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
@@ -153,6 +154,15 @@ class _Run:
         """So that no later daemon goes on with it unasked."""
         with Client(self._home.path) as client, suppress(NoDaemon, BadJob):
             client.pause(job)
+
+
+def _answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer, as soon as there is a daemon to give it."""
+    while True:
+        try:
+            return ask()
+        except NoDaemon:
+            _rest(RETRY)
 
 
 def _rest(seconds: float) -> None:

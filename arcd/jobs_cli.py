@@ -293,6 +293,8 @@ def stop(
     as_json: Json = False,
 ) -> None:
     """End the daemon in order: finish or set aside what is in hand, write the submissions."""
+    from arcd.processes import HomeLock
+
     with _client(home) as client:
         client.stop()
         while wait:
@@ -301,6 +303,9 @@ def stop(
             except NoDaemon:
                 break
             time.sleep(0.1)
+    # The next daemon must find the home free.
+    while wait and HomeLock.held(_home(home).path):
+        time.sleep(0.1)
     if as_json:
         print(json.dumps({"state": "stopped" if wait else "stopping"}))
     else:

@@ -20,6 +20,9 @@ from arcd.errors import ArcdError, HomeInUse
 
 PROC = Path("/proc")
 
+OURS = ("lock", "arcd.db")
+"""What tells a home from a folder that somebody named by mistake."""
+
 PATIENCE = 5.0
 """Seconds to wait for a home whose supervisor is gone: the kernel is ending its daemon."""
 
@@ -151,6 +154,18 @@ class HomeLock:
             undo.pop_all()
         return lock
 
+    @staticmethod
+    def held(home: Path) -> bool:
+        """Whether somebody holds the lock of a home now."""
+        try:
+            with (home / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
     def __enter__(self) -> Self:
         return self
 
@@ -208,6 +223,9 @@ def _myself() -> Process:
 
 def _make_private(home: Path) -> None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ours = any((home / name).exists() for name in OURS)
+    if not ours and any(home.iterdir()):
+        raise ArcdError(f"{home}: holds other things; give arcd a folder of its own")
     if home.stat().st_uid == os.geteuid():
         home.chmod(0o700)
 

@@ -7,6 +7,7 @@ answers.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,11 @@ class Publisher:
         self, desk: Desk, home: Home, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._desk, self._home, self._clock = desk, home, clock
-        self._stale = {job.id for job in desk.state.jobs.values() if not job.finished}
+        self._writing = threading.Lock()
+        # A daemon that did not leave in order may not have written its last answers.
+        left = desk.state.left
+        jobs = desk.state.jobs.values()
+        self._stale = {job.id for job in jobs if not job.finished or job.changed > left}
         desk.listeners.append(self._hear)
 
     async def run(self) -> None:
@@ -43,15 +48,25 @@ class Publisher:
         while True:
             if self._stale:
                 begun = self._clock()
-                await to_thread.run_sync(self.publish, self._stale.pop())
+                await to_thread.run_sync(self._publish_one)
                 await anyio.sleep(REST * (self._clock() - begun))
             else:
                 await self._desk.changed()
 
     def flush(self) -> None:
         """Write what is stale now; the last thing before the daemon leaves."""
-        while self._stale:
-            self.publish(self._stale.pop())
+        while self._publish_one():
+            pass
+
+    def _publish_one(self) -> bool:
+        """Write one stale job, if there is one; one thread at a time, so that none is overtaken."""
+        with self._writing:
+            try:
+                job = self._stale.pop()
+            except KeyError:
+                return False
+            self.publish(job)
+        return True
 
     def publish(self, job: int) -> None:
         """Write a job's submission to all its places; one that refuses is a line in the log."""

@@ -162,8 +162,10 @@ class Scheduler:
             return
         assignment = self._assignment(job, hand.item)
         hand.predicted = times(work(assignment.task, assignment.config))
+        # The longest: it may have to wait until the others have left the engine.
+        longest = max(each.predicted.infer for each in self._in_hand.values())
         beside = 1 + self._config.lookahead
-        patience = self._pace.patience(hand.predicted, beside)
+        patience = self._pace.patience(Times(0.0, longest), beside)
         assignment = replace(assignment, patience=patience)
 
         def emit(event: events.TaskEvent) -> None:
@@ -192,14 +194,17 @@ class Scheduler:
                 if task.phase is Phase.waiting:
                     self._answer_as_it_is(job, name, TIME_IS_UP)
         elif job.all_answered and not job.paused:
-            cheap_only = [name for name, task in job.tasks.items() if task.round == 0]
-            doubtful = (name for name in job.retriable() if job.tasks[name].round < ROUNDS)
+            # A task that was set aside has killed the daemon often enough.
+            sound = {name: task for name, task in job.tasks.items() if task.deaths < DEATHS}
+            cheap_only = [name for name, task in sound.items() if task.round == 0]
+            doubtful = (n for n in job.retriable() if n in sound and sound[n].round < ROUNDS)
             if again := cheap_only or list(doubtful):
                 self._desk.emit(job.id, events.Retried(tuple(again)))
-        if job.all_answered or job.cancelled:
+        if job.cancelled:
             del self._deadlines[job.id]
-            if not job.cancelled:
-                self._desk.emit(job.id, events.Finished())
+        elif job.all_answered and (self._late(job) or not job.paused):
+            del self._deadlines[job.id]
+            self._desk.emit(job.id, events.Finished())
 
     def _late(self, job: Job) -> bool:
         return self._deadlines.get(job.id, math.inf) <= anyio.current_time()

@@ -111,6 +111,8 @@ class Job:
     """Tasks in each phase."""
     budget: float | None = None
     """Seconds from its submission to its end."""
+    changed: int = 0
+    """Number of the record of its last answer."""
     over: bool = False
     """Whether a job with a budget is finished."""
     begun: bool = False
@@ -174,6 +176,8 @@ class State:
     ready: bool = False
     restarts: int = 0
     """Daemons that were started in a row where another one had not left in order."""
+    left: int = 0
+    """Number of the record with which a daemon left in order last."""
     seq: int = 0
     """The last record applied."""
 
@@ -209,6 +213,7 @@ class State:
             case events.DaemonStopped():
                 self.daemon = None
                 self.restarts = 0
+                self.left = self.seq
 
     def _submitted(self, job: int, record: Record, event: events.Submitted) -> None:
         tasks = {name: TaskState() for name in event.tasks}
@@ -245,6 +250,7 @@ class State:
                 task.notes += (note,)
             case events.Answered(_, verdict):
                 task.answer = Answer.of(verdict)
+                job.changed = self.seq
                 # A clock that is set back must not make a time negative.
                 task.seconds = max(0.0, at - task.begun)
                 task.adapter, task.notes = None, verdict.notes

@@ -163,6 +163,16 @@ async def test_killed_at_a_point(tmp_path: Path, point: str, count: int):
     assert reached or (count > 1 and point.endswith(once)), "the point was never reached"
 
 
+async def test_killed_right_after_the_last_answer_the_file_is_written_by_the_next_life(
+    tmp_path: Path,
+):
+    plan = Plan(str(tmp_path / "marker"), "after Answered", len(TASKS))
+    bench = Bench(tmp_path / "home", plan)
+    job = await bench.finish()
+    assert (tmp_path / "marker").exists()
+    check(bench.home, job)
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_killed_at_random_again_and_again(tmp_path: Path, seed: int):
     plan = Plan(str(tmp_path / "marker"), seconds_per_step=0.02, seconds_per_token=0.002)

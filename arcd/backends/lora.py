@@ -23,6 +23,7 @@ from anyio import from_thread, to_thread
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -137,9 +138,9 @@ class LoraTrainer:
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
             temporary.replace(adapter.path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise TrainerFailed(f"{adapter.path}: {error.strerror or error}") from error
+            raise TrainerFailed(f"{adapter.path}: {error}") from error
         return adapter
 
 
@@ -211,14 +212,14 @@ class _Lora:
         try:
             loss = self._loss(batch)
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
+            self._scaler.step(self._optimizer)
         except RuntimeError as error:
             self._optimizer.zero_grad()
             if _out_of_memory(error):
                 raise OutOfMemory from error
             raise TrainerFailed(str(error).splitlines()[0]) from error
-        self._scaler.unscale_(self._optimizer)
-        torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
-        self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
         return loss.item()
