@@ -190,6 +190,7 @@ class Daemon:
             server.application(
                 self._desk,
                 self._options.config,
+                base=str(self._options.base),
                 check=self._check,
                 health=self.health,
                 stop=self.stop,

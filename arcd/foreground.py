@@ -28,6 +28,9 @@ from arcd.supervisor import Incident, Supervisor
 from arcd.watchdog import Limits
 from arcd.wire import Order
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask for an end in order: Ctrl-C, the system, a terminal that was closed."""
+
 LAST = 0.2
 """Share of a budget's reserve in which a daemon that is still there is killed."""
 
@@ -142,7 +145,7 @@ class _Run:
         return _answered(lambda: client.send(self._order))
 
     async def _obey_signals(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        with anyio.open_signal_receiver(*ENDING) as received:
             async for _ in received:
                 if self._job is not None and not self._paused:
                     self._paused = True

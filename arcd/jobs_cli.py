@@ -111,9 +111,7 @@ class _Serving:
         self._report, self._progress = report, progress
 
     async def run(self) -> int:
-        import signal
-
-        from arcd.foreground import command
+        from arcd.foreground import ENDING, command
         from arcd.home import Home
         from arcd.processes import HomeLock
         from arcd.supervisor import Supervisor
@@ -133,7 +131,7 @@ class _Serving:
             async with anyio.create_task_group() as tasks:
 
                 async def obey() -> None:
-                    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+                    with anyio.open_signal_receiver(*ENDING) as received:
                         async for _ in received:
                             supervisor.stop()
 
@@ -368,7 +366,8 @@ def _reading(given: Path | None) -> "Iterator[Client | _Stored]":
         try:
             client.health()
         except NoDaemon:
-            pass
+            if given is None and os.environ.get("ARCD_URL"):
+                raise  # what lies here is not what was asked for
         else:
             yield client
             return

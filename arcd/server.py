@@ -49,6 +49,7 @@ def application(
     desk: Desk,
     config: Config,
     *,
+    base: str = "",
     check: Callable[[NewJob], None],
     health: Callable[[], Health],
     stop: Callable[[], None],
@@ -79,7 +80,7 @@ def application(
         """Take a job on."""
         if order.outs and token is not None:
             raise BadJob("outs: only a client on this machine may name files")
-        job = accept(order, config)
+        job = accept(order, config, base)
         check(job)
         return _status(desk.take_up(job) if order.take_up else desk.submit(job))
 

@@ -83,6 +83,8 @@ class NewJob:
     tasks: TaskSet
     config: Config
     outs: tuple[Path, ...] = ()
+    base: str = ""
+    """The base model it was given to, so that another one's answers are not taken for its own."""
 
     @property
     def digest(self) -> str:
@@ -92,6 +94,7 @@ class NewJob:
             dict(self.tasks.solutions),
             self.config.model_dump(mode="json"),
             [str(out) for out in self.outs],
+            self.base,
         ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

@@ -4,6 +4,7 @@ Everything that comes in is checked here or by `accept`, before anything is writ
 of how it travels.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,8 +112,8 @@ def order(
         raise BadInput(f"{where}: {first['msg']}") from None
 
 
-def accept(order: Order, daemon: Config) -> NewJob:
-    """The job that an order asks a daemon of this configuration for.
+def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
+    """The job that an order asks a daemon of this configuration and base for.
 
     Raises BadInput, naming job, task and reason.
     """
@@ -124,6 +125,7 @@ def accept(order: Order, daemon: Config) -> NewJob:
     config = configuration.for_job(daemon, order.settings)
     outs = tuple(Path(out) for out in order.outs)
     for out in outs:
-        if not out.is_absolute() or not out.parent.is_dir() or out.is_dir():
+        writable = out.is_absolute() and os.access(out.parent, os.W_OK)
+        if not writable or not out.parent.is_dir() or out.is_dir():
             raise BadJob(f"{out}: the submission cannot be written there")
-    return NewJob(order.name, order.priority, tasks, config, outs)
+    return NewJob(order.name, order.priority, tasks, config, outs, base)
