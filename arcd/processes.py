@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,9 +20,6 @@ from typing import Self
 from arcd.errors import ArcdError, HomeInUse
 
 PROC = Path("/proc")
-
-OURS = ("lock", "arcd.db")
-"""What tells a home from a folder that somebody named by mistake."""
 
 PATIENCE = 5.0
 """Seconds to wait for a home whose supervisor is gone: the kernel is ending its daemon."""
@@ -223,9 +221,8 @@ def _myself() -> Process:
 
 def _make_private(home: Path) -> None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ours = any((home / name).exists() for name in OURS)
-    if not ours and any(home.iterdir()):
-        raise ArcdError(f"{home}: holds other things; give arcd a folder of its own")
+    if home.stat().st_mode & stat.S_IWOTH or home in (Path.home(), Path("/")):
+        raise ArcdError(f"{home}: not for arcd alone; name a folder in it")
     if home.stat().st_uid == os.geteuid():
         home.chmod(0o700)
 

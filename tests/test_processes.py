@@ -291,3 +291,12 @@ def test_a_holder_that_is_not_written_down_yet_is_waited_for(tmp_path, start, te
     (tmp_path / "lock").write_text(text)
     with pytest.raises(HomeInUse, match=rf"^{tmp_path}: in use by arcd$"):
         HomeLock.take(tmp_path, patience=0.1)
+
+
+def test_a_folder_that_is_everybodys_is_not_made_private(tmp_path: Path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(ArcdError, match="not for arcd alone"):
+        HomeLock.take(shared)
+    assert shared.stat().st_mode & 0o777 == 0o777
