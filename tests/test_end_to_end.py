@@ -272,7 +272,7 @@ def test_the_kaggle_notebook_runs_offline(tmp_path: Path):
 def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path):
     begun = time.monotonic()
     out = tmp_path / "submission.json"
-    limits = ("--budget", "60s", "--reserve", "8s")
+    limits = ("--budget", "60s", "--reserve", "15s")
     done = arcd("run", "arc1-train:20", *limits, "--home", tmp_path, "--out", out, "--json")
     assert time.monotonic() - begun < 60
     assert done.returncode == 0, done.stderr
