@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from arcd.forecast import Times
+from arcd.forecast import NO_WORK, Times, Work
 
 Order = Literal["johnson", "file", "cheapest"]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A task that waits, with its predicted times."""
+    """A task that waits, with its work, and the times that this was predicted to take."""
 
     job: int
     task: str
     times: Times
+    work: Work = NO_WORK
 
 
 def ordered(items: Iterable[Item], order: Order) -> list[Item]:
@@ -60,6 +61,7 @@ class _Queue:
     priority: int
     charged: float
     waiting: deque[Item]
+    work: Work = NO_WORK
 
 
 class Agenda:
@@ -75,13 +77,11 @@ class Agenda:
         A job that had nothing to do begins where the others are: it has no claim to the time in
         which it was not there.
         """
-        queue = self._queues.get(job)
-        if queue is None:
-            self._queues[job] = _Queue(priority, self._charged, deque(items))
-        else:
-            if not queue.waiting:
-                queue.charged = max(queue.charged, self._charged)
-            queue.waiting.extend(items)
+        queue = self._queues.setdefault(job, _Queue(priority, self._charged, deque()))
+        if not queue.waiting:
+            queue.charged = max(queue.charged, self._charged)
+        queue.waiting.extend(items)
+        queue.work = sum((item.work for item in items), queue.work)
 
     def drop(self, job: int) -> None:
         """Forget a job and what waits of it."""
@@ -91,6 +91,11 @@ class Agenda:
         """The tasks of a job that wait, in their order."""
         queue = self._queues.get(job)
         return tuple(queue.waiting) if queue else ()
+
+    def work(self, job: int) -> Work:
+        """All that waits of a job, together."""
+        queue = self._queues.get(job)
+        return queue.work if queue else NO_WORK
 
     def next(self, runnable: Callable[[int], bool] = lambda job: True) -> Item | None:
         """The task that comes next among the jobs that are runnable, if there is one.
@@ -103,13 +108,14 @@ class Agenda:
         queue = self._next(runnable)
         return queue.waiting[0] if queue else None
 
-    def take(self, item: Item) -> None:
-        """Take out what `next` gave, and charge it to its job."""
+    def take(self, item: Item, seconds: float) -> None:
+        """Take out what `next` gave, and charge its job what it is predicted to take by now."""
         queue = self._queues[item.job]
         taken = queue.waiting.popleft()
         assert taken == item, "only the next item can be taken"
+        queue.work -= item.work
         self._charged = queue.charged
-        queue.charged += item.times.total / queue.priority
+        queue.charged += seconds / queue.priority
 
     def __len__(self) -> int:
         return sum(len(queue.waiting) for queue in self._queues.values())

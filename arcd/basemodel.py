@@ -6,6 +6,7 @@ that names its encoding. Imports torch and transformers only where a model is lo
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from arcd.config import Precision, TrainConfig
 from arcd.encoding import CellEncoding, Encoding, GridText, TextEncoding
 from arcd.errors import BadBase, BadConfig, MissingPackage
+from arcd.processes import cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -141,6 +143,8 @@ class Device:
 
     kind: Literal["cpu", "cuda"]
     dtype: DTypeName
+    name: str = ""
+    """Of the hardware."""
 
 
 def pick_device(wanted: str, precision: Precision) -> Device:
@@ -156,17 +160,19 @@ def pick_device(wanted: str, precision: Precision) -> Device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise BadConfig("device 'cuda': no GPU that PyTorch can use")
     on_gpu = wanted != "cpu" and torch.cuda.is_available()
-    names: dict[Precision, DTypeName] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     if precision == "fp16" and not on_gpu:
         raise BadConfig("precision fp16 needs a GPU")
-    if precision != "auto":
-        return Device("cuda" if on_gpu else "cpu", names[precision])
     if on_gpu:
         # Emulated bf16 (before Ampere) is slower than fp16.
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Device("cuda", "bfloat16" if bf16 else "float16")
-    bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return Device("cpu", "bfloat16" if bf16 else "float32")
+        best: Precision = "bf16" if bf16 else "fp16"
+        name = torch.cuda.get_device_name()
+    else:
+        best = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+        name = f"{cores()} cores of {platform.processor() or platform.machine()}"
+    names: dict[Precision, DTypeName] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    dtype = names[best if precision == "auto" else precision]
+    return Device("cuda" if on_gpu else "cpu", dtype, name)
 
 
 def load_model(path: Path, device: Device) -> "PreTrainedModel":

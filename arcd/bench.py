@@ -8,7 +8,6 @@ Everything is measured from the start of a command to its end. Knows arcd as a u
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from arcd.events import Record
 from arcd.forecast import Times
 from arcd.ledger import LANES, Account
 from arcd.options import Options
+from arcd.processes import cores
 from arcd.tasks import TaskSet
 from arcd.watchdog import Limits
 
@@ -124,7 +124,7 @@ def compare(
         report(f"arcd      {arcds[-1].wall:.1f} s")
     return Comparison(
         len(tasks.tasks),
-        len(os.sched_getaffinity(0)),
+        cores(),
         min(colds, key=lambda run: run.wall),
         min(residents, key=lambda run: run.wall),
         min(arcds, key=lambda run: run.wall),

@@ -9,7 +9,7 @@ of clocks or of who keeps to it.
 import math
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import median
 
@@ -60,43 +60,46 @@ class Share:
 
 
 class Pace:
-    """How long tasks take here, as a multiple of what is predicted for them; median of the last."""
+    """How long sampling takes here beside other tasks, as multiples of what was predicted."""
 
     def __init__(self) -> None:
-        self._train: deque[float] = deque(maxlen=REMEMBERED)
-        self._infer: deque[float] = deque(maxlen=REMEMBERED)
+        self._lane: deque[float] = deque(maxlen=REMEMBERED)
+        self._alone: deque[float] = deque(maxlen=REMEMBERED)
+        self._expected: deque[float] = deque(maxlen=REMEMBERED)
 
-    @property
-    def known(self) -> bool:
-        """Whether a training was measured."""
-        return bool(self._train)
+    def sampled(self, alone: float, expected: float, *, lane: float, wall: float) -> None:
+        """A task was sampled in `wall` seconds, in `lane` of which the engine was not with others.
 
-    def trained(self, predicted: float, seconds: float) -> None:
-        """A training was done."""
-        if predicted > 0:
-            self._train.append(seconds / predicted)
+        Predicted were `alone` seconds with the engine for itself, `expected` with all that may be
+        beside it.
+        """
+        if alone > 0:
+            self._lane.append(lane / alone)
+            self._alone.append(wall / alone)
+            self._expected.append(wall / expected)
 
-    def inferred(self, predicted: float, seconds: float) -> None:
-        """A task was sampled."""
-        if predicted > 0:
-            self._infer.append(seconds / predicted)
-
-    def patience(self, times: Times, beside: int) -> float:
-        """Seconds after which the sampling of a task has failed, with so many tasks in hand.
+    def patience(self, expected: float) -> float:
+        """Seconds after which the sampling of a task has failed that should take `expected`.
 
         From what sampling has taken so far, so that it grows with the samples, their lengths and
         the tasks beside it; endless until enough is known.
         """
-        if len(self._infer) < KNOWN:
+        if len(self._expected) < KNOWN:
             return math.inf
-        slow = sorted(self._infer)[math.ceil(SLOW * len(self._infer)) - 1]
-        return SETTLING + PATIENCE * slow * times.infer * beside
+        slow = sorted(self._expected)[math.ceil(SLOW * len(self._expected)) - 1]
+        return SETTLING + PATIENCE * slow * expected
 
-    def of(self, times: Times) -> Times:
-        """What a prediction comes to."""
-        train = median(self._train) if self._train else 1.0
-        infer = median(self._infer) if self._infer else 1.0
-        return Times(times.train * train, times.infer * infer)
+    def of_lanes(self, times: Times) -> Times:
+        """How long the lanes will be kept busy by what these times are predicted for."""
+        return Times(times.train, times.infer * _median(self._lane))
+
+    def of_task(self, times: Times) -> Times:
+        """How long the parts of a task of these times will take, others being beside it."""
+        return Times(times.train, times.infer * _median(self._alone))
+
+
+def _median(ratios: Collection[float]) -> float:
+    return median(ratios) if ratios else 1.0
 
 
 def cheap(config: Config) -> Share:
@@ -104,13 +107,13 @@ def cheap(config: Config) -> Share:
     return Share(0, min(CHEAP_SAMPLES, config.sample.samples))
 
 
-def share(left: float, waiting: Sequence[Times], config: Config) -> Share:
+def share(left: float, waiting: Times, config: Config) -> Share:
     """What the next task gets, with `left` seconds for it and all that wait behind it.
 
-    `waiting` are the times of full rounds. The lanes work side by side: the one with more to do
-    decides. Never more than a full round.
+    `waiting` is what the lanes need for full rounds of them all. The lanes work side by side: the
+    one with more to do decides. Never more than a full round.
     """
-    need = MARGIN * max(sum(t.train for t in waiting), sum(t.infer for t in waiting))
+    need = MARGIN * max(waiting.train, waiting.infer)
     part = 1.0 if need <= 0 else min(1.0, max(LEAST, left / need))
     return Share(
         max(1, round(part * config.train.steps)) if config.train.steps else 0,

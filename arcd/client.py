@@ -127,6 +127,10 @@ class Client:
         """A job: state, name, priority, and how many tasks are in which phase."""
         return dict(self._get(f"/jobs/{job}"))
 
+    def forecast(self, job: int) -> dict[str, Any]:
+        """How long what is left of a job should take, and how good such predictions were."""
+        return dict(self._get(f"/jobs/{job}/forecast"))
+
     def result(self, job: int) -> dict[str, Any]:
         """The submission, complete and valid at any time, in Kaggle's format."""
         return dict(self._get(f"/jobs/{job}/result"))

@@ -6,7 +6,6 @@ and engine, so that only the way they are run differs.
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from arcd.backends import Adapter, Completion, TrainRequest
 from arcd.basemodel import load_model, open_encoding, pick_device
 from arcd.config import Config
 from arcd.ledger import Ledger
+from arcd.processes import cores
 from arcd.prompts import TooLong
 from arcd.rig import set_environment
 from arcd.seeds import seed_of
@@ -50,7 +50,7 @@ async def train(part: Part) -> None:
         return
     model = load_model(part.base, device)
     trainer = LoraTrainer(
-        model, part.base, part.folder, device, encoding.pad, Ledger(), cores=_cores
+        model, part.base, part.folder, device, encoding.pad, Ledger(), cores=cores
     )
     seed = seed_of(part.config.seed, task.id, "adapter")
     await trainer.train(TrainRequest(lessons, part.config.train, seed, 0), lambda _: None)
@@ -80,13 +80,9 @@ async def sample(part: Part) -> None:
             rank=part.config.train.rank,
             dtype=device.dtype,
             ledger=Ledger(),
-            cores=_cores(),
+            cores=cores(),
         ) as engine:
             await engine.sample(requests, adapter, deliver)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

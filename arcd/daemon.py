@@ -6,6 +6,7 @@ failure. Started by the supervisor as `python -m arcd.daemon OPTIONS`.
 """
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
 import anyio
@@ -28,6 +29,7 @@ from arcd.basemodel import (
     fingerprint,
     pick_device,
 )
+from arcd.calibration import calibrate
 from arcd.desk import Desk
 from arcd.errors import EngineFailed, known
 from arcd.events import Record
@@ -36,14 +38,19 @@ from arcd.home import Home
 from arcd.ledger import Ledger
 from arcd.options import Options
 from arcd.publisher import Publisher
+from arcd.rates import Measured
 from arcd.rig import set_environment
 from arcd.scheduler import Scheduler
 from arcd.solver import Rig
+from arcd.state import Job
 from arcd.store import NewJob, Store
-from arcd.wire import Health
+from arcd.wire import Forecast, Health, Prediction
 
 BEAT = 0.5
 """Seconds between two signs of life."""
+
+KEEP = 10.0
+"""Seconds between two writings of the rates, which may be lost: they are soon measured again."""
 
 log = logging.getLogger("arcd.daemon")
 
@@ -83,6 +90,8 @@ class Daemon:
         self._rig: Rig | None = None
         self._platform: Platform | None = None
         self._state: Literal["loading", "ready", "stopping"] = "loading"
+        self._rates: Measured | None = None
+        self._kept = 0.0  # when they were written down last
         self._desk.listeners.append(self._log)
 
     async def run(self, open_rig: OpenRig, find_platform: Callable[[Options], Platform]) -> None:
@@ -114,13 +123,43 @@ class Daemon:
             ledger=self._ledger,
             serial=self._desk.store.serial,
         ) as rig:
-            scheduler = self._ready(rig, time.monotonic() - begun)
+            self._rates = await self._measured(rig)
+            scheduler = self._ready(rig, self._rates, time.monotonic() - begun)
             if self._state == "stopping":
                 scheduler.stop()
             await scheduler.run(self._options.grace)
+            self._keep(self._rates)
         await to_thread.run_sync(self._publisher.flush)
         self._desk.emit(None, events.DaemonStopped())
         self._desk.close()
+
+    async def _measured(self, rig: Rig) -> Measured:
+        """What an earlier daemon has measured of this platform, or a calibration."""
+        known = self._desk.store.measured(self._rates_key())
+        if known is not None:
+            return Measured.from_json(known)
+        with self._ledger.span("host", "load"):
+            measured = await calibrate(rig, self._options.config)
+        self._keep(measured)
+        return measured
+
+    def _keep(self, measured: Measured) -> None:
+        self._desk.store.keep_measured(self._rates_key(), measured.to_json())
+        self._kept = time.monotonic()
+
+    def _rates_key(self) -> str:
+        """What decides how fast it is: machine, base, engine, and what an adapter looks like."""
+        assert self._platform is not None
+        config, device = self._options.config, self._platform.device
+        return json.dumps(
+            {
+                "device": [device.kind, device.name, device.dtype],
+                "base": self._platform.fingerprint,
+                "engine": config.engine.model_dump(mode="json"),
+                "rank": config.train.rank,
+                "target_modules": config.train.target_modules,
+            }
+        )
 
     def health(self) -> Health:
         """How the daemon is."""
@@ -133,7 +172,20 @@ class Daemon:
             device=device.kind if device else self._options.device,
             dtype=device.dtype if device else self._options.config.precision,
             jobs=len(self._desk.state.jobs),
+            rates=self._rates.rates.to_json() if self._rates else None,
             ledger=self._ledger.account().to_json(),
+        )
+
+    def forecast(self, job: Job) -> Forecast:
+        """What is still to come of a job."""
+        scheduler = self._scheduler
+        tasks = {n: t.predicted for n, t in job.tasks.items() if t.in_hand and t.predicted}
+        tasks |= scheduler.predicted(job.id) if scheduler else {}
+        return Forecast(
+            job=job.id,
+            seconds=scheduler.left(job.id) if scheduler else None,
+            tasks={name: Prediction(**asdict(times)) for name, times in tasks.items()},
+            accuracy=job.accuracy(),
         )
 
     def stop(self) -> None:
@@ -165,11 +217,12 @@ class Daemon:
         since = self._options.since
         self._desk.held = {job.id for job in state.jobs.values() if job.asked < since}
         kept = {
-            f"adapter-{task.adapter}"
+            f"adapter-{serial}"
             for job in state.jobs.values()
             if not job.finished
             for task in job.tasks.values()
-            if task.adapter is not None
+            for serial in (task.adapter, task.answered_by if job.budget is not None else None)
+            if serial is not None
         }
         if self._home.adapters.is_dir():
             for folder in self._home.adapters.iterdir():
@@ -193,6 +246,7 @@ class Daemon:
                 base=str(self._options.base),
                 check=self._check,
                 health=self.health,
+                forecast=self.forecast,
                 stop=self.stop,
                 token=token,
             )
@@ -220,9 +274,17 @@ class Daemon:
             ),
         )
 
-    def _ready(self, rig: Rig, seconds: float) -> Scheduler:
+    def _ready(self, rig: Rig, measured: Measured, seconds: float) -> Scheduler:
         self._rig = rig
-        self._scheduler = Scheduler(self._desk, rig, self._options.config, self._home.adapters)
+        self._scheduler = Scheduler(
+            self._desk, rig, self._options.config, self._home.adapters, measured
+        )
+
+        def remember(record: Record) -> None:
+            if isinstance(record.event, events.Answered) and self._kept + KEEP < time.monotonic():
+                self._keep(measured)
+
+        self._desk.listeners.append(remember)
         self._desk.emit(None, events.DaemonReady(seconds))
         if self._state == "loading":
             self._state = "ready"

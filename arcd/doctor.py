@@ -17,6 +17,7 @@ from arcd.basemodel import check, pick_device
 from arcd.config import Config, resolve
 from arcd.errors import ArcdError, known
 from arcd.options import Options
+from arcd.processes import cores
 from arcd.tasks import load
 from arcd.watchdog import Limits
 
@@ -42,7 +43,7 @@ def examine(base: Path, device: str) -> Iterator[Finding]:
     yield Finding("arcd", __version__)
     yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
     yield from map(_package, PACKAGES)
-    yield Finding("cores", str(os.cpu_count()))
+    yield Finding("cores", str(cores()))
     yield Finding("memory", f"{_memory():.1f} GiB")
     yield from _trying("device", lambda: _device(device, resolve()))
     yield from _trying("base", lambda: str(check(base)))

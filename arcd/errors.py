@@ -12,6 +12,7 @@ ArcdError                 exit code 1: something arcd can explain in one line
 ├── MissingPackage        a part of arcd that is not installed here
 ├── TrainerFailed         an adapter could not be trained
 │   └── OutOfMemory       ... because its lessons do not fit the memory
+├── SampleRefused         the engine does not take this adapter or request
 ├── EngineFailed          the engine stopped
 ├── StoreFailed           the jobs cannot be read or written
 ├── HomeInUse             another daemon has the home folder
@@ -84,6 +85,10 @@ class TrainerFailed(ArcdError):
 
 class OutOfMemory(TrainerFailed):
     """The training ran out of memory."""
+
+
+class SampleRefused(ArcdError):
+    """The engine refused to sample this."""
 
 
 class EngineFailed(ArcdError):

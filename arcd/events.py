@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
+from arcd.forecast import Times
 from arcd.selection import Candidate, Verdict
 
 
@@ -61,6 +62,8 @@ class Started:
     task: str
     lessons: int
     samples: int
+    predicted: Times | None = None
+    """Seconds that training and sampling should take, as far as that could be told."""
 
 
 @dataclass(frozen=True, slots=True)

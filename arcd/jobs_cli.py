@@ -222,12 +222,14 @@ def status(
     """How far a job is, or how the daemon is."""
     with _reading(home) as reader:
         found = reader.health() if job is None else reader.job(job)
+        forecast = None if job is None else reader.forecast(job)
     if as_json:
-        print(json.dumps(found))
-    elif job is None:
+        print(json.dumps(found if forecast is None else {**found, "forecast": forecast}))
+    elif forecast is None:
         _print_health(found)
     else:
         _print_status(found)
+        _print_forecast(forecast)
 
 
 def result(
@@ -354,6 +356,11 @@ class _Stored:
             raise NoJob(f"job {number}: there is no such job")
         return self._state.jobs[number].to_json()
 
+    def forecast(self, number: int) -> dict[str, Any]:
+        self.job(number)
+        accuracy = self._state.jobs[number].accuracy()
+        return {"job": number, "seconds": None, "tasks": {}, "accuracy": accuracy}
+
     def result(self, number: int) -> dict[str, Any]:
         self.job(number)
         return dict(json.loads(self._store.submission(number)))
@@ -434,6 +441,14 @@ def _print_status(status: dict[str, Any]) -> None:
         _say(f"  arcd retry {status['job']}")
 
 
+def _print_forecast(forecast: dict[str, Any]) -> None:
+    if forecast["seconds"]:
+        _say(f"  about {forecast['seconds']:.0f} s of work wait")
+    for lane, ratio in forecast["accuracy"].items():
+        low, middle, high = (f"{ratio[decile]:.2f}" for decile in ("p10", "p50", "p90"))
+        _say(f"  predicted / taken, {lane}: {middle} (a tenth below {low}, a tenth above {high})")
+
+
 def _print_health(health: dict[str, Any]) -> None:
     if health["state"] == "stopped":
         _say(f"no daemon runs in {health['home']}, {health['jobs']} jobs in its store")
@@ -442,3 +457,15 @@ def _print_health(health: dict[str, Any]) -> None:
         f"daemon {health['state']}: pid {health['pid']}, {health['base']} on {health['device']} "
         f"in {health['dtype']}, {health['jobs']} jobs"
     )
+    if rates := health["rates"]:
+        decode = rates["decode_tokens_per_second"].items()
+        _say(
+            f"  trains {_round(rates['train_tokens_per_second'])} tok/s, "
+            f"reads {_round(rates['prefill_tokens_per_second'])}, generates "
+            + ", ".join(f"{_round(rate)} with {n}" for n, rate in decode)
+            + " sequences"
+        )
+
+
+def _round(rate: float | None) -> str:
+    return "?" if rate is None else f"{rate:.0f}"

@@ -69,13 +69,14 @@ class Account:
 
 
 class Ledger:
-    """Counts from its making; start-up is accounted one `load` at a time."""
+    """Counts from its making; what goes on in a `load` is start-up, whatever it is."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._begun = clock()
         self._seconds: dict[Lane, dict[Kind, float]] = {lane: defaultdict(float) for lane in LANES}
+        self._loads_open = 0
         self._steps_open = 0
         self._steps_since = 0.0
         self._in_steps = 0.0
@@ -98,7 +99,9 @@ class Ledger:
     def _enter(self, kind: Kind) -> float:
         with self._lock:
             now = self._clock()
-            if kind == "step":
+            if kind == "load":
+                self._loads_open += 1
+            elif kind == "step":
                 if self._steps_open == 0:
                     self._steps_since = now
                 self._steps_open += 1
@@ -107,8 +110,12 @@ class Ledger:
     def _leave(self, lane: Lane, kind: Kind, begun: float) -> None:
         with self._lock:
             now = self._clock()
-            self._seconds[lane][kind] += now - begun
-            if kind == "step":
+            if kind == "load":
+                self._loads_open -= 1
+            elif kind == "step":
                 self._steps_open -= 1
-                if self._steps_open == 0:
-                    self._in_steps += now - self._steps_since
+            if self._loads_open:
+                return
+            self._seconds[lane][kind] += now - begun
+            if kind == "step" and self._steps_open == 0:
+                self._in_steps += now - self._steps_since

@@ -22,6 +22,7 @@ from arcd.cellmodel import CellModel
 from arcd.corpus import Corpus, batch, open_corpus
 from arcd.encoding import PAD
 from arcd.errors import BadBase
+from arcd.processes import cores
 from arcd.prompts import IGNORED, Lesson
 from arcd.seeds import generator
 from arcd.tensors import collate
@@ -215,7 +216,7 @@ def _batches(
         _Steps(corpus, recipe, worker),
         batch_size=None,
         sampler=range(first, recipe.steps),
-        num_workers=(os.cpu_count() or 1) if prefetch else 0,
+        num_workers=cores() if prefetch else 0,
     )
 
 

@@ -28,6 +28,13 @@ RETRY = 0.05
 """Seconds between two tries of the lock; `flock` knows no time limit of its own."""
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True, slots=True)
 class Process:
     """One process for all time.

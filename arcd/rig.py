@@ -14,6 +14,7 @@ from arcd.basemodel import Device, load_model, open_encoding
 from arcd.config import Config
 from arcd.errors import MissingPackage
 from arcd.ledger import Ledger
+from arcd.processes import cores
 from arcd.solver import Rig
 
 
@@ -75,7 +76,7 @@ class _Cores:
     """
 
     def __init__(self) -> None:
-        self.all = len(os.sched_getaffinity(0))
+        self.all = cores()
         self.half = max(1, self.all // 2)
         self.engine: Engine | None = None
 

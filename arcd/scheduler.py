@@ -23,10 +23,11 @@ from arcd.budget import Pace, Share, cheap, share
 from arcd.config import Config
 from arcd.desk import Desk
 from arcd.events import Record
-from arcd.forecast import Times, times, work
+from arcd.forecast import Sizes, Times, times, work
+from arcd.rates import Measured
 from arcd.selection import verdict
 from arcd.solver import Assignment, Rig, solve
-from arcd.state import Job, Phase
+from arcd.state import Job, Phase, TaskState
 
 DEATHS = 3
 """A task that the daemon died with so often is answered from what it has."""
@@ -39,17 +40,24 @@ ROUNDS = 8
 
 NOTHING = Times(0.0, 0.0)
 
+ROOM = 4 << 30
+"""Bytes of the disk that adapters which may be gone on with leave free."""
+
 TIME_IS_UP = "the time was up before this task was done"
 
 
 @dataclass(slots=True)
 class _Hand:
-    """A task in hand: how to end it, what was predicted for it, when its adapter was there."""
+    """A task in hand: how to end it, what it was predicted to need of the lanes for itself."""
 
     item: Item
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    predicted: Times = NOTHING
-    trained: float | None = None
+    alone: Times = NOTHING
+    trained: bool = False
+    sampling: float | None = None
+    """When it began to be sampled."""
+    expected: float = 0.0
+    """Seconds that this was thought to take then, beside the others."""
 
 
 class Scheduler:
@@ -61,15 +69,18 @@ class Scheduler:
         rig: Rig,
         config: Config,
         adapters: Path,
+        measured: Measured,
         *,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`config` is the daemon's; each task's trained adapter is under `adapters`.
 
-        `wall` is the clock of the store's records, with which a deadline outlives a restart.
+        `measured` goes on learning here. `wall` is the clock of the store's records, with which a
+        deadline outlives a restart.
         """
         self._desk, self._rig, self._config, self._adapters = desk, rig, config, adapters
-        self._wall = wall
+        self._measured, self._wall = measured, wall
+        self._sizes = Sizes(rig.encoding)
         self._agenda = Agenda()
         self._pace = Pace()
         self._in_hand: dict[tuple[int, str], _Hand] = {}
@@ -80,6 +91,19 @@ class Scheduler:
         for job in desk.state.jobs.values():
             self._take_on(job, job.tasks)
         desk.listeners.append(self._hear)
+
+    def predicted(self, job: int) -> dict[str, Times]:
+        """What the parts of each task that waits should take, in the order of their turn."""
+        rates = self._measured.rates
+        return {
+            item.task: self._pace.of_task(times(item.work, rates))
+            for item in self._agenda.waiting(job)
+        }
+
+    def left(self, job: int) -> float:
+        """Seconds that the longer lane should need for what waits of a job."""
+        lanes = self._pace.of_lanes(times(self._agenda.work(job), self._measured.rates))
+        return max(lanes.train, lanes.infer)
 
     async def run(self, grace: float = 30.0) -> None:
         """Work until `stop`; then give what is in hand `grace` seconds, and set the rest aside."""
@@ -103,7 +127,7 @@ class Scheduler:
 
     def _begin_some(self, solving: TaskGroup) -> None:
         while item := self._next():
-            self._agenda.take(item)
+            self._agenda.take(item, times(item.work, self._measured.rates).total)
             hand = self._in_hand[item.job, item.task] = _Hand(item)
             solving.start_soon(self._work_on, hand)
 
@@ -114,17 +138,9 @@ class Scheduler:
         in_hand = [hand.item for hand in self._in_hand.values()]
         if any(self._suspect(each.job, each.task) for each in in_hand):
             return None
-        if any(self._sets_the_pace(each) for each in in_hand):
-            return None
         item = self._agenda.next(self._runnable)
-        alone = item and (self._suspect(item.job, item.task) or self._sets_the_pace(item))
+        alone = item and self._suspect(item.job, item.task)
         return None if alone and self._in_hand else item
-
-    def _sets_the_pace(self, item: Item) -> bool:
-        """Whether this is the first training under a budget: what it takes is what others get."""
-        in_full = self._desk.state.jobs[item.job].tasks[item.task].round > 0
-        taught = in_full and item.times.train > 0
-        return item.job in self._deadlines and taught and not self._pace.known
 
     def _suspect(self, job: int, task: str) -> bool:
         return self._desk.state.jobs[job].tasks[task].deaths >= SUSPECT
@@ -147,7 +163,7 @@ class Scheduler:
             # Only a cancelled scope comes here with the task in hand.
             self._desk.emit(job.id, events.Released(item.task))
             if job.cancelled:
-                self._discard(task.adapter)
+                self._discard(task.adapter, task.answered_by)
         else:
             self._desk.wake()
 
@@ -157,23 +173,35 @@ class Scheduler:
         task = job.tasks[name]
         if task.deaths >= DEATHS:
             died = f"the daemon died {task.deaths} times with this task in hand"
-            self._discard(task.adapter)
+            self._discard(task.adapter, task.answered_by)
             self._answer_as_it_is(job, name, f"set aside: {died}")
             return
-        assignment = self._assignment(job, hand.item)
-        hand.predicted = times(work(assignment.task, assignment.config))
-        # The longest: it may have to wait until the others have left the engine.
-        longest = max(each.predicted.infer for each in self._in_hand.values())
-        beside = 1 + self._config.lookahead
-        patience = self._pace.patience(Times(0.0, longest), beside)
-        assignment = replace(assignment, patience=patience)
+        before = task.answered_by
+        assignment = self._assignment(job, hand)
 
         def emit(event: events.TaskEvent) -> None:
             with self._rig.ledger.span("host", "record"):
                 self._desk.emit(job.id, event)
 
         done = await solve(assignment, self._rig, emit)
-        self._discard(done.adapter)
+        if before != done.adapter:
+            self._discard(before)
+        if not (job.id in self._deadlines and _improvable(task) and self._has_room()):
+            self._discard(done.adapter)
+
+    def _patience(self, hand: _Hand) -> float:
+        """How long a task may be sampled that is to be sampled from now on."""
+        beside = [other.alone.infer for other in self._in_hand.values() if other is not hand]
+        longest = max([hand.alone.infer, *beside])
+        # As many as there may be until it is done, each as long as the longest.
+        to_come = max(0, self._config.lookahead - len(beside))
+        hand.expected = hand.alone.infer + sum(beside) + to_come * longest
+        hand.sampling = anyio.current_time()
+        return self._pace.patience(hand.expected)
+
+    def _has_room(self) -> bool:
+        """Whether the disk can take adapters that may be gone on with in a later round."""
+        return self._adapters.is_dir() and shutil.disk_usage(self._adapters).free > ROOM
 
     def _answer_as_it_is(self, job: Job, name: str, note: str) -> None:
         """Answer a task from the candidates it has."""
@@ -194,10 +222,10 @@ class Scheduler:
                 if task.phase is Phase.waiting:
                     self._answer_as_it_is(job, name, TIME_IS_UP)
         elif job.all_answered and not job.paused:
-            # A task that was set aside has killed the daemon often enough.
-            sound = {name: task for name, task in job.tasks.items() if task.deaths < DEATHS}
-            cheap_only = [name for name, task in sound.items() if task.round == 0]
-            doubtful = (n for n in job.retriable() if n in sound and sound[n].round < ROUNDS)
+            cheap_only = [
+                name for name, task in job.tasks.items() if task.round == 0 and task.deaths < DEATHS
+            ]
+            doubtful = (name for name, task in job.tasks.items() if _improvable(task))
             if again := cheap_only or list(doubtful):
                 self._desk.emit(job.id, events.Retried(tuple(again)))
         if job.cancelled:
@@ -205,6 +233,7 @@ class Scheduler:
         elif job.all_answered and (self._late(job) or not job.paused):
             del self._deadlines[job.id]
             self._desk.emit(job.id, events.Finished())
+            self._discard(*(task.answered_by for task in job.tasks.values()))
 
     def _late(self, job: Job) -> bool:
         return self._deadlines.get(job.id, math.inf) <= anyio.current_time()
@@ -218,31 +247,42 @@ class Scheduler:
         """What a task of a job with a budget gets in the round that begins now."""
         left = self._deadlines[item.job] - anyio.current_time()
         # What is in hand already has its share, and the trainer before this one.
-        before = (hand.predicted for hand in self._in_hand.values() if hand.trained is None)
-        left -= sum(self._pace.of(predicted).train for predicted in before)
-        open_ = [item, *self._agenda.waiting(item.job)]
-        return share(left, [self._pace.of(each.times) for each in open_], config)
+        left -= sum(hand.alone.train for hand in self._in_hand.values() if not hand.trained)
+        waiting = times(item.work + self._agenda.work(item.job), self._measured.rates)
+        return share(left, self._pace.of_lanes(waiting), config)
 
-    def _assignment(self, job: Job, item: Item) -> Assignment:
-        number, name, state = job.id, item.task, job.tasks[item.task]
-        store = self._desk.store
+    def _assignment(self, job: Job, hand: _Hand) -> Assignment:
+        item, number, name = hand.item, job.id, hand.item.task
+        state, store = job.tasks[name], self._desk.store
         config = self._config_of(number)
         first_sample = state.round * config.sample.samples
         if number in self._deadlines:
             part = self._share(item, config) if state.round else cheap(config)
             config = part.of(config)
-        adapter = None
-        if state.adapter is not None and self._folder(state.adapter).is_dir():
-            adapter = Adapter(state.adapter, self._folder(state.adapter))
+        task = store.task(number, name)
+        adapter = self._kept(state.adapter)
+        start = self._kept(state.answered_by)
+        hand.alone = times(work(task, config, self._sizes), self._measured.rates)
+        if adapter:
+            hand.alone, hand.trained = replace(hand.alone, train=0.0), True
         return Assignment(
-            task=store.task(number, name),
+            task=task,
             config=config,
             round=state.round,
             first_sample=first_sample,
             adapter=adapter,
+            start=start.path if start else None,
             candidates=tuple(store.candidates(number, name)),
             notes=state.notes,
+            predicted=self._pace.of_task(hand.alone),
+            patience=lambda: self._patience(hand),
         )
+
+    def _kept(self, serial: int | None) -> Adapter | None:
+        """The adapter of this number, if it is there."""
+        if serial is None or not self._folder(serial).is_dir():
+            return None
+        return Adapter(serial, self._folder(serial))
 
     def _hear(self, record: Record) -> None:
         if record.job is None:
@@ -251,17 +291,20 @@ class Scheduler:
         match record.event:
             case events.Submitted(_, _, names) | events.Retried(names):
                 self._take_on(job, names)
-            case events.Trained(name, _, _, _, seconds):
+            case events.Trained(name, _, steps, tokens, seconds):
+                self._measured.trained(steps, tokens, seconds)
                 if hand := self._in_hand.get((job.id, name)):
-                    self._pace.trained(hand.predicted.train, seconds)
-                    hand.trained = anyio.current_time()
+                    hand.trained = True
             case events.Answered(name):
+                for did in self._rig.engine.stretches():
+                    self._measured.stepped(did.steps, did.prompt, did.generated, did.seconds)
                 hand = self._in_hand.get((job.id, name))
                 now = anyio.current_time()
-                if hand and hand.trained is not None and not hand.scope.cancel_called:
+                if hand and hand.sampling is not None and not hand.scope.cancel_called:
                     # Before the last answer the engine worked for others, too.
-                    took = now - max(hand.trained, self._answered)
-                    self._pace.inferred(hand.predicted.infer, took)
+                    lane = now - max(hand.sampling, self._answered)
+                    wall = now - hand.sampling
+                    self._pace.sampled(hand.alone.infer, hand.expected, lane=lane, wall=wall)
                 self._answered = now
             case events.Released(name) if not job.cancelled:
                 self._take_on(job, [name])
@@ -281,7 +324,9 @@ class Scheduler:
             return
         config = self._config_of(job.id)
         tasks = {task.id: task for task in self._desk.store.tasks(job.id).tasks}
-        items = [Item(job.id, name, times(work(tasks[name], config))) for name in waiting]
+        rates = self._measured.rates
+        works = {name: work(tasks[name], config, self._sizes) for name in waiting}
+        items = [Item(job.id, name, times(works[name], rates), works[name]) for name in waiting]
         # What was in hand before goes first: it is the nearest to an answer.
         begun = [item for item in items if job.tasks[item.task].wanted]
         fresh = [item for item in items if not job.tasks[item.task].wanted]
@@ -292,10 +337,16 @@ class Scheduler:
     def _config_of(self, number: int) -> Config:
         return configuration.on_daemon(self._desk.store.config(number), self._config)
 
-    def _discard(self, adapter: int | None) -> None:
-        """Adapters are as large as answers are small: none outlives its task."""
-        if adapter is not None:
-            shutil.rmtree(self._folder(adapter), ignore_errors=True)
+    def _discard(self, *adapters: int | None) -> None:
+        """Adapters are as large as answers are small: none outlives its use."""
+        for adapter in adapters:
+            if adapter is not None:
+                shutil.rmtree(self._folder(adapter), ignore_errors=True)
 
     def _folder(self, serial: int) -> Path:
         return self._adapters / f"adapter-{serial}"
+
+
+def _improvable(task: TaskState) -> bool:
+    """Whether another round may do it good: one that was set aside has done enough harm."""
+    return task.retriable and task.deaths < DEATHS and task.round < ROUNDS

@@ -29,7 +29,7 @@ from arcd.errors import ArcdError, BadInput, BadJob, NoJob
 from arcd.home import Home
 from arcd.state import Job
 from arcd.store import NewJob
-from arcd.wire import MAX_BODY, Health, JobNumber, Order, Problem, Status, accept
+from arcd.wire import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
 
 Server = uvicorn.Server
 Socket = socket.socket
@@ -52,6 +52,7 @@ def application(
     base: str = "",
     check: Callable[[NewJob], None],
     health: Callable[[], Health],
+    forecast: Callable[[Job], Forecast],
     stop: Callable[[], None],
     token: str | None = None,
 ) -> ASGIApp:
@@ -93,6 +94,11 @@ def application(
     async def get_job(job: Number) -> Status:
         """One job."""
         return _status(desk.job(job))
+
+    @app.get("/jobs/{job}/forecast")
+    async def get_forecast(job: Number) -> Forecast:
+        """How long what is left of a job should take."""
+        return forecast(desk.job(job))
 
     @app.get("/jobs/{job}/result", response_model=dict[str, list[dict[str, list[list[int]]]]])
     async def get_result(job: Number) -> Response:

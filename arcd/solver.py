@@ -5,8 +5,9 @@ the configuration, the ledger. Knows nothing of other tasks, of files or of scre
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 
@@ -22,8 +23,9 @@ from arcd.backends import (
 )
 from arcd.config import Config
 from arcd.encoding import Encoding
-from arcd.errors import OutOfMemory, TrainerFailed
+from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.events import Emit
+from arcd.forecast import Times
 from arcd.ledger import Ledger
 from arcd.prompts import Lesson, Question, TooLong
 from arcd.seeds import generator, seed_of
@@ -50,8 +52,8 @@ class Assignment:
     """A task, how it is to be solved, and what earlier attempts at it have left.
 
     In round 0 a task is solved for the first time, in each later one with other lessons, views and
-    samples, which are numbered from `first_sample` on. `adapter` was trained in this round already;
-    `candidates` are those of all rounds.
+    samples, which are numbered from `first_sample` on. `adapter` was trained in this round already,
+    `start` in an earlier one, to go on from; `candidates` are those of all rounds.
     """
 
     task: Task
@@ -59,10 +61,12 @@ class Assignment:
     round: int = 0
     first_sample: int = 0
     adapter: Adapter | None = None
+    start: Path | None = None
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
-    patience: float = math.inf
-    """Seconds after which sampling is ended, and the samples there are voted on."""
+    predicted: Times | None = None
+    patience: Callable[[], float] = lambda: math.inf
+    """Asked when sampling begins: seconds until it is ended, and the samples there are voted on."""
 
     @property
     def settings(self) -> Config:
@@ -86,31 +90,24 @@ async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
     with rig.ledger.span("host", "build"):
         lessons = build_lessons(task, config, rig.encoding, config.train.max_seq_len)
         questions = list(build_questions(task, config, rig.encoding))
-        requests = _open(
-            build_requests(task, questions, config, assignment.first_sample), assignment
-        )
+        all_requests = build_requests(task, questions, config, assignment.first_sample)
+        requests = _open(all_requests, assignment.candidates)
     taught = 0 if isinstance(lessons, TooLong) else len(lessons)
-    emit(events.Started(task.id, taught, len(requests)))
+    emit(events.Started(task.id, taught, len(requests), assignment.predicted))
     _note_too_long(questions, notes)
 
     adapter = assignment.adapter
     if requests and adapter is None:
         async with rig.trainer_slot:
-            adapter = await _train(task, lessons, config, rig, notes, emit)
+            adapter = await _train(assignment, lessons, rig, notes, emit)
 
     candidates = list(assignment.candidates)
-
-    def deliver(completion: Completion) -> None:
-        with rig.ledger.span("host", "parse"):
-            candidate = to_candidate(completion, adapter, rig.encoding)
-        candidates.append(candidate)
-        emit(events.Sampled(task.id, candidate))
-
-    with anyio.move_on_after(assignment.patience) as limit:
-        if requests:
-            await rig.engine.sample(requests, adapter, deliver)
-    if limit.cancelled_caught:
-        notes.add(f"sampling took more than {assignment.patience:.0f} s and was ended")
+    if requests:
+        patience = assignment.patience()
+        with anyio.move_on_after(patience) as limit:
+            adapter = await _sample(requests, adapter, candidates, rig, notes, emit)
+        if limit.cancelled_caught:
+            notes.add(f"sampling took more than {patience:.0f} s and was ended")
     with rig.ledger.span("host", "select"):
         serial = adapter.serial if adapter else None
         found = verdict(task.id, len(task.tests), candidates, serial, tuple(notes.all))
@@ -170,9 +167,9 @@ def build_requests(
     return requests
 
 
-def _open(requests: list[Request], assignment: Assignment) -> list[Request]:
+def _open(requests: list[Request], candidates: Iterable[Candidate]) -> list[Request]:
     """The requests of which there is no candidate yet."""
-    done = {(candidate.test, candidate.sample) for candidate in assignment.candidates}
+    done = {(candidate.test, candidate.sample) for candidate in candidates}
     return [r for r in requests if (r.question.test, r.sample) not in done]
 
 
@@ -208,10 +205,36 @@ def _note_too_long(questions: Sequence[Question | TooLong], notes: _Notes) -> No
         notes.add(f"not asked in every view: {too_long}")
 
 
+async def _sample(
+    requests: list[Request],
+    adapter: Adapter | None,
+    candidates: list[Candidate],
+    rig: Rig,
+    notes: _Notes,
+    emit: Emit,
+) -> Adapter | None:
+    """Add a candidate for each request; returns the adapter, or None where the base had to help."""
+
+    def deliver(completion: Completion) -> None:
+        with rig.ledger.span("host", "parse"):
+            candidate = to_candidate(completion, adapter, rig.encoding)
+        candidates.append(candidate)
+        emit(events.Sampled(candidate.task, candidate))
+
+    try:
+        await rig.engine.sample(requests, adapter, deliver)
+    except SampleRefused as error:
+        if adapter is None:
+            notes.add(f"not sampled: {error}")
+            return None
+        notes.add(f"answered by the base: {error}")
+        return await _sample(_open(requests, candidates), None, candidates, rig, notes, emit)
+    return adapter
+
+
 async def _train(
-    task: Task,
+    assignment: Assignment,
     lessons: list[Lesson] | TooLong,
-    config: Config,
     rig: Rig,
     notes: _Notes,
     emit: Emit,
@@ -225,13 +248,14 @@ async def _train(
         return None
     if not lessons:
         return None
+    task, config = assignment.task, assignment.settings
     if len(task.train) == 1:
         notes.add("one demonstration pair: nothing to leave out, trained without pairs shown")
     for what, found, frugal in _fallbacks(task, lessons, config, rig):
         if what:
             notes.add(f"out of memory in training, tried again with {what}")
         try:
-            return await _train_once(task, found, config, rig, emit, frugal=frugal)
+            return await _train_once(assignment, found, rig, emit, frugal=frugal)
         except OutOfMemory:
             continue
         except TrainerFailed as error:
@@ -255,13 +279,17 @@ def _fallbacks(
 
 
 async def _train_once(
-    task: Task, lessons: list[Lesson], config: Config, rig: Rig, emit: Emit, *, frugal: bool
+    assignment: Assignment, lessons: list[Lesson], rig: Rig, emit: Emit, *, frugal: bool
 ) -> Adapter:
+    task, config = assignment.task, assignment.settings
+
     def progress(now: TrainingStep) -> None:
         emit(events.Training(task.id, now.step, now.steps, now.loss, now.tokens_per_second))
 
     seed = seed_of(config.seed, task.id, "adapter")
-    request = TrainRequest(lessons, config.train, seed, rig.serial(), frugal)
+    request = TrainRequest(
+        lessons, config.train, seed, rig.serial(), frugal, start=assignment.start
+    )
     done = await rig.trainer.train(request, progress)
     emit(
         events.Trained(

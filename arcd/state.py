@@ -8,11 +8,14 @@ small with many tasks. Knows nothing of where records come from.
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from arcd import events
 from arcd.events import Record
+from arcd.forecast import Times
 from arcd.selection import Verdict
+
+Lane = Literal["train", "infer"]
 
 
 class Phase(StrEnum):
@@ -89,11 +92,26 @@ class TaskState:
     begun: float = 0.0
     seconds: float = 0.0
     """From its last start to its answer."""
+    sampling: float = 0.0
+    """When sampling began."""
+    predicted: Times | None = None
+    """What its last start was thought to lead to, in seconds."""
+    taken: Times | None = None
+    """What it came to; 0 for what was not brought to its end."""
+    answered_by: int | None = None
+    """The adapter that its answer is from."""
     notes: tuple[str, ...] = ()
 
     @property
     def in_hand(self) -> bool:
         return self.phase in (Phase.started, Phase.trained)
+
+    @property
+    def retriable(self) -> bool:
+        """Whether it is answered, but failed or doubtful."""
+        answer = self.answer
+        poor = answer is None or answer.failed or answer.doubtful
+        return self.phase is Phase.answered and poor
 
 
 @dataclass(slots=True)
@@ -142,12 +160,28 @@ class Job:
 
     def retriable(self) -> list[str]:
         """The answered tasks that failed or are doubtful."""
-        return [
-            name
-            for name, task in self.tasks.items()
-            if task.phase is Phase.answered
-            and (task.answer is None or task.answer.failed or task.answer.doubtful)
+        return [name for name, task in self.tasks.items() if task.retriable]
+
+    def accuracy(self) -> dict[Lane, dict[str, float]]:
+        """Deciles of predicted / taken over the tasks, for each lane in which there were any."""
+        done = [
+            (task.predicted, task.taken)
+            for task in self.tasks.values()
+            if task.phase is Phase.answered and task.predicted and task.taken
         ]
+        lanes: dict[Lane, list[tuple[float, float]]] = {
+            "train": [(p.train, t.train) for p, t in done],
+            "infer": [(p.infer, t.infer) for p, t in done],
+        }
+        ratios = {
+            lane: sorted(predicted / taken for predicted, taken in pairs if predicted and taken)
+            for lane, pairs in lanes.items()
+        }
+        return {
+            lane: {f"p{10 * d}": found[round(d / 10 * (len(found) - 1))] for d in (1, 5, 9)}
+            for lane, found in ratios.items()
+            if found
+        }
 
     def to_json(self) -> dict[str, Any]:
         """What `status --json` shows."""
@@ -232,15 +266,17 @@ class State:
     def _task(self, job: Job, at: float, event: events.TaskEvent) -> None:
         task = job.tasks[event.task]
         match event:
-            case events.Started(_, _, samples):
+            case events.Started(_, _, samples, predicted):
                 job.begun = True
                 task.wanted, task.sampled, task.begun = samples, 0, at
+                task.sampling, task.predicted, task.taken = at, predicted, Times(0.0, 0.0)
                 _move(job, task, Phase.trained if task.adapter is not None else Phase.started)
             case events.Training():
                 self.training = job.id, event
                 return
-            case events.Trained(_, adapter):
+            case events.Trained(_, adapter, _, _, seconds):
                 task.adapter = adapter
+                task.sampling, task.taken = at, Times(seconds, 0.0)
                 _move(job, task, Phase.trained)
             case events.Sampled():
                 task.sampled += 1
@@ -253,6 +289,9 @@ class State:
                 job.changed = self.seq
                 # A clock that is set back must not make a time negative.
                 task.seconds = max(0.0, at - task.begun)
+                if task.taken and task.wanted and task.sampled == task.wanted:
+                    task.taken = Times(task.taken.train, max(0.0, at - task.sampling))
+                task.answered_by = verdict.adapter
                 task.adapter, task.notes = None, verdict.notes
                 _move(job, task, Phase.answered)
             case events.Interrupted():

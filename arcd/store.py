@@ -27,10 +27,17 @@ from arcd.selection import Candidate, Verdict
 from arcd.state import State
 from arcd.tasks import Task, TaskSet, from_challenges, to_challenge, to_challenges
 
-VERSION = 1
+VERSION = 2
 """Of the schema, in SQLite's user_version."""
 
-SCHEMA = """
+_RATES = """\
+CREATE TABLE rates (
+    platform TEXT PRIMARY KEY,      -- device, base and what else decides how fast it is
+    measured TEXT NOT NULL
+) STRICT;
+"""
+
+SCHEMA = f"""
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     at REAL NOT NULL,               -- seconds since 1970; order is that of seq
@@ -66,10 +73,13 @@ CREATE TABLE candidates (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE serials (next INTEGER NOT NULL) STRICT;
 INSERT INTO serials VALUES (0);
-"""
+{_RATES}"""
 
-MIGRATIONS: dict[int, str] = {}
+MIGRATIONS = {1: _RATES}
 """What makes a store of one version one of the next, by the version it starts from."""
+
+READABLE = range(1, VERSION + 1)
+"""Versions whose jobs can be read as they are: since then only `rates` was added."""
 
 Mode = Literal["write", "read"]
 
@@ -158,6 +168,19 @@ class Store:
         with self._transaction() as connection:
             row = connection.execute("UPDATE serials SET next = next + 1 RETURNING next")
             return int(row.fetchone()[0]) - 1
+
+    def measured(self, platform: str) -> Any:
+        """What was measured of a platform, as a JSON value; None if nothing was."""
+        rows = self._read("SELECT measured FROM rates WHERE platform = ?", (platform,))
+        return next((json.loads(text) for (text,) in rows), None)
+
+    def keep_measured(self, platform: str, measured: Any) -> None:
+        """Remember what was measured of a platform, a JSON value."""
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT OR REPLACE INTO rates (platform, measured) VALUES (?, ?)",
+                (platform, json.dumps(measured)),
+            )
 
     def last(self) -> int:
         """The number of the last record; 0 if there is none."""
@@ -321,7 +344,7 @@ class Store:
             step = f"BEGIN;\n{MIGRATIONS[found]}\nPRAGMA user_version = {found + 1};\nCOMMIT;"
             self._connection.executescript(step)
             found += 1
-        if found != VERSION:
+        if found != VERSION and not (mode == "read" and found in READABLE):
             self._connection.close()
             raise StoreFailed(
                 f"{self.path}: a store of version {found}, this arcd reads version {VERSION}: "

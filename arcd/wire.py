@@ -67,6 +67,25 @@ class Status(BaseModel):
     """Answered tasks that failed or are doubtful."""
 
 
+class Prediction(BaseModel):
+    """Seconds that the parts of a task should take."""
+
+    train: float
+    infer: float
+
+
+class Forecast(BaseModel):
+    """What is still to come of a job, and how good such predictions were."""
+
+    job: int
+    seconds: float | None
+    """Of the longer lane, for what waits; None while the models load and where no daemon runs."""
+    tasks: dict[str, Prediction]
+    """Of each task that waits or is in hand."""
+    accuracy: dict[Literal["train", "infer"], dict[str, float]]
+    """Predicted over taken, the first, fifth and ninth decile of the answered tasks."""
+
+
 class Health(BaseModel):
     """The daemon and how it is."""
 
@@ -77,6 +96,8 @@ class Health(BaseModel):
     device: str
     dtype: str
     jobs: int
+    rates: dict[str, Any] | None
+    """How fast it trains and samples; None while it loads."""
     ledger: dict[str, Any]
 
 

@@ -58,14 +58,25 @@ class Plan:
         return json.dumps(asdict(self))
 
 
+OF_RIG = ("serial", "adapter", "hand-over", "poison")
+
+
 class Points:
-    """Named points in the life of a daemon; harm is done at one of them."""
+    """Named points in the life of a daemon; harm is done at one of them.
+
+    What trainer and engine reach before the daemon is ready is the point `calibration`.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._left = plan.count
+        self.ready = False
 
     def reach(self, name: str) -> None:
+        if name == "before DaemonReady":
+            self.ready = True
+        if not self.ready and name.split()[-1] in OF_RIG:
+            name = "calibration"
         if name != self._plan.point:
             return
         self._left -= 1
@@ -137,14 +148,16 @@ class Engine(FakeEngine):
         self.points.reach("hand-over")
         if requests[0].question.task == POISONED:
             self.points.reach("poison")
-        if self.points._plan.harm == "hang" and not Path(self.points._plan.marker).exists():
+        hang = self.points.ready and self.points._plan.harm == "hang"
+        if hang and not Path(self.points._plan.marker).exists():
             Path(self.points._plan.marker).touch()
             self.hanging = True
 
         def noted(completion: Completion) -> None:
             question, sample = completion.request.question, completion.request.sample
-            with (self.home / "answered.log").open("a") as log:
-                log.write(f"{os.getpid()} {question.task} {question.test} {sample}\n")
+            if self.points.ready:
+                with (self.home / "answered.log").open("a") as log:
+                    log.write(f"{os.getpid()} {question.task} {question.test} {sample}\n")
             deliver(completion)
 
         if self.hanging:

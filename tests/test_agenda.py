@@ -33,7 +33,7 @@ def given_out(agenda: Agenda, tasks: int, **options) -> list[Item]:
     for _ in range(tasks):
         item = agenda.next(**options)
         assert item is not None
-        agenda.take(item)
+        agenda.take(item, item.times.total)
         found.append(item)
     return found
 
@@ -216,7 +216,7 @@ class Agendas(RuleBasedStateMachine):
             assert possible == []
         else:
             assert item in possible
-            self.agenda.take(item)
+            self.agenda.take(item, item.times.total)
             self.waiting[item.job].remove(item)
 
     @precondition(lambda self: hasattr(self, "agenda"))

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -44,60 +45,59 @@ def test_anything_else_is_no_duration(text: str):
         seconds(text)
 
 
-@given(st.floats(-100, 1e6), st.lists(all_times, min_size=1, max_size=20))
+@given(st.floats(-100, 1e6), all_times)
 def test_a_share_is_never_more_than_a_full_round_nor_less_than_the_least(left, waiting):
     found = share(left, waiting, CONFIG)
     assert LEAST * 100 <= found.steps <= 100
     assert LEAST * 40 <= found.samples <= 40
 
 
-@given(st.floats(1, 1e4), st.floats(1, 1e4), st.lists(all_times, min_size=1, max_size=20))
+@given(st.floats(1, 1e4), st.floats(1, 1e4), all_times)
 def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiting):
     now = share(left, waiting, CONFIG)
     assert share(left + extra, waiting, CONFIG).steps >= now.steps
-    assert share(left, [*waiting, Times(extra, extra)], CONFIG).steps <= now.steps
+    more = Times(waiting.train + extra, waiting.infer + extra)
+    assert share(left, more, CONFIG).steps <= now.steps
 
 
-@given(st.lists(all_times, min_size=1, max_size=20))
+@given(all_times)
 def test_with_time_for_all_each_gets_all(waiting):
-    plenty = 2 * sum(times.total for times in waiting)
-    assert share(plenty, waiting, CONFIG).of(CONFIG) == CONFIG
+    assert share(2 * waiting.total, waiting, CONFIG).of(CONFIG) == CONFIG
 
 
 def test_a_cheap_round_trains_nothing():
     assert (cheap(CONFIG).steps, cheap(CONFIG).samples) == (0, 2)
 
 
-@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=50))
-def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
-    pace = Pace()
-    for ratio in ratios:
-        pace.trained(2.0, 2.0 * ratio)
-    middle = sorted(ratios[-32:])
-    low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
-    assert 0.999 * low <= pace.of(Times(1.0, 1.0)).train <= 1.001 * high
-    assert pace.of(Times(1.0, 1.0)).infer == 1.0
-
-
 def measured(ratios: list[float]) -> Pace:
+    """A pace at which each task was alone in the engine for half of its time."""
     pace = Pace()
     for ratio in ratios:
-        pace.inferred(10.0, 10.0 * ratio)
+        pace.sampled(10.0, 20.0, lane=5.0 * ratio, wall=10.0 * ratio)
     return pace
 
 
-@given(st.lists(st.floats(0.1, 100), min_size=5, max_size=40), st.floats(0.1, 1e4))
-def test_patience_outlasts_what_was_seen_and_moves_with_the_samples(ratios, infer):
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=50))
+def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
     pace = measured(ratios)
-    patience = pace.patience(Times(1, infer), 3)
-    assert patience > 3 * sorted(ratios[-32:])[len(ratios[-32:]) // 2] * infer
-    twice = pace.patience(Times(1, 2 * infer), 3)
-    assert twice - 10 == pytest.approx(2 * (patience - 10))
-    assert pace.patience(Times(1, infer), 6) - 10 == pytest.approx(2 * (patience - 10))
+    middle = sorted(ratios[-32:])
+    low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
+    assert 0.999 * low <= pace.of_task(Times(1.0, 1.0)).infer <= 1.001 * high
+    assert 0.499 * low <= pace.of_lanes(Times(1.0, 1.0)).infer <= 0.501 * high
+    assert pace.of_task(Times(1.0, 1.0)).train == pace.of_lanes(Times(1.0, 1.0)).train == 1.0
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=5, max_size=40), st.floats(0.1, 1e4))
+def test_patience_outlasts_what_was_seen_and_moves_with_what_is_expected(ratios, expected):
+    pace = measured(ratios)
+    patience = pace.patience(expected)
+    middle = sorted(ratios[-32:])[len(ratios[-32:]) // 2]
+    assert patience > middle / 2 * expected
+    assert pace.patience(2 * expected) - 10 == pytest.approx(2 * (patience - 10))
 
 
 def test_nobody_is_called_slow_before_the_pace_is_known():
-    assert measured([1.0] * 4).patience(Times(1, 1), 3) == float("inf")
+    assert measured([1.0] * 4).patience(1) == float("inf")
 
 
 # Whole jobs.
@@ -171,6 +171,7 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
         trainer=Moody(rng=rng),
         engine=engine,
         seconds_per_token=rng.choice([0.001, 0.02, 0.1]),
+        calibrated=True,
     )
     made.append(works)
     budget = rng.choice([30.0, 200.0, 1000.0])
@@ -203,6 +204,66 @@ async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_m
 
 
 @pytest.mark.anyio
+async def test_a_later_round_goes_on_from_the_adapter_and_none_is_left_at_the_end(
+    tmp_path: Path, made: list[Works]
+):
+    asked: list[TrainRequest] = []
+
+    class Noting(Trainer):
+        async def _train(self, wanted: TrainRequest, progress) -> Trained:
+            asked.append(wanted)
+            assert wanted.start is None or wanted.start.is_dir()
+            return await super()._train(wanted, progress)
+
+    works = Works(
+        tmp_path,
+        task_set(task("a"), task("b")),
+        trainer=Noting(seconds_per_step=1.0),
+        engine=Disagreeing,
+    )
+    made.append(works)
+    job(works, 400)
+    await works.finish()
+    of_a = [wanted for wanted in asked if wanted.lessons[0].task == "a"]
+    assert len(of_a) > 3
+    assert of_a[0].start is None
+    for before, after in pairwise(of_a):
+        assert after.start == tmp_path / "adapters" / f"adapter-{before.serial}"
+    assert list((tmp_path / "adapters").iterdir()) == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("engine", "room"),
+    [(FakeEngine, 0), (Disagreeing, 1 << 60)],
+    ids=["nobody doubts the answer", "the disk is almost full"],
+)
+async def test_an_adapter_that_is_not_gone_on_with_is_not_kept(
+    tmp_path: Path, made: list[Works], monkeypatch: pytest.MonkeyPatch, engine: type, room: int
+):
+    left: list[int] = []
+
+    class Counting(Trainer):
+        async def _train(self, wanted: TrainRequest, progress) -> Trained:
+            left.append(len(list((tmp_path / "adapters").glob("*"))))
+            return await super()._train(wanted, progress)
+
+    monkeypatch.setattr("arcd.scheduler.ROOM", room)
+    works = Works(
+        tmp_path,
+        task_set(*(task(f"t{i}") for i in range(5))),
+        trainer=Counting(seconds_per_step=1.0),
+        engine=engine,
+        seconds_per_token=0.001,
+    )
+    made.append(works)
+    job(works, 300)
+    await works.finish()
+    assert len(left) >= 5
+    assert max(left) <= 1
+
+
+@pytest.mark.anyio
 async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
     tmp_path: Path, made: list[Works]
 ):
@@ -211,6 +272,7 @@ async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
         task_set(*(task(f"t{i}") for i in range(10))),
         trainer=Trainer(seconds_per_step=1.0),
         seconds_per_token=0.001,
+        calibrated=True,
     )
     made.append(works)
     # In full 10 tasks take 200 s.

@@ -44,14 +44,15 @@ class Running:
         )
         self.client = Client(home)
 
-    def wait(self) -> "Running":
-        """Until it answers."""
+    def wait(self, state: str = "ready") -> "Running":
+        """Until it says that this is its state."""
         while self.process.poll() is None:
             try:
-                self.client.health()
+                found = self.client.health()
             except NoDaemon:
                 continue
-            return self
+            if found["state"] == state:
+                return self
         raise AssertionError(self.process.stdout.read())
 
     def arcd(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -89,6 +90,7 @@ def test_every_verb_from_submit_to_stop(running: Running, tmp_path: Path):
         pass
     status = running.json("status", "1")
     assert (status["state"], status["answered"]) == ("done", len(TASKS))
+    assert set(status.pop("forecast")["accuracy"]) == {"train", "infer"}
     assert running.json("jobs") == [status]
     assert running.json("result", "1", "--out", out)["submission"] == str(out)
     assert submission.read(out).keys() == {task.id for task in TASKS}
@@ -96,6 +98,25 @@ def test_every_verb_from_submit_to_stop(running: Running, tmp_path: Path):
     assert "daemon ready" in running.arcd("status").stdout
     assert running.arcd("stop").stdout == "stopped\n"
     assert running.process.wait(timeout=30) == 0
+
+
+def test_what_waits_is_predicted_and_the_rates_outlive_the_daemon(tmp_path: Path):
+    found = []
+    for _ in range(2):
+        running = Running(tmp_path).wait()
+        try:
+            found.append(running.client.health()["rates"])
+            running.client.submit(SOLUTIONS, settings=ENDLESS)
+            forecast = running.json("status", len(found))["forecast"]
+            assert forecast["seconds"] > 0
+            assert forecast["tasks"].keys() == {task.id for task in TASKS}
+            assert all(times["train"] > 0 for times in forecast["tasks"].values())
+            running.client.cancel(len(found))
+            assert running.end() == 0
+            assert running.json("status", len(found))["forecast"]["tasks"] == {}
+        finally:
+            running.close()
+    assert found[0] == found[1], "measured once"
 
 
 def test_submit_tells_what_can_be_done_next(running: Running):
@@ -200,8 +221,7 @@ def test_asked_to_end_it_sets_aside_what_is_in_hand_and_the_next_one_goes_on(tmp
 
 def test_asked_to_end_while_loading_it_ends_at_once(tmp_path: Path):
     plan = Plan(str(tmp_path / "marker"), loading=1000)
-    loading = Running(tmp_path / "home", plan).wait()
-    assert loading.client.health()["state"] == "loading"
+    loading = Running(tmp_path / "home", plan).wait("loading")
     job = loading.client.submit(SOLUTIONS, settings=SETTINGS)
     assert loading.client.job(job)["state"] == "queued"
     assert loading.end() == 0
@@ -264,7 +284,7 @@ def test_what_is_kept_is_for_its_owner_alone(running: Running):
 
 
 def test_a_full_disk_ends_the_daemon_with_one_clear_line_and_the_next_one_goes_on(tmp_path: Path):
-    full = Running(tmp_path / "home", Plan(str(tmp_path / "marker"), pages=40)).wait()
+    full = Running(tmp_path / "home", Plan(str(tmp_path / "marker"), pages=50)).wait()
     job = full.client.submit(SOLUTIONS, settings=ENDLESS)
     assert full.process.wait(timeout=60) == 1
     last = full.process.stdout.read().splitlines()[-1]

@@ -8,6 +8,7 @@ import random
 import shutil
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from test_engine_contract import (
 
 from arcd.backends import Adapter, Completion, Request, vllm_engine
 from arcd.backends.vllm_engine import VllmEngine
-from arcd.errors import EngineFailed
+from arcd.errors import EngineFailed, SampleRefused
 
 pytest.importorskip("vllm")
 
@@ -179,16 +180,32 @@ async def test_callers_that_give_up_waiting_for_a_place_leave_it_to_the_others(e
 
 
 async def test_an_adapter_that_cannot_be_loaded_fails_its_caller_alone(engine, adapters, tmp_path):
-    with pytest.raises(EngineFailed, match=r"^adapter-77 was refused: \w+Error: [^\n]+$"):
+    with pytest.raises(SampleRefused, match=r"^adapter-77 was refused: \w+Error: [^\n]+$"):
         await answers(engine, Adapter(77, tmp_path / "missing"))
     assert await answers(engine, adapters[0])
 
 
 async def test_a_request_that_cannot_fit_fails_its_caller_alone(engine):
     too_long = ask(CLOSING * CONTEXT, 20)
-    with pytest.raises(EngineFailed, match=r"^a request was refused: [^\n]+$"):
+    with pytest.raises(SampleRefused, match=r"^a request was refused: [^\n]+$"):
         await completions(engine, None, [*REQUESTS, too_long])
     assert await answers(engine, None)
+
+
+async def test_what_the_steps_did_is_told_once_and_adds_up(engine, adapters):
+    engine.stretches()
+    before, begun = engine.steps, time.monotonic()
+    found = await together(engine, [None, adapters[0]])
+    took = time.monotonic() - begun
+    told = engine.stretches()
+    while sum(did.steps for did in told) < engine.steps - before:
+        await anyio.sleep(0.01)  # the thread tells after it has answered
+        told += engine.stretches()
+    assert engine.stretches() == []
+    answers = [answer for both in found.values() for answer in both]
+    assert sum(did.generated for did in told) == sum(map(len, answers))
+    assert sum(did.prompt for did in told) == 2 * sum(len(r.question.tokens) for r in REQUESTS)
+    assert 0 < sum(did.seconds for did in told) < took
 
 
 async def test_answers_keep_to_the_answer_tokens(engine, adapters):
@@ -399,7 +416,7 @@ async def test_requests_that_vllm_forgets_are_not_waited_for(script):
 async def test_a_request_that_vllm_gives_up_fails_its_caller_alone(script):
     vllm = script(lambda names: [ScriptedOutput(name, "error") for name in names])
     async with toy_engine(Path("nowhere")) as engine:
-        with pytest.raises(EngineFailed, match="vLLM gave a request up: error"):
+        with pytest.raises(SampleRefused, match="vLLM gave a request up: error"):
             await answers(engine, None)
         vllm.act = finish_all
         assert len(await answers(engine, None)) == 2

@@ -1,5 +1,7 @@
 """Forecasts: more work takes longer, and nothing else does."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from strategies import tasks
 
 from arcd.config import Config, resolve
 from arcd.encoding import CellEncoding
-from arcd.forecast import Rates, Times, Work, times, work
+from arcd.forecast import NO_WORK, Rates, Sizes, Times, Work, times, work
 from arcd.prompts import Lesson, Question
 from arcd.solver import build_lessons, build_questions
 
@@ -51,7 +53,25 @@ def test_a_larger_task_takes_longer_in_both_lanes(larger):
 
 def test_each_test_is_asked_for_itself():
     one, two = work(task(tests=1), Config()), work(task(tests=2), Config())
-    assert two == Work(one.train, 2 * one.prefill, 2 * one.decode)
+    assert two == replace(one, prefill=2 * one.prefill, decode=2 * one.decode)
+
+
+def test_sequences_beyond_a_batch_take_another_round():
+    one = work(task(), resolve(settings=["sample.samples=64"]))
+    two = work(task(), resolve(settings=["sample.samples=65"]))
+    assert two.rounds == 2 * one.rounds
+
+
+def test_works_add_up_to_what_they_are_together():
+    works = [work(task(side=side), Config()) for side in (3, 5, 9)]
+    together = sum(works, NO_WORK)
+    assert times(together).train == pytest.approx(sum(times(each).train for each in works))
+    assert times(together).infer == pytest.approx(sum(times(each).infer for each in works))
+    assert together - works[0] == works[1] + works[2]
+
+
+def test_without_work_there_is_nothing_to_wait_for():
+    assert times(NO_WORK) == Times(0.0, 0.0)
 
 
 def test_without_steps_nothing_is_trained():
@@ -80,16 +100,31 @@ def test_no_prompt_is_longer_than_it_may_be(of):
     assert found.prefill <= config.sample.samples * len(of.tests) * 30
 
 
-def test_seconds_are_work_over_rates():
-    found = times(Work(100, 60, 40), Rates(train=10, prefill=20, decode=5))
-    assert found == Times(10, 11)
-    assert found.total == 21
+def test_seconds_are_amounts_times_rates():
+    rates = Rates(task=5, step=2, token=0.1, round=3, prompt=0.05, row=0.2)
+    found = times(Work(trainings=1, steps=4, train=100, prefill=60, decode=40, rounds=2), rates)
+    assert found == Times(5 + 8 + 10, 6 + 3 + 8)
+    assert found.total == 40
+
+
+def test_the_cold_rates_decode_as_was_measured():
+    """The 5M model with a rank-16 adapter on two cores, in tokens a second."""
+    for sequences, measured in ((1, 46), (8, 297), (32, 688), (128, 1067)):
+        assert Rates().decode(sequences) == pytest.approx(measured, rel=0.03)
+
+
+def test_a_text_encoding_is_counted_in_its_own_tokens():
+    class Wordy(CellEncoding):
+        def answer(self, grid):
+            return [0] * 1000
+
+    assert work(task(), configured(), Sizes(Wordy())).rounds == 1000
 
 
 @given(tasks(), st.floats(0.1, 10))
 def test_a_machine_that_is_faster_in_everything_changes_all_times_alike(of, factor):
     found = work(of, Config())
-    slow = times(found, Rates(1000, 1000, 100))
-    fast = times(found, Rates(1000 * factor, 1000 * factor, 100 * factor))
+    some = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    fast, slow = times(found, Rates(*some)), times(found, Rates(*(r * factor for r in some)))
     assert fast.train * factor == pytest.approx(slow.train)
     assert fast.infer * factor == pytest.approx(slow.infer)

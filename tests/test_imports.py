@@ -10,18 +10,18 @@ import arcd
 
 PACKAGE = Path(arcd.__file__).parent
 
-BACKENDS = ("fake", "lora", "vllm_engine")
+BACKENDS = ("fake", "lora", "steplog")
 PLUGIN = ("vllm_plugin", "vllm_cpu", "vllm_lora")
 RANKS = (
     ("arcd", "errors"),
     ("grids", "config", "seeds", "ledger", "home", "processes", "heartbeat"),
     ("tasks", "encoding", "options", "watchdog"),
     ("views", "metrics", "basemodel", "forecast", "supervisor"),
-    ("prompts", "selection", "agenda", "budget"),
+    ("prompts", "selection", "agenda", "budget", "rates"),
     ("submission", "events", "backends", "show", "tensors", *(f"backends.{m}" for m in PLUGIN)),
     ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
-    ("store", "screen", "pretrain", "solver"),
-    ("desk", "wire", "rig"),
+    ("store", "screen", "pretrain", "solver", "backends.vllm_engine"),
+    ("desk", "wire", "rig", "calibration"),
     ("publisher", "scheduler", "server", "client"),
     ("daemon", "foreground"),
     ("doctor", "jobs_cli", "bench", "cold"),

@@ -48,6 +48,7 @@ POINTS = [
     "before adapter",
     "after adapter",
     "hand-over",
+    "calibration",
     "before write",
     "after write",
     "before replace",

@@ -19,6 +19,8 @@ from arcd import agenda, config, events, forecast, scheduler, state
 from arcd.agenda import Item, makespan, ordered
 from arcd.backends import Adapter, Completion, Trained, TrainRequest
 from arcd.backends.fake import FakeEngine, FakeTrainer
+from arcd.budget import PATIENCE, SETTLING
+from arcd.calibration import calibrate
 from arcd.config import Config, resolve
 from arcd.desk import Desk
 from arcd.encoding import CellEncoding
@@ -26,6 +28,7 @@ from arcd.errors import EngineFailed
 from arcd.events import Record
 from arcd.forecast import Times, times, work
 from arcd.ledger import Ledger
+from arcd.rates import Measured
 from arcd.scheduler import DEATHS, Scheduler
 from arcd.solver import Rig
 from arcd.state import JobState, Phase, State
@@ -85,6 +88,7 @@ class Works:
     trainer: Trainer = field(default_factory=lambda: Trainer(seconds_per_step=2.0))
     engine: type[FakeEngine] = FakeEngine
     seconds_per_token: float = 0.5
+    calibrated: bool = False
 
     def __post_init__(self) -> None:
         self.store = Store(self.home, clock=anyio.current_time)
@@ -104,8 +108,9 @@ class Works:
         trained = self.trainer.trained
         engine = self.engine(CellEncoding(), self.tasks.solutions, trained, self.seconds_per_token)
         rig = Rig(self.trainer, engine, CellEncoding(), Ledger(), self.store.serial)
+        measured = await calibrate(rig, self.config) if self.calibrated else Measured()
         self.scheduler = Scheduler(
-            self.desk, rig, self.config, self.home / "adapters", wall=anyio.current_time
+            self.desk, rig, self.config, self.home / "adapters", measured, wall=anyio.current_time
         )
         async with anyio.create_task_group() as group:
             group.start_soon(self.scheduler.run, grace)
@@ -173,6 +178,63 @@ def answer_seconds(works: Works) -> float:
     """What the engine needs for one of these: their answers are alike."""
     (length,) = {record.event.candidate.length for record in works.records(events.Sampled)}
     return length * works.seconds_per_token
+
+
+# Forecasts.
+
+
+async def test_each_task_is_begun_with_a_prediction_that_comes_true(build: Build):
+    works = build(
+        same(12), trainer=Trainer(tokens_per_second=500), seconds_per_token=0.2, calibrated=True
+    )
+    number = works.submit()
+    await works.finish()
+    accuracy = works.desk.state.jobs[number].accuracy()
+    for lane in ("train", "infer"):
+        assert 0.8 < accuracy[lane]["p10"] <= accuracy[lane]["p90"] < 1.25
+
+
+async def test_what_waits_is_predicted_before_it_starts_in_the_order_of_its_turn(build: Build):
+    chosen = task_set(*(task(f"t{i}", side=3 + i) for i in range(6)))
+    trainer = Trainer(seconds_per_step=0.1)
+    works = build(chosen, trainer=trainer, seconds_per_token=0.001, calibrated=True)
+    number = works.submit(settings=[*FEW, "order=file"])
+    async with works.running():
+        await works.until(lambda state: state.jobs[number].counts[Phase.answered] >= 1)
+        found = works.scheduler.predicted(number)
+        tasks = works.desk.state.jobs[number].tasks.items()
+        waiting = [name for name, each in tasks if each.phase is Phase.waiting]
+        assert list(found) == waiting
+        sizes = [times.train for times in found.values()]
+        assert sizes == sorted(sizes)
+        assert works.scheduler.left(number) == pytest.approx(sum(sizes), rel=0.01)
+        await works.until(lambda state: state.jobs[number].finished)
+        assert works.scheduler.predicted(number) == {}
+        assert works.scheduler.left(number) == 0
+
+
+@pytest.mark.parametrize("samples", [4, 8])
+async def test_a_task_that_hangs_is_ended_after_a_time_that_follows_from_its_samples(
+    build: Build, samples: int
+):
+    """Twice the samples, of which each is drawn for itself, are given twice the time."""
+
+    class OneByOne(FakeEngine):
+        async def sample(self, requests, adapter, deliver) -> None:
+            if requests[0].question.task == "t11":
+                await anyio.sleep_forever()
+            for request in requests:
+                await super().sample([request], adapter, deliver)
+
+    works = build(same(12), engine=OneByOne, config=resolve(settings=[*FEW, "lookahead=0"]))
+    works.submit(settings=[*FEW, f"sample.samples={samples}"])
+    await works.finish()
+    begun, ended = (
+        next(record.at for record in works.records(kind) if record.event.task == "t11")
+        for kind in (events.Trained, events.Answered)
+    )
+    alone = samples * answer_seconds(works)
+    assert ended - begun == pytest.approx(PATIENCE * alone + SETTLING, rel=0.2)
 
 
 # Overlap and its bounds.

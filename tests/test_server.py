@@ -23,10 +23,12 @@ from arcd import server, wire
 from arcd.config import resolve
 from arcd.desk import Desk
 from arcd.errors import ArcdError
+from arcd.forecast import COLD
 from arcd.home import Home
+from arcd.state import Job
 from arcd.store import NewJob, Store
 from arcd.tasks import load
-from arcd.wire import Health
+from arcd.wire import Forecast, Health, Prediction
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -42,8 +44,14 @@ def health() -> Health:
         device="cpu",
         dtype="float32",
         jobs=0,
+        rates=COLD.to_json(),
         ledger={},
     )
+
+
+def forecast(job: Job) -> Forecast:
+    tasks = {name: Prediction(train=1.0, infer=2.0) for name in job.tasks}
+    return Forecast(job=job.id, seconds=3.0, tasks=tasks, accuracy=job.accuracy())
 
 
 class Bench:
@@ -56,7 +64,13 @@ class Bench:
             self.desk = Desk(Store(home))
         self.stopped = 0
         self.app = server.application(
-            self.desk, resolve(), check=lambda _: None, health=health, stop=self._stop, token=token
+            self.desk,
+            resolve(),
+            check=lambda _: None,
+            health=health,
+            forecast=forecast,
+            stop=self._stop,
+            token=token,
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
 

@@ -10,11 +10,11 @@ import pytest
 from small import solutions, task
 
 from arcd import events
-from arcd.backends import Adapter, Request, Trained, TrainRequest
+from arcd.backends import Adapter, Request, Stretch, Trained, TrainRequest
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.config import Config, resolve
 from arcd.encoding import CellEncoding
-from arcd.errors import EngineFailed
+from arcd.errors import EngineFailed, SampleRefused
 from arcd.ledger import Ledger
 from arcd.prompts import TooLong
 from arcd.selection import Candidate, Verdict
@@ -248,7 +248,7 @@ class Unending(FakeEngine):
 
 async def test_sampling_that_takes_too_long_is_ended_and_what_is_there_is_voted_on():
     bench = Bench(engine=Unending)
-    verdict = await bench.solve(patience=0.05)
+    verdict = await bench.solve(patience=lambda: 0.05)
     assert verdict.samples == 15
     assert verdict.ranked[0][0].grid == solutions([bench.task])["t"][0]
     assert verdict.notes == ("sampling took more than 0 s and was ended",)
@@ -326,6 +326,9 @@ class DeadEngine:
     async def sample(self, requests: object, adapter: Adapter | None, deliver: object) -> None:
         raise EngineFailed
 
+    def stretches(self) -> list[Stretch]:
+        return []
+
 
 async def test_a_dead_engine_is_nothing_that_a_task_can_be_answered_without():
     bench = Bench()
@@ -333,3 +336,48 @@ async def test_a_dead_engine_is_nothing_that_a_task_can_be_answered_without():
     with pytest.raises(EngineFailed):
         await solve(Assignment(bench.task, bench.config), rig, bench.seen.append)
     assert bench.kinds[-1] == "Trained"
+
+
+async def test_where_the_engine_refuses_the_adapter_the_base_answers_and_a_note_says_so():
+    class Refusing(FakeEngine):
+        def __init__(self, *given) -> None:
+            super().__init__(*given, broken=frozenset({"t"}))
+
+    bench = Bench(engine=Refusing)
+    verdict = await bench.solve()
+    assert verdict.notes == ("answered by the base: The engine refused to sample this.",)
+    assert verdict.samples == 16
+    assert verdict.adapter is None
+    assert {c.adapter for c in bench.candidates} == {None}
+
+
+class RefusesAll(FakeEngine):
+    async def sample(self, requests, adapter, deliver) -> None:
+        raise SampleRefused("no")
+
+
+async def test_where_it_refuses_the_base_too_there_is_a_verdict_without_samples():
+    verdict = await Bench(engine=RefusesAll).solve()
+    assert verdict.notes == ("answered by the base: no", "not sampled: no")
+    assert verdict.samples == 0
+
+
+async def test_training_goes_on_from_the_adapter_of_an_earlier_round():
+    bench = Bench()
+    await bench.solve(round=2, start=Path("adapter-7"))
+    assert [asked.start for asked in bench.trainer.asked] == [Path("adapter-7")]
+
+
+async def test_patience_is_asked_for_when_sampling_begins_and_only_then():
+    asked: list[list[str]] = []
+    bench = Bench()
+
+    def patience() -> float:
+        asked.append(list(bench.kinds))
+        return 1e9
+
+    verdict = await bench.solve(patience=patience)
+    assert [kinds[-1] for kinds in asked] == ["Trained"]
+    await Bench().solve(patience=patience, candidates=tuple(bench.candidates))
+    assert len(asked) == 1, "nothing was left to sample"
+    assert verdict.samples == 16

@@ -10,6 +10,7 @@ from strategies import Happening, lives
 
 from arcd import events
 from arcd.events import Record
+from arcd.forecast import Times
 from arcd.selection import Verdict, verdict
 from arcd.state import FINISHED, Answer, JobState, Phase, State
 
@@ -286,3 +287,48 @@ def test_counts_are_those_of_the_tasks_whatever_happens(lived):
 @given(lives())
 def test_a_state_depends_on_nothing_but_its_records(lived):
     assert folded(lived) == folded(lived)
+
+
+# How good predictions were.
+
+
+def predicted(name: str, train: float, infer: float) -> events.Started:
+    return events.Started(name, 4, 1, Times(train, infer))
+
+
+def done(name: str, seconds: float) -> list[events.Event]:
+    """A training of so many seconds, a sample and an answer, a second apart each."""
+    return [
+        events.Trained(name, 3, 2, 10, seconds, 0.5),
+        events.Sampled(name, candidate(task(name))),
+        events.Answered(name, answer(name, 1)),
+    ]
+
+
+def test_predictions_are_judged_by_what_each_part_took():
+    job = one_job(predicted("a", 6.0, 1.0), *done("a", 3.0)).jobs[1]
+    ratio = {f"p{d}": 2.0 for d in (10, 50, 90)}
+    half = {f"p{d}": 0.5 for d in (10, 50, 90)}
+    assert job.accuracy() == {"train": ratio, "infer": half}
+
+
+def test_of_several_tasks_the_deciles_are_told():
+    names = [f"t{i}" for i in range(11)]
+    happened = [(1, events.Submitted("j", 10, tuple(names)))]
+    for i, name in enumerate(names, 1):
+        happened += [(1, predicted(name, float(i), 1.0)), *((1, e) for e in done(name, 1.0))]
+    accuracy = folded(happened).jobs[1].accuracy()["train"]
+    assert accuracy == {"p10": 2.0, "p50": 6.0, "p90": 10.0}
+
+
+@pytest.mark.parametrize(
+    "happened",
+    [
+        [events.Started("a", 4, 1), *done("a", 3.0)],
+        [predicted("a", 6.0, 1.0)],
+        [predicted("a", 6.0, 1.0), events.Answered("a", SURE)],
+    ],
+    ids=["nothing was predicted", "nothing is done", "it was cut short"],
+)
+def test_what_was_not_predicted_or_not_done_is_not_judged(happened):
+    assert one_job(*happened).jobs[1].accuracy() == {}

@@ -1,7 +1,7 @@
 """The store: what is in it comes back, all of it or none, whatever dies, fills up or is refused.
 
-`tests/data/store-v1.db` was written by `keep(Path("tests/data"))` of this file and stays as it is:
-each released version's store must load for ever.
+Each `tests/data/store-vN.db` was written by `keep(Path("tests/data"))` of this file, when N was the
+version, and stays as it is: it must load for ever.
 """
 
 import json
@@ -32,6 +32,7 @@ from arcd import events, submission
 from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
 from arcd.events import Record
+from arcd.forecast import Times
 from arcd.selection import Verdict, verdict
 from arcd.state import JobState, Phase, State
 from arcd.store import VERSION, NewJob, Store, path_in
@@ -642,7 +643,7 @@ def _fill(store: Store) -> None:
     store.append(None, events.DaemonStarted(7, "0.1.0", "base", "f", "cpu", "bfloat16"))
     store.append(None, events.DaemonReady(1.5))
     store.submit(JOB)
-    store.append(1, events.Started("b", 6, 4))
+    store.append(1, events.Started("b", 6, 4, Times(1.5, 0.5)))
     store.append(1, events.Training("b", 1, 3, 0.5, 100.0))
     store.append(1, events.Trained("b", store.serial(), 3, 300, 2.0, 0.25, 1 << 30))
     store.append(1, sampled(B, 0, 0), sampled(B, 1, 0))
@@ -655,9 +656,11 @@ def _fill(store: Store) -> None:
     store.append(2, events.Paused(), events.Resumed(), events.Paused())
 
 
-def test_a_store_of_version_1_loads_for_ever(tmp_path: Path):
-    shutil.copy(DATA / "store-v1.db", path_in(tmp_path))
-    with opened(tmp_path) as store:
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+@pytest.mark.parametrize("mode", ["write", "read"])
+def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mode: str):
+    shutil.copy(DATA / f"store-v{version}.db", path_in(tmp_path))
+    with opened(tmp_path, mode=mode) as store:
         state = store.state()
         first, second = state.jobs[1], state.jobs[2]
         assert (first.name, first.state, second.name, second.state) == (
@@ -678,8 +681,33 @@ def test_a_store_of_version_1_loads_for_ever(tmp_path: Path):
         assert (store.outs(1), store.outs(2)) == ((Path("/o.json"),), ())
         assert [c.grid for c in store.candidates(1, "a")] == [((1,),), None, ((2,),)]
         assert json.loads(store.submission(1))["a"] == submission.entry([(((1,),), ((2,),))])
-        assert store.serial() == 1
-        store.append(1, events.Started("b", 6, 2), sampled(B, 0, 1))
+        if mode == "write":
+            assert store.serial() == 1
+            store.append(1, events.Started("b", 6, 2), sampled(B, 0, 1))
+            assert store.measured("here") is None
+            store.keep_measured("here", {"a": 1})
+            assert store.measured("here") == {"a": 1}
+
+
+def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path):
+    (tmp_path / "old").mkdir(), (tmp_path / "new").mkdir()
+    shutil.copy(DATA / "store-v1.db", path_in(tmp_path / "old"))
+    for name in ("old", "new"):
+        with opened(tmp_path / name):
+            pass
+    old, new = (sqlite3.connect(path_in(tmp_path / name)) for name in ("old", "new"))
+    tables = "SELECT name, sql FROM sqlite_master ORDER BY name"
+    assert old.execute(tables).fetchall() == new.execute(tables).fetchall()
+    assert old.execute("PRAGMA user_version").fetchone() == (VERSION,)
+    old.close(), new.close()
+
+
+def test_what_was_measured_of_one_platform_is_not_anothers(tmp_path: Path):
+    with opened(tmp_path) as store:
+        store.keep_measured("one", [1])
+        store.keep_measured("two", [2])
+        store.keep_measured("one", [3])
+        assert (store.measured("one"), store.measured("two")) == ([3], [2])
 
 
 def test_the_store_that_is_kept_is_what_this_version_writes(tmp_path: Path):

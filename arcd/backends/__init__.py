@@ -77,10 +77,21 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """What some engine steps did together: prompt tokens read, tokens generated, seconds."""
+
+    steps: int
+    prompt: int
+    generated: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrainRequest:
     """What is to be trained, and how: lessons in their order, from an adapter begun by `seed`.
 
-    The adapter gets the number `serial`; `frugal` trades time for memory.
+    The adapter gets the number `serial`; `frugal` trades time for memory. Instead of a fresh one it
+    may go on from the folder `start`.
     """
 
     lessons: Sequence[Lesson]
@@ -88,6 +99,7 @@ class TrainRequest:
     seed: int
     serial: int
     frugal: bool = False
+    start: Path | None = None
 
 
 class Trainer(Protocol):
@@ -136,6 +148,11 @@ class Engine(Protocol):
         """Deliver each completion in the event loop when it finishes; return after the last.
 
         Without an adapter the base answers. The adapter is loaded and unloaded by the engine.
-        Cancellation aborts what is open. Raises EngineFailed if the engine stopped.
+        Cancellation aborts what is open. Raises SampleRefused where the engine does not take the
+        adapter or a request, EngineFailed if it stopped.
         """
+        ...
+
+    def stretches(self) -> list[Stretch]:
+        """What the steps did that were not told yet, as soon as it is known."""
         ...

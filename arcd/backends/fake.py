@@ -12,9 +12,17 @@ from typing import Literal
 
 import anyio
 
-from arcd.backends import Adapter, Completion, Request, Trained, TrainingStep, TrainRequest
+from arcd.backends import (
+    Adapter,
+    Completion,
+    Request,
+    Stretch,
+    Trained,
+    TrainingStep,
+    TrainRequest,
+)
 from arcd.encoding import Encoding
-from arcd.errors import OutOfMemory, TrainerFailed
+from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.prompts import Question
 from arcd.tasks import Solutions
 
@@ -76,7 +84,8 @@ class FakeEngine:
     """Answers from `solutions` with the adapter of the task; else it repeats the prompt.
 
     A repetition ends where the prompt has an end token, or at the limit. Every answer takes
-    `seconds_per_token` times its length, all requests side by side.
+    `seconds_per_token` times its length, all requests side by side. Adapters of tasks in `broken`
+    are refused.
     """
 
     encoding: Encoding
@@ -84,8 +93,10 @@ class FakeEngine:
     adapters: Mapping[int, str]
     """The task of each adapter's serial, as the trainer made them."""
     seconds_per_token: float = 0.0
+    broken: frozenset[str] = frozenset()
     steps: int = 0
     open: int = 0
+    told: list[Stretch] = field(default_factory=list)
 
     @property
     def busy(self) -> bool:
@@ -97,19 +108,36 @@ class FakeEngine:
         adapter: Adapter | None,
         deliver: Callable[[Completion], None],
     ) -> None:
+        if adapter is not None and self._task_of(adapter) in self.broken:
+            raise SampleRefused
+        generated: list[int] = []
+
+        def note(completion: Completion) -> None:
+            generated.append(len(completion.tokens))
+            deliver(completion)
+
         self.open += 1
         try:
             async with anyio.create_task_group() as answers:
                 for request in requests:
-                    answers.start_soon(self._answer, request, adapter, deliver)
+                    answers.start_soon(self._answer, request, adapter, note)
         finally:
             self.open -= 1
+        prompt = sum(len(request.question.tokens) for request in requests)
+        rounds = max(generated, default=0)
+        seconds = rounds * self.seconds_per_token
+        self.told.append(Stretch(rounds, prompt, sum(generated), seconds))
+
+    def stretches(self) -> list[Stretch]:
+        told, self.told = self.told, []
+        return told
 
     async def _answer(
         self, request: Request, adapter: Adapter | None, deliver: Callable[[Completion], None]
     ) -> None:
         question = request.question
-        knows = adapter is not None and self._task_of(adapter) == question.task
+        taught = adapter is not None and self._task_of(adapter) == question.task
+        knows = taught and question.task in self.solutions
         tokens = self._solution(question) if knows else self._repetition(question)
         tokens = tokens[: question.max_new_tokens]
         await anyio.sleep(self.seconds_per_token * len(tokens))

@@ -123,7 +123,7 @@ class LoraTrainer:
                 self._model = self._lora.remove()
                 self._lora = None
             self._lora = _Lora(self._model, wanted.config, self._device, self._pad)
-        self._lora.reset(wanted.seed)
+        self._lora.reset(wanted.seed, wanted.start or wanted.config.start)
         return self._lora
 
     def _save(self, lora: "_Lora", serial: int) -> Adapter:
@@ -150,10 +150,7 @@ class _Lora:
     def __init__(
         self, model: PreTrainedModel, config: TrainConfig, device: Device, pad: int
     ) -> None:
-        """Put the tensors on the model.
-
-        Raises TrainerFailed where it lacks a target module or `config.start` does not fit it.
-        """
+        """Put the tensors on the model; raises TrainerFailed where it lacks a target module."""
         self._config, self._device, self._pad = config, device, pad
         lora = LoraConfig(
             r=config.rank,
@@ -170,18 +167,13 @@ class _Lora:
         self._peft.train()
         self._layers = [m for m in self._peft.modules() if isinstance(m, LoraLayer)]
         self._parameters = [p for p in self._peft.parameters() if p.requires_grad]
-        try:
-            self._start = self._load_start(config.start) if config.start else None
-        except TrainerFailed:
-            self.remove()  # the next training finds the base as it was
-            raise
         self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=config.weight_decay)
         # Only fp16 gradients can underflow; elsewhere the scaler is a no-op.
         self._scaler = torch.amp.GradScaler(device.kind, enabled=device.dtype == "float16")
 
     def suits(self, config: TrainConfig) -> bool:
         """Whether another training can have these tensors: only its course may differ."""
-        course = {"steps", "batch_size", "lr", "schedule", "warmup", "max_seq_len", "loss"}
+        course = {"steps", "batch_size", "lr", "schedule", "warmup", "max_seq_len", "loss", "start"}
         shape = {*TrainConfig.model_fields} - course - {"checkpointing"}
         return all(getattr(config, name) == getattr(self._config, name) for name in shape)
 
@@ -189,8 +181,12 @@ class _Lora:
         """Take the tensors off; the base as it was."""
         return cast(PreTrainedModel, self._peft.unload())
 
-    def reset(self, seed: int) -> None:
-        """A fresh adapter (as peft makes it: A uniform, B zero) or the given one; no momentum."""
+    def reset(self, seed: int, start: Path | None = None) -> None:
+        """A fresh adapter (as peft makes it: A uniform, B zero) or the given one; no momentum.
+
+        Raises TrainerFailed where the given one does not fit.
+        """
+        given = self._load(start) if start else {}
         rng = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for layer in self._layers:
@@ -200,9 +196,9 @@ class _Lora:
                         torch.empty(a.weight.shape).uniform_(-bound, bound, generator=rng)
                     )
                     b.weight.zero_()
-            if self._start is not None:
+            if given:
                 for name, parameter in self._live().items():
-                    parameter.copy_(self._start[name])
+                    parameter.copy_(given[name])
         self._optimizer.state.clear()
 
     def step(self, batch: Sequence[Lesson], lr: float) -> float:
@@ -259,11 +255,11 @@ class _Lora:
         """The tensors in training under the names of a PEFT file."""
         return cast(dict[str, Tensor], get_peft_model_state_dict(self._peft))
 
-    def _load_start(self, start: Path) -> dict[str, Tensor]:
+    def _load(self, start: Path) -> dict[str, Tensor]:
         """The tensors of an adapter to start from, which must be shaped as these."""
         try:
             given: dict[str, Tensor] = load_file(start / "adapter_model.safetensors")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise TrainerFailed(f"{start}: no adapter in it: {error}") from None
         live = {name: tuple(value.shape) for name, value in self._live().items()}
         if {name: tuple(value.shape) for name, value in given.items()} != live:

@@ -16,20 +16,23 @@ import queue
 import random
 import sys
 import threading
+import time
 import warnings
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from arcd.backends import Adapter, Completion, Request, vllm_plugin
+from arcd.backends import Adapter, Completion, Request, Stretch, vllm_plugin
+from arcd.backends.steplog import StepLog
 from arcd.config import EngineConfig
-from arcd.errors import EngineFailed, MissingPackage
+from arcd.errors import ArcdError, EngineFailed, MissingPackage, SampleRefused
 from arcd.ledger import Ledger
 
 CPU_CHUNK = 2048
@@ -38,6 +41,13 @@ CPU_CHUNK = 2048
 PATIENCE = 30.0
 """Seconds that closing waits for the step in hand. A thread that is busy for longer is stuck in
 native code, which nobody in its process can end; a daemon thread, it dies with the process."""
+
+
+STRETCHES = 1000
+"""Measurements that are kept for somebody who never asks for them."""
+
+_Answer = Completion | SampleRefused | EngineFailed
+_Failure = TypeVar("_Failure", SampleRefused, EngineFailed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,7 @@ class _Call:
 
     requests: tuple[Request, ...]
     adapter: Adapter | None
-    answers: MemoryObjectSendStream[Completion | EngineFailed]
+    answers: MemoryObjectSendStream[_Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +179,20 @@ class VllmEngine:
     ) -> None:
         """See `Engine.sample`; waits in line while `max_loras` other adapters are in the engine.
 
-        Raises EngineFailed also where vLLM refuses the adapter or a request; the engine goes on.
+        After SampleRefused the engine goes on.
         """
         async with self._seat(adapter):
             with self._call(requests, adapter) as answers:
                 for _ in requests:
                     answer = await answers.receive()
-                    if isinstance(answer, EngineFailed):
+                    if isinstance(answer, ArcdError):
                         raise answer
                     deliver(answer)
+
+    def stretches(self) -> list[Stretch]:
+        """See `Engine.stretches`."""
+        told = self._worker.stretches
+        return [told.popleft() for _ in range(len(told))]
 
     @asynccontextmanager
     async def _seat(self, adapter: Adapter | None) -> AsyncIterator[None]:
@@ -206,11 +221,11 @@ class VllmEngine:
     @contextmanager
     def _call(
         self, requests: Sequence[Request], adapter: Adapter | None
-    ) -> Iterator[MemoryObjectReceiveStream[Completion | EngineFailed]]:
+    ) -> Iterator[MemoryObjectReceiveStream[_Answer]]:
         """The requests are with the thread; those still open on exit are aborted."""
         if self._failure is not None:
             raise _again(self._failure)
-        send, receive = anyio.create_memory_object_stream[Completion | EngineFailed](inf)
+        send, receive = anyio.create_memory_object_stream[_Answer](inf)
         call = _Call(tuple(requests), adapter, send)
         with send, receive:
             self._calls.add(call)
@@ -241,7 +256,7 @@ class VllmEngine:
             self._worker.serve()
             failure = EngineFailed("the engine was stopped")
         except BaseException as error:  # whoever waits must hear of it, whatever it was
-            failure = _failed(error)
+            failure = _failed(EngineFailed, error)
         self._post(self._fail, failure)
         try:
             self._worker.close()
@@ -254,11 +269,11 @@ class VllmEngine:
             call.answers.send_nowait(_again(failure))
         self._ready.set()
 
-    def _answer(self, call: _Call, answer: Completion | EngineFailed) -> None:
+    def _answer(self, call: _Call, answer: _Answer) -> None:
         """Called in the engine thread."""
         self._post(self._hand, call, answer)
 
-    def _hand(self, call: _Call, answer: Completion | EngineFailed) -> None:
+    def _hand(self, call: _Call, answer: _Answer) -> None:
         if call in self._calls:  # one that was cancelled wants nothing more
             call.answers.send_nowait(answer)
 
@@ -278,7 +293,7 @@ class _Worker:
         settings: _Settings,
         ledger: Ledger,
         commands: "queue.SimpleQueue[_Command]",
-        answer: Callable[[_Call, Completion | EngineFailed], None],
+        answer: Callable[[_Call, _Answer], None],
     ) -> None:
         self.steps = 0
         self._settings = settings
@@ -287,8 +302,10 @@ class _Worker:
         self._answer = answer
         self._engine: Any = None
         self._open: dict[str, tuple[_Call, Request]] = {}
-        self._loras: dict[int, Any] = {}  # serial: LoRARequest, or EngineFailed if it was refused
+        self._loras: dict[int, Any] = {}  # serial: LoRARequest, or SampleRefused
         self._ids = itertools.count()
+        self._log = StepLog()
+        self.stretches: deque[Stretch] = deque(maxlen=STRETCHES)
 
     def start(self) -> None:
         """Bring vLLM up."""
@@ -334,19 +351,20 @@ class _Worker:
             with self._ledger.span("engine", "hand-over"):
                 self._engine.add_lora(lora)
         except Exception as error:
-            self._loras[adapter.serial] = _failed(error, f"{adapter.name} was refused")
+            what = f"{adapter.name} was refused"
+            self._loras[adapter.serial] = _failed(SampleRefused, error, what)
         else:
             self._loras[adapter.serial] = lora
 
     def _unload(self, adapter: Adapter) -> None:
         lora = self._loras.pop(adapter.serial)
-        if not isinstance(lora, EngineFailed):
+        if not isinstance(lora, SampleRefused):
             with self._ledger.span("engine", "hand-over"):
                 self._engine.remove_lora(lora.lora_int_id)
 
     def _begin(self, call: _Call) -> None:
         lora = self._loras[call.adapter.serial] if call.adapter else None
-        if isinstance(lora, EngineFailed):
+        if isinstance(lora, SampleRefused):
             self._answer(call, _again(lora))
             return
         try:
@@ -354,13 +372,14 @@ class _Worker:
                 self._ask(call, request, lora)
         except Exception as error:
             self._abort(call)
-            self._answer(call, _failed(error, "a request was refused"))
+            self._answer(call, _failed(SampleRefused, error, "a request was refused"))
 
     def _ask(self, call: _Call, request: Request, lora: Any) -> None:
         name = str(next(self._ids))
         prompt = {"prompt_token_ids": list(request.question.tokens)}
         self._engine.add_request(name, prompt, self._params(request), lora_request=lora)
         self._open[name] = call, request
+        self._log.begin(name)
 
     def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -384,38 +403,44 @@ class _Worker:
         self._engine.abort_request(names)
         for name in names:
             del self._open[name]
+            self._log.abort(name)
 
     def _step(self) -> None:
+        begun = time.monotonic()
         with self._ledger.span("engine", "step"):
             outputs = self._engine.step()
         self.steps += 1
+        self._log.step(time.monotonic() - begun)
         for output in outputs:
             call, request = self._open.pop(output.request_id)
-            self._answer(call, _completion(request, output.outputs[0]))
+            made = output.outputs[0]
+            self._log.finish(output.request_id, len(request.question.tokens), len(made.token_ids))
+            self._answer(call, _completion(request, made))
+        self.stretches.extend(self._log.take())
         if self._open and not self._engine.has_unfinished_requests():
             raise RuntimeError(f"vLLM lost {len(self._open)} requests")
 
 
-def _completion(request: Request, output: Any) -> Completion | EngineFailed:
+def _completion(request: Request, output: Any) -> Completion | SampleRefused:
     if output.finish_reason not in ("stop", "length"):
-        return EngineFailed(f"vLLM gave a request up: {output.finish_reason}")
+        return SampleRefused(f"vLLM gave a request up: {output.finish_reason}")
     tokens = tuple(output.token_ids)
     logprobs = (place[token].logprob for place, token in zip(output.logprobs, tokens, strict=True))
     return Completion(request, tokens, tuple(logprobs), output.finish_reason)
 
 
-def _failed(error: BaseException, what: str | None = None) -> EngineFailed:
+def _failed(kind: type[_Failure], error: BaseException, what: str | None = None) -> _Failure:
     """The error in one line, with the error itself as its cause."""
     text = " ".join(str(error).split())[:300]
     cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    failed = EngineFailed(f"{what}: {cause}" if what else cause)
+    failed = kind(f"{what}: {cause}" if what else cause)
     failed.__cause__ = error
     return failed
 
 
-def _again(failed: EngineFailed) -> EngineFailed:
+def _again(failed: _Failure) -> _Failure:
     """The same failure for another caller; an exception belongs to one traceback."""
-    copy = EngineFailed(str(failed))
+    copy = type(failed)(str(failed))
     copy.__cause__ = failed.__cause__
     return copy
 

@@ -1,0 +1,111 @@
+"""The step log: what an engine did is told exactly once, as soon as it is known."""
+
+import random
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcd.backends import Stretch
+from arcd.backends.steplog import FEWEST, StepLog
+
+
+@dataclass
+class Sample:
+    prompt: int
+    length: int
+    made: int = 0
+
+
+def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[Stretch], list[tuple]]:
+    """Stretches told, and for each step of an engine (seconds, prompt, generated, spoilt).
+
+    Requests come at any time; a step reads the prompts of all that are new and makes a token of
+    each.
+    """
+    rng = random.Random(seed)
+    log, told, steps = StepLog(), [], []
+    running: dict[str, Sample] = {}
+    for number in range(rng.randint(1, 300)):
+        if not running or rng.random() < 0.1:
+            for i in range(rng.randint(1, 5)):
+                name = f"{number}-{i}"
+                running[name] = Sample(rng.randint(1, 900), rng.randint(1, 80))
+                log.begin(name)
+        prompt = sum(s.prompt for s in running.values() if not s.made)
+        seconds = rng.uniform(0.01, 0.1)
+        log.step(seconds)
+        steps.append([seconds, prompt, len(running), False])
+        for sample in running.values():
+            sample.made += 1
+        for name, sample in list(running.items()):
+            if sample.made == sample.length:
+                log.finish(name, sample.prompt, sample.length)
+                del running[name]
+            elif rng.random() < aborts:
+                log.abort(name)
+                for step in steps[len(steps) - sample.made :]:
+                    step[3] = True
+                del running[name]
+        told += log.take()
+    for name, sample in running.items():
+        log.abort(name)
+        for step in steps[len(steps) - sample.made :]:
+            step[3] = True
+    return told + log.take(), steps
+
+
+def total(stretches: list[Stretch]) -> tuple:
+    return (
+        sum(s.steps for s in stretches),
+        sum(s.prompt for s in stretches),
+        sum(s.generated for s in stretches),
+        round(sum(s.seconds for s in stretches), 6),
+    )
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.002, 0.05]))
+def test_every_step_is_told_once_unless_an_abort_has_spoilt_it(seed, aborts):
+    told, steps = simulate(seed, aborts=aborts)
+    sound = [step for step in steps if not step[3]]
+    assert total(told) == (
+        len(sound),
+        sum(step[1] for step in sound),
+        sum(step[2] for step in sound),
+        round(sum(step[0] for step in sound), 6),
+    )
+
+
+def test_nothing_is_told_while_it_is_not_known_what_the_steps_did():
+    log = StepLog()
+    log.begin("a")
+    for _ in range(3 * FEWEST):
+        log.step(0.1)
+    assert log.take() == []
+    log.finish("a", 7, 3 * FEWEST)
+    reading, generating = log.take()
+    assert (reading.steps, reading.prompt, reading.generated) == (1, 7, 1)
+    assert (generating.prompt, generating.generated) == (0, 3 * FEWEST - 1)
+
+
+def test_an_engine_that_is_never_idle_is_heard_of_too():
+    log, told = StepLog(), []
+    for number in range(10 * FEWEST):
+        log.begin(str(number))
+        log.step(0.1)
+        if number >= 20:
+            log.finish(str(number - 20), 5, 21)
+        told += log.take()
+    assert sum(stretch.steps for stretch in told) > 8 * FEWEST
+
+
+def test_a_prompt_that_is_read_in_pieces_is_told_with_all_of_its_steps():
+    log = StepLog()
+    log.begin("long")
+    for _ in range(4):
+        log.step(0.5)
+    log.step(0.1)
+    log.finish("long", 8000, 2)
+    reading, generating = log.take()
+    assert reading == Stretch(4, 8000, 1, 2.0)
+    assert generating == Stretch(1, 0, 1, 0.1)
