@@ -65,26 +65,42 @@ class Comparison:
     arcd: Resident
 
     @property
-    def bound(self) -> float:
-        """Seconds that two independent lanes would take for the resident run's times."""
-        items = [Item(0, name, times) for name, times in self.resident.times.items()]
-        return makespan([item.times for item in ordered(items, "johnson")])
+    def contention(self) -> Times:
+        """How much longer each lane's steps took because the other one worked beside it."""
+        together, alone = self.arcd.account.seconds, self.resident.account.seconds
+        trainer, engine = (together[lane]["step"] / alone[lane]["step"] for lane in LANES[:2])
+        return Times(trainer, engine)
 
     @property
     def overlap_efficiency(self) -> float:
-        """(serial - measured) / (serial - bound); 1 is perfect overlap, 0 none."""
-        serial, measured = self.resident.solving, self.arcd.solving
-        return (serial - measured) / (serial - self.bound)
+        """(serial - measured) / (serial - bound): 1 is perfect overlap, 0 none.
+
+        Serial are the tasks one after the other, the bound is two lanes that never wait; both with
+        the times that the lanes took in the resident run, each made longer by its contention. So
+        this tells how well the lanes are kept busy, and the contention what that costs.
+        """
+        slower = self.contention
+        return self._efficiency(
+            [Times(t.train * slower.train, t.infer * slower.infer) for t in self._times]
+        )
 
     @property
-    def contention(self) -> dict[str, float]:
-        """How much longer each lane's steps took because the other one worked beside it."""
-        return {
-            lane: self.arcd.account.seconds[lane]["step"]
-            / self.resident.account.seconds[lane]["step"]
-            for lane in LANES
-            if lane != "host"
-        }
+    def overlap_uncorrected(self) -> float:
+        """The same with lanes that each have the whole machine, which one machine cannot give."""
+        return self._efficiency(self._times)
+
+    @property
+    def bound(self) -> float:
+        """Seconds that two such lanes, on a machine each, would take."""
+        return _bound(self._times)
+
+    @property
+    def _times(self) -> list[Times]:
+        return list(self.resident.times.values())
+
+    def _efficiency(self, times: list[Times]) -> float:
+        serial, bound = sum(each.total for each in times), _bound(times)
+        return (serial - self.arcd.solving) / (serial - bound)
 
     def to_json(self) -> dict[str, Any]:
         """All numbers; the last line that the command prints."""
@@ -93,8 +109,9 @@ class Comparison:
             "cold_over_arcd": self.cold.wall / self.arcd.wall,
             "resident_over_arcd": self.resident.wall / self.arcd.wall,
             "overlap_efficiency": self.overlap_efficiency,
+            "overlap_uncorrected": self.overlap_uncorrected,
             "outside_compute_share": account.outside_steps,
-            "contention": self.contention,
+            "contention": {"trainer": self.contention.train, "engine": self.contention.infer},
             "idle": {lane: account.idle(lane) / account.solving for lane in LANES},
             "bound": self.bound,
             "tasks": self.tasks,
@@ -199,6 +216,11 @@ def _times(records: Sequence[Record]) -> Iterator[tuple[str, Times]]:
             case events.Answered(task):
                 since, seconds = trained[task]
                 yield task, Times(seconds, record.at - since)
+
+
+def _bound(times: Sequence[Times]) -> float:
+    items = [Item(0, str(i), each) for i, each in enumerate(times)]
+    return makespan([item.times for item in ordered(items, "johnson")])
 
 
 def _numbers(run: Resident) -> dict[str, Any]:

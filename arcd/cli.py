@@ -319,10 +319,15 @@ def _bench_table(found: "Comparison") -> Table:
     for name, run in (("arcd, one at a time", found.resident), ("arcd", found.arcd)):
         steps = run.account.seconds
         row(name, run.wall, run.first, steps["trainer"]["step"], steps["engine"]["step"])
-    contention = ", ".join(f"{lane} {share:.2f}" for lane, share in found.contention.items())
+    slower, account = found.contention, found.arcd.account
+    idle = {lane: account.idle(lane) / account.solving for lane in ("trainer", "engine")}
     table.caption = (
-        f"overlap efficiency {found.overlap_efficiency:.2f} (two-lane bound {found.bound:.1f} s), "
-        f"outside of steps {found.arcd.account.outside_steps:.1%}, contention: {contention}"
+        f"overlap efficiency {found.overlap_efficiency:.2f}, with the contention of the shared "
+        f"cores taken out: trainer steps took {slower.train:.2f}, engine steps {slower.infer:.2f} "
+        f"times as long beside the other lane; {found.overlap_uncorrected:.2f} against two lanes "
+        f"with a machine each ({found.bound:.1f} s)\n"
+        f"idle: trainer {idle['trainer']:.0%}, engine {idle['engine']:.0%}; "
+        f"outside of steps {account.outside_steps:.1%} of {account.solving:.1f} s after start-up"
     )
     return table
 

@@ -29,7 +29,15 @@ def test_the_bound_is_that_of_two_lanes_that_never_wait():
 
 
 def test_overlap_is_measured_against_the_resident_run_so_that_residency_is_not_counted():
-    assert FOUND.overlap_efficiency == pytest.approx((38 - 30) / (38 - 26))
+    assert FOUND.overlap_uncorrected == pytest.approx((38 - 30) / (38 - 26))
+
+
+def test_contention_is_taken_out_of_the_overlap_and_told_beside_it():
+    """Lanes 1.125 and 1.2 times as slow: 11.25/4.8, 6.75/9.6, 9/2.4; b, a, c: 27 + 2.4 s."""
+    serial = 27 + 16.8
+    bound = max(6.75 + 9.6, 18.0) + 4.8
+    bound = max(bound, 27.0) + 2.4
+    assert FOUND.overlap_efficiency == pytest.approx((serial - 30) / (serial - bound))
 
 
 def test_ratios_are_of_whole_commands_and_contention_of_steps():

@@ -6,6 +6,7 @@ The only importer of peft and of torch's training code. Knows nothing of tasks b
 nor of who serves the adapter.
 """
 
+import asyncio
 import ctypes
 import json
 import math
@@ -84,12 +85,15 @@ class LoraTrainer:
     ) -> Trained:
         """See `Trainer.train`."""
         self.busy = True
+        told = _Told(progress)
         try:
-            return await to_thread.run_sync(self._train, wanted, progress)
+            done = await to_thread.run_sync(self._train, wanted, told)
         finally:
             self.busy = False
+        told.check()
+        return done
 
-    def _train(self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]) -> Trained:
+    def _train(self, wanted: TrainRequest, told: "_Told") -> Trained:
         begun = time.monotonic()
         size = wanted.config.batch_size
         steps = math.ceil(len(wanted.lessons) / size)
@@ -99,6 +103,7 @@ class LoraTrainer:
         with lora.checkpointing(wanted.frugal or wanted.config.checkpointing):
             for step in range(steps):
                 from_thread.check_cancelled()
+                told.check()
                 if self._device.kind == "cpu":
                     torch.set_num_threads(self._cores())
                 batch = wanted.lessons[step * size : (step + 1) * size]
@@ -107,7 +112,7 @@ class LoraTrainer:
                 self.steps += 1
                 tokens += sum(len(lesson.tokens) for lesson in batch)
                 rate = tokens / (time.monotonic() - begun)
-                from_thread.run_sync(progress, TrainingStep(step + 1, steps, loss, rate))
+                told.tell(TrainingStep(step + 1, steps, loss, rate))
         if not math.isfinite(loss):
             raise TrainerFailed(f"the loss became {loss} in training")
         with self._ledger.span("trainer", "hand-over"):
@@ -142,6 +147,34 @@ class LoraTrainer:
             shutil.rmtree(temporary, ignore_errors=True)
             raise TrainerFailed(f"{adapter.path}: {error}") from error
         return adapter
+
+
+class _Told:
+    """Progress on its way from the training thread, which does not wait until it has arrived.
+
+    Writing a step down takes as long as the disk does; the next one need not stand still for it.
+    """
+
+    def __init__(self, progress: Callable[[TrainingStep], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._progress = progress
+        self._failure: Exception | None = None
+
+    def tell(self, step: TrainingStep) -> None:
+        """Called in the thread; all that is told arrives, in order, before the training is over."""
+        self._loop.call_soon_threadsafe(self._arrive, step)
+
+    def check(self) -> None:
+        """Raise what the arrival of an earlier step has raised."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _arrive(self, step: TrainingStep) -> None:
+        if self._failure is None:
+            try:
+                self._progress(step)
+            except Exception as error:
+                self._failure = error
 
 
 class _Lora:
