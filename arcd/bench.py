@@ -19,7 +19,7 @@ from typing import Any
 
 from arcd import events, foreground, wire
 from arcd.agenda import Item, makespan, ordered
-from arcd.errors import ArcdError
+from arcd.errors import ArcdError, BadConfig
 from arcd.events import Record
 from arcd.forecast import Times
 from arcd.ledger import LANES, Account
@@ -130,7 +130,12 @@ def compare(
     repeat: int,
     report: Callable[[str], None],
 ) -> Comparison:
-    """Run all three ways in turn, `repeat` times; the fastest run of each kind counts."""
+    """Run all three ways in turn, `repeat` times; the fastest run of each kind counts.
+
+    Raises BadConfig where nothing would be trained: then there are no lanes to compare.
+    """
+    if not options.config.train.steps:
+        raise BadConfig("bench: train.steps: at least 1")
     colds, residents, arcds = [], [], []
     for _ in range(repeat):
         colds.append(_cold(tasks, source, options))

@@ -214,8 +214,14 @@ class Daemon:
         state = self._desk.state
         for job, task in state.in_hand():
             self._desk.emit(job, events.Interrupted(task))
-        since = self._options.since
+        since, base = self._options.since, str(self._options.base)
+        bases = self._desk.store.bases().items()
+        self._desk.foreign = {number: other for number, other in bases if other != base}
         self._desk.held = {job.id for job in state.jobs.values() if job.asked < since}
+        for number, other in self._desk.foreign.items():
+            if not state.jobs[number].finished:
+                self._desk.held.add(number)
+                log.warning("job %d waits for a daemon with its base, %s", number, other)
         kept = {
             f"adapter-{serial}"
             for job in state.jobs.values()

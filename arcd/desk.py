@@ -27,6 +27,9 @@ class Desk:
         self.state: State = store.state()
         self.held: set[int] = set()
         """Unfinished jobs that this daemon leaves alone until they are resumed."""
+        self.foreign: dict[int, str] = {}
+        """Jobs of another base model, by number: adapters fit one base, and answers of two would
+        be mixed."""
         self.listeners: list[Callable[[Record], None]] = []
         """Called with each record, after it has been applied."""
         self._changed = anyio.Event()
@@ -67,6 +70,7 @@ class Desk:
     def resume(self, number: int) -> Job:
         """End a pause, or take up a job that this daemon was told to leave alone."""
         job = self._unfinished(number)
+        self._check_base(number)
         if job.paused or number in self.held:
             self.emit(number, events.Resumed())
             self.held.discard(number)
@@ -84,6 +88,7 @@ class Desk:
         job = self.job(number)
         if job.cancelled:
             raise BadJob(f"job {number}: it was cancelled")
+        self._check_base(number)
         names = job.retriable()
         if not names:
             raise BadJob(f"job {number}: none of its answers is failed or doubtful")
@@ -112,6 +117,10 @@ class Desk:
             if finished or self._closed:
                 return
             await changed.wait()
+
+    def _check_base(self, number: int) -> None:
+        if number in self.foreign:
+            raise BadJob(f"job {number}: it was given to another base, {self.foreign[number]}")
 
     def _unfinished(self, number: int) -> Job:
         job = self.job(number)

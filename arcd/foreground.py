@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
 from anyio import from_thread, to_thread
 
+from arcd import submission
 from arcd.client import RETRY, Client
 from arcd.errors import BadJob, DaemonFailed, NoDaemon, RunInterrupted
 from arcd.home import Home
@@ -68,8 +70,8 @@ def run(
     """Do one job with a daemon of its own; blocks until it is finished.
 
     `begin` gets the job's status once it is taken on and gives what to show its records to. Raises
-    HomeInUse, DaemonFailed, or RunInterrupted after Ctrl-C: then the job is paused, and the same
-    call takes it up.
+    HomeInUse, DaemonFailed, ArcdError where the submission cannot be written, or RunInterrupted
+    after Ctrl-C: then the job is paused, and the same call takes it up.
     """
     home = Home(options.home)
     with HomeLock.take(options.home) as lock:
@@ -77,7 +79,9 @@ def run(
             with closing(Store(home.path, "read")) as store:
                 # Jobs that others left unfinished are not what was asked for.
                 options = options.model_copy(update={"since": store.last() + 1})
-        return anyio.run(_Run(home, lock, options, order, limits, report, begin).run)
+        outcome = anyio.run(_Run(home, lock, options, order, limits, report, begin).run)
+        _write_where_the_daemon_could_not(home, order, outcome.job)
+        return outcome
 
 
 class _Run:
@@ -157,6 +161,15 @@ class _Run:
         """So that no later daemon goes on with it unasked."""
         with Client(self._home.path) as client, suppress(NoDaemon, BadJob):
             client.pause(job)
+
+
+def _write_where_the_daemon_could_not(home: Home, order: Order, job: int) -> None:
+    """Raise what the daemon could only log."""
+    with closing(Store(home.path, "read")) as store:
+        text = store.submission(job)
+    for out in map(Path, order.outs):
+        if not out.is_file() or out.read_text() != text:
+            submission.write_text(out, text)
 
 
 def _answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Scheduler:
         task = job.tasks[item.task]
         if task.in_hand and self._late(job):
             self._discard(task.adapter)
-            self._answer_as_it_is(job, item.task, TIME_IS_UP)
+            self._answer_as_they_are(job, [item.task], TIME_IS_UP)
         elif task.in_hand:
             # Only a cancelled scope comes here with the task in hand.
             self._desk.emit(job.id, events.Released(item.task))
@@ -174,7 +174,7 @@ class Scheduler:
         if task.deaths >= DEATHS:
             died = f"the daemon died {task.deaths} times with this task in hand"
             self._discard(task.adapter, task.answered_by)
-            self._answer_as_it_is(job, name, f"set aside: {died}")
+            self._answer_as_they_are(job, [name], f"set aside: {died}")
             return
         before = task.answered_by
         assignment = self._assignment(job, hand)
@@ -203,13 +203,17 @@ class Scheduler:
         """Whether the disk can take adapters that may be gone on with in a later round."""
         return self._adapters.is_dir() and shutil.disk_usage(self._adapters).free > ROOM
 
-    def _answer_as_it_is(self, job: Job, name: str, note: str) -> None:
-        """Answer a task from the candidates it has."""
-        store, task = self._desk.store, job.tasks[name]
-        tests = len(store.task(job.id, name).tests)
-        notes = (*task.notes, note)
-        found = verdict(name, tests, store.candidates(job.id, name), task.adapter, notes)
-        self._desk.emit(job.id, events.Answered(name, found))
+    def _answer_as_they_are(self, job: Job, names: Iterable[str], note: str) -> None:
+        """Answer tasks from the candidates they have, all at once: thousands may have to end."""
+        store, answers = self._desk.store, []
+        for name in names:
+            task = job.tasks[name]
+            tests = len(store.task(job.id, name).tests)
+            notes = (*task.notes, note)
+            found = verdict(name, tests, store.candidates(job.id, name), task.adapter, notes)
+            answers.append(events.Answered(name, found))
+        if answers:
+            self._desk.emit(job.id, *answers)
 
     def _keep_to_budget(self, job: Job) -> None:
         """Take a job with a budget to its next round, or end it."""
@@ -218,9 +222,8 @@ class Scheduler:
             for (number, _), hand in self._in_hand.items():
                 if number == job.id:
                     hand.scope.cancel()
-            for name, task in job.tasks.items():
-                if task.phase is Phase.waiting:
-                    self._answer_as_it_is(job, name, TIME_IS_UP)
+            waiting = [n for n, task in job.tasks.items() if task.phase is Phase.waiting]
+            self._answer_as_they_are(job, waiting, TIME_IS_UP)
         elif job.all_answered and not job.paused:
             cheap_only = [
                 name for name, task in job.tasks.items() if task.round == 0 and task.deaths < DEATHS

@@ -51,7 +51,8 @@ CREATE TABLE jobs (
     name TEXT NOT NULL,
     config TEXT NOT NULL,
     outs TEXT NOT NULL,
-    digest TEXT NOT NULL            -- of what is asked for, without its name and priority
+    digest TEXT NOT NULL,           -- of what is asked for, without its name and priority
+    base TEXT NOT NULL DEFAULT ''   -- the base model it was given to, if that is known
 ) STRICT;
 CREATE TABLE tasks (
     job INTEGER NOT NULL REFERENCES jobs,
@@ -75,11 +76,11 @@ CREATE TABLE serials (next INTEGER NOT NULL) STRICT;
 INSERT INTO serials VALUES (0);
 {_RATES}"""
 
-MIGRATIONS = {1: _RATES}
+MIGRATIONS = {1: f"ALTER TABLE jobs ADD COLUMN base TEXT NOT NULL DEFAULT '';\n{_RATES}"}
 """What makes a store of one version one of the next, by the version it starts from."""
 
 READABLE = range(1, VERSION + 1)
-"""Versions whose jobs can be read as they are: since then only `rates` was added."""
+"""Versions whose jobs can be read as they are: what was added since is for the daemon alone."""
 
 Mode = Literal["write", "read"]
 
@@ -141,8 +142,8 @@ class Store:
             config = job.config.model_dump_json()
             outs = json.dumps([str(out) for out in job.outs])
             number = connection.execute(
-                "INSERT INTO jobs (name, config, outs, digest) VALUES (?, ?, ?, ?)",
-                (job.name, config, outs, job.digest),
+                "INSERT INTO jobs (name, config, outs, digest, base) VALUES (?, ?, ?, ?, ?)",
+                (job.name, config, outs, job.digest, job.base),
             ).lastrowid
             assert number is not None
             rows = (_task_row(number, i, t, job.tasks) for i, t in enumerate(job.tasks.tasks))
@@ -225,6 +226,10 @@ class Store:
         """Where the job's submission is to be written beside the home folder."""
         (row,) = self._read("SELECT outs FROM jobs WHERE id = ?", (job,))
         return tuple(Path(out) for out in json.loads(row[0]))
+
+    def bases(self) -> dict[int, str]:
+        """The base model that each job was given to, where that is known."""
+        return dict(self._read("SELECT id, base FROM jobs WHERE base != ''"))
 
     def tasks(self, job: int) -> TaskSet:
         """The job's tasks with the solutions that are known."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -34,7 +35,8 @@ class Running:
     def __init__(self, home: Path, plan: Plan | None = None, **options: object) -> None:
         home.mkdir(mode=0o700, exist_ok=True)
         self.home = home
-        asked = Options(home=home, base=bundled(), config=resolve(), grace=0.2, **options)
+        given = {"base": bundled(), **options}
+        asked = Options(home=home, config=resolve(), grace=0.2, **given)
         script = Path(__file__).parent / "fakedaemon.py"
         plan = plan or Plan(str(home / "marker"), seconds_per_step=0.03)
         command = [sys.executable, str(script), asked.model_dump_json(), plan.to_json()]
@@ -249,6 +251,31 @@ def test_left_alone_an_old_job_waits_until_it_is_resumed(tmp_path: Path):
     third = Running(tmp_path / "home", since=since).wait()
     follow = third.client.follow(old, after)
     assert any(isinstance(r.event, events.Training) for r in follow)
+    third.close()
+
+
+def test_a_job_of_another_base_waits_for_a_daemon_with_its_own(tmp_path: Path):
+    first = Running(tmp_path / "home").wait()
+    old = first.client.submit(SOLUTIONS, settings=ENDLESS)
+    assert first.end() == 0
+    first.close()
+    other = tmp_path / "base"
+    shutil.copytree(bundled(), other)
+    second = Running(tmp_path / "home", base=other).wait()
+    try:
+        new = second.client.submit(SOLUTIONS, settings=SETTINGS)
+        for _ in second.client.follow(new):
+            pass
+        assert second.client.job(old)["answered"] == 0
+        for verb in (second.client.resume, second.client.retry):
+            with pytest.raises(BadJob, match=f"job {old}: it was given to another base, .*base"):
+                verb(old)
+        assert second.end() == 0
+        assert f"job {old} waits for a daemon with its base" in second.process.stdout.read()
+    finally:
+        second.close()
+    third = Running(tmp_path / "home").wait()
+    assert any(isinstance(r.event, events.Sampled) for r in third.client.follow(old))
     third.close()
 
 

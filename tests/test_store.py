@@ -696,8 +696,11 @@ def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path
         with opened(tmp_path / name):
             pass
     old, new = (sqlite3.connect(path_in(tmp_path / name)) for name in ("old", "new"))
-    tables = "SELECT name, sql FROM sqlite_master ORDER BY name"
-    assert old.execute(tables).fetchall() == new.execute(tables).fetchall()
+    columns = (
+        'SELECT m.name, c.name, c.type, c."notnull", c.pk FROM sqlite_master m, '
+        "pragma_table_info(m.name) c ORDER BY m.name, c.name"
+    )
+    assert old.execute(columns).fetchall() == new.execute(columns).fetchall()
     assert old.execute("PRAGMA user_version").fetchone() == (VERSION,)
     old.close(), new.close()
 

@@ -15,12 +15,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
 
+import anyio
 import torch
-from anyio import from_thread, to_thread
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
@@ -79,21 +80,35 @@ class LoraTrainer:
         self._folder = folder
         self._marker = {"base": fingerprint(base)}
         self._lora: _Lora | None = None
+        # Always the same one: OpenMP keeps a team of threads for each thread that has ever had one,
+        # and where there are more than cores they no longer spin: 140 ms a step became 250.
+        self._thread = ThreadPoolExecutor(1, "arcd-trainer")
 
     async def train(
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
     ) -> Trained:
         """See `Trainer.train`."""
         self.busy = True
-        told = _Told(progress)
+        course = _Course(progress)
         try:
-            done = await to_thread.run_sync(self._train, wanted, told)
+            return await self._in_thread(wanted, course)
         finally:
             self.busy = False
-        told.check()
-        return done
 
-    def _train(self, wanted: TrainRequest, told: "_Told") -> Trained:
+    async def _in_thread(self, wanted: TrainRequest, course: "_Course") -> Trained:
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._train, wanted, course)
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            course.cancelled = True
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([work])
+            work.exception()  # that it was cancelled is known
+            raise
+        course.check()
+        return work.result()
+
+    def _train(self, wanted: TrainRequest, course: "_Course") -> Trained:
         begun = time.monotonic()
         size = wanted.config.batch_size
         steps = math.ceil(len(wanted.lessons) / size)
@@ -102,8 +117,7 @@ class LoraTrainer:
             lora = self._prepared(wanted)
         with lora.checkpointing(wanted.frugal or wanted.config.checkpointing):
             for step in range(steps):
-                from_thread.check_cancelled()
-                told.check()
+                course.check()
                 if self._device.kind == "cpu":
                     torch.set_num_threads(self._cores())
                 batch = wanted.lessons[step * size : (step + 1) * size]
@@ -112,7 +126,7 @@ class LoraTrainer:
                 self.steps += 1
                 tokens += sum(len(lesson.tokens) for lesson in batch)
                 rate = tokens / (time.monotonic() - begun)
-                told.tell(TrainingStep(step + 1, steps, loss, rate))
+                course.tell(TrainingStep(step + 1, steps, loss, rate))
         if not math.isfinite(loss):
             raise TrainerFailed(f"the loss became {loss} in training")
         with self._ledger.span("trainer", "hand-over"):
@@ -149,13 +163,14 @@ class LoraTrainer:
         return adapter
 
 
-class _Told:
-    """Progress on its way from the training thread, which does not wait until it has arrived.
+class _Course:
+    """What the training thread and the event loop tell each other; neither waits for the other.
 
-    Writing a step down takes as long as the disk does; the next one need not stand still for it.
+    Writing a step down takes as long as the disk does: the next one need not stand still for it.
     """
 
     def __init__(self, progress: Callable[[TrainingStep], None]) -> None:
+        self.cancelled = False
         self._loop = asyncio.get_running_loop()
         self._progress = progress
         self._failure: Exception | None = None
@@ -165,12 +180,14 @@ class _Told:
         self._loop.call_soon_threadsafe(self._arrive, step)
 
     def check(self) -> None:
-        """Raise what the arrival of an earlier step has raised."""
+        """Raise what the arrival of a step has raised, or that nobody wants the training now."""
         if self._failure is not None:
             raise self._failure
+        if self.cancelled:
+            raise TrainerFailed("the training was cancelled")
 
     def _arrive(self, step: TrainingStep) -> None:
-        if self._failure is None:
+        if self._failure is None and not self.cancelled:
             try:
                 self._progress(step)
             except Exception as error:
