@@ -135,9 +135,9 @@ class Daemon:
 
     async def _measured(self, rig: Rig) -> Measured:
         """What an earlier daemon has measured of this platform, or a calibration."""
-        known = self._desk.store.measured(self._rates_key())
-        if known is not None:
-            return Measured.from_json(known)
+        kept = self._desk.store.measured(self._rates_key())
+        if kept is not None and (found := Measured.from_json(kept)).known:
+            return found
         with self._ledger.span("host", "load"):
             measured = await calibrate(rig, self._options.config)
         self._keep(measured)

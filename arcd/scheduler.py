@@ -157,7 +157,6 @@ class Scheduler:
         job = self._desk.state.jobs[item.job]
         task = job.tasks[item.task]
         if task.in_hand and self._late(job):
-            self._discard(task.adapter)
             self._answer_as_they_are(job, [item.task], TIME_IS_UP)
         elif task.in_hand:
             # Only a cancelled scope comes here with the task in hand.
@@ -173,7 +172,6 @@ class Scheduler:
         task = job.tasks[name]
         if task.deaths >= DEATHS:
             died = f"the daemon died {task.deaths} times with this task in hand"
-            self._discard(task.adapter, task.answered_by)
             self._answer_as_they_are(job, [name], f"set aside: {died}")
             return
         before = task.answered_by
@@ -206,14 +204,17 @@ class Scheduler:
     def _answer_as_they_are(self, job: Job, names: Iterable[str], note: str) -> None:
         """Answer tasks from the candidates they have, all at once: thousands may have to end."""
         store, answers = self._desk.store, []
+        unneeded: list[int | None] = []
         for name in names:
             task = job.tasks[name]
             tests = len(store.task(job.id, name).tests)
             notes = (*task.notes, note)
             found = verdict(name, tests, store.candidates(job.id, name), task.adapter, notes)
             answers.append(events.Answered(name, found))
+            unneeded += [task.adapter, task.answered_by]
         if answers:
             self._desk.emit(job.id, *answers)
+        self._discard(*unneeded)
 
     def _keep_to_budget(self, job: Job) -> None:
         """Take a job with a budget to its next round, or end it."""

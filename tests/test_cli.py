@@ -230,3 +230,9 @@ def test_where_nothing_is_every_verb_says_so_in_one_line(tmp_path: Path, command
     assert done.stderr.count("\n") == 1
     assert str(tmp_path / "home") in done.stderr
     assert not (tmp_path / "home").exists()
+
+
+def test_a_bench_without_training_is_refused(tmp_path: Path):
+    tasks = write(tmp_path / "tasks.json", {"a": TASK})
+    done = arcd("bench", tasks, "--set", "train.steps=0")
+    assert (done.returncode, done.stderr) == (2, "arcd: bench: train.steps: at least 1\n")

@@ -269,6 +269,26 @@ def test_the_kaggle_notebook_runs_offline(tmp_path: Path):
     }
 
 
+def test_the_kaggle_notebook_leaves_a_submission_even_where_nothing_can_be_installed(
+    tmp_path: Path,
+):
+    inputs = tmp_path / "input" / "competition"
+    inputs.mkdir(parents=True)
+    few_tasks(inputs).rename(inputs / "arc-agi_test_challenges.json")
+    script = EXAMPLES.parent / "kaggle.py"
+    # -S: without site-packages, so that neither arcd nor anything else is installed.
+    command = [sys.executable, "-S", script, "--input", tmp_path / "input", "--working", tmp_path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("expected one arcd wheel under the input folder, found none")
+    found = json.loads((tmp_path / "submission.json").read_text())
+    tasks = json.loads((inputs / "arc-agi_test_challenges.json").read_text())
+    assert {name: len(tests) for name, tests in found.items()} == {
+        name: len(task["test"]) for name, task in tasks.items()
+    }
+    assert submission.read(tmp_path / "submission.json")
+
+
 def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path):
     begun = time.monotonic()
     out = tmp_path / "submission.json"

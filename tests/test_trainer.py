@@ -1,20 +1,24 @@
 """The LoRA trainer on a tiny model: resets, schedules, starts, shapes, cancellation."""
 
+import threading
+import time
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
+from arcd.backends import lora  # noqa: E402
 from arcd.backends import Trained, TrainingStep, TrainRequest  # noqa: E402
 from arcd.backends.lora import LoraTrainer, factor  # noqa: E402
 from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel  # noqa: E402
 from arcd.config import TrainConfig, resolve  # noqa: E402
-from arcd.errors import TrainerFailed  # noqa: E402
+from arcd.errors import StoreFailed, TrainerFailed  # noqa: E402
 from arcd.ledger import Ledger  # noqa: E402
 from arcd.prompts import Lesson  # noqa: E402
 from arcd.solver import build_lessons  # noqa: E402
@@ -186,6 +190,37 @@ async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
     assert not used.busy
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+async def test_what_goes_wrong_where_progress_is_told_ends_the_training(base: Path, tmp_path: Path):
+    def full(step: TrainingStep) -> None:
+        raise StoreFailed("the disk is full")
+
+    used = trainer(base, tmp_path)
+    with pytest.raises(StoreFailed, match="the disk is full"):
+        await used.train(wanted(base, steps=50), full)
+    assert used.steps < 50
+    assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+async def test_all_trainings_are_in_one_thread_whoever_else_needs_threads(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """OpenMP keeps a team for each that has ever had one; too many make all of them slow."""
+    seen: set[int] = set()
+    step = lora._Lora.step
+
+    def noted(self, batch, lr) -> float:
+        seen.add(threading.get_ident())
+        return step(self, batch, lr)
+
+    monkeypatch.setattr(lora._Lora, "step", noted)
+    used = trainer(base, tmp_path)
+    async with anyio.create_task_group() as others:
+        for serial in range(3):
+            others.start_soon(anyio.to_thread.run_sync, time.sleep, 0.01)
+            await used.train(wanted(base, steps=2, serial=serial), ignore)
+    assert len(seen) == 1
 
 
 async def test_target_modules_that_the_base_lacks_fail_their_task_alone(base: Path, tmp_path: Path):

@@ -1,0 +1,50 @@
+"""What `arcd run` does after its daemon is gone; the rest is tested end to end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from arcd import events, submission, wire
+from arcd.config import Config
+from arcd.errors import ArcdError
+from arcd.foreground import _write_where_the_daemon_could_not as write
+from arcd.home import Home
+from arcd.selection import verdict
+from arcd.store import NewJob, Store
+from arcd.tasks import load
+
+TASKS = load("arc1-train:2")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """With a job of two tasks, one of them answered."""
+    store = Store(tmp_path)
+    store.submit(NewJob("j", 10, TASKS, Config()))
+    store.append(1, events.Answered(TASKS.tasks[0].id, verdict(TASKS.tasks[0].id, 1, [], None)))
+    yield Home(tmp_path)
+    store.close()
+
+
+@pytest.mark.parametrize("before", [None, "{}"], ids=["missing", "of an earlier answer"])
+def test_a_submission_that_the_daemon_could_not_write_is_written(home: Home, before: str | None):
+    out = home.path / "out.json"
+    if before is not None:
+        out.write_text(before)
+    write(home, wire.order(TASKS, outs=(out,)), 1)
+    assert submission.read(out).keys() == {task.id for task in TASKS.tasks}
+
+
+def test_one_that_is_as_it_should_be_is_left_alone(home: Home):
+    out = home.path / "out.json"
+    write(home, wire.order(TASKS, outs=(out,)), 1)
+    before = out.stat()
+    write(home, wire.order(TASKS, outs=(out,)), 1)
+    assert out.stat().st_ino == before.st_ino
+
+
+def test_one_that_cannot_be_written_is_an_error_that_names_it(home: Home):
+    out = home.path / "gone" / "out.json"
+    with pytest.raises(ArcdError, match="gone/out.json: not written"):
+        write(home, wire.order(TASKS, outs=(out,)), 1)
