@@ -4,6 +4,7 @@ A base is any Hugging Face folder of a causal language model. arcd's own carries
 that names its encoding. Imports torch and transformers only where a model is loaded.
 """
 
+import copy
 import hashlib
 import json
 import platform
@@ -135,6 +136,12 @@ def _text_encoding(path: Path, text: GridText) -> Encoding:
         raise BadBase(f"{path}: {error}") from None
     except (OSError, ValueError, KeyError) as error:
         raise BadBase(f"{path}: no usable tokenizer: {str(error).splitlines()[0]}") from None
+
+
+def twin(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Another model on the same weights, which can have adapters of its own."""
+    weights = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
 
 @dataclass(frozen=True, slots=True)

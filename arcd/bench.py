@@ -193,7 +193,8 @@ def _resident(tasks: TaskSet, options: Options, *, overlap: bool) -> Resident:
         if isinstance(record.event, events.Answered):
             at.append(time.monotonic() - begun)
 
-    config = options.config if overlap else options.config.model_copy(update={"lookahead": 0})
+    alone = {"lookahead": 0, "trainings": 1}
+    config = options.config if overlap else options.config.model_copy(update=alone)
     with tempfile.TemporaryDirectory(prefix="arcd-bench-") as home:
         outcome = foreground.run(
             options.model_copy(update={"home": Path(home), "config": config}),

@@ -149,7 +149,10 @@ class Config(_Section):
     precision: Precision = "auto"
     """`auto`: bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU."""
     lookahead: Count = 2
-    """Tasks in hand beyond the one in training: trained adapters that wait or are sampled."""
+    """Tasks in hand beyond those in training: trained adapters that wait or are sampled."""
+    trainings: Positive | None = None
+    """Adapters that are trained at once; by default one on a GPU, and half of a CPU's cores, but
+    two on two: they get through more with a core each than one with both."""
     order: Literal["johnson", "file", "cheapest"] = "johnson"
     """Which task comes next: short trainings first and short samplings last, so that both lanes
     are busy from the first to the last minute (Johnson's rule); the file's; the shortest. A job
@@ -161,7 +164,7 @@ class Config(_Section):
     budget: BudgetConfig = BudgetConfig()
 
 
-DAEMON_KEYS = frozenset({"encoding", "precision", "lookahead", "engine"})
+DAEMON_KEYS = frozenset({"encoding", "precision", "lookahead", "trainings", "engine"})
 """What is settled when the models are loaded, and the same for all jobs of a daemon."""
 
 

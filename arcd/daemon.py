@@ -156,6 +156,7 @@ class Daemon:
                 "device": [device.kind, device.name, device.dtype],
                 "base": self._platform.fingerprint,
                 "engine": config.engine.model_dump(mode="json"),
+                "trainings": config.trainings,
                 "rank": config.train.rank,
                 "target_modules": config.train.target_modules,
             }

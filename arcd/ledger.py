@@ -1,6 +1,7 @@
 """The ledger: where the wall time of a run went, lane by lane.
 
-A lane (trainer, engine, host) does one kind of work at a time; what it does not spend is idle.
+What a lane (trainer, engine, host) does not spend is idle. Of several trainings at once the trainer
+lane is in a step while any of them is.
 Training steps and engine steps are what the run is for; the ledger also knows how long at least
 one lane was in a step, so that everything else can be held against the wall time. Constant in
 size, safe to use from several threads. Knows nothing of who works.
@@ -8,7 +9,7 @@ size, safe to use from several threads. Knows nothing of who works.
 
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Literal
 Lane = Literal["trainer", "engine", "host"]
 Kind = Literal["load", "step", "hand-over", "build", "parse", "select", "record"]
 LANES: tuple[Lane, ...] = ("trainer", "engine", "host")
+ANY: Literal["any"] = "any"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +79,14 @@ class Ledger:
         self._begun = clock()
         self._seconds: dict[Lane, dict[Kind, float]] = {lane: defaultdict(float) for lane in LANES}
         self._loads_open = 0
-        self._steps_open = 0
-        self._steps_since = 0.0
+        self._steps_open: Counter[Lane | Literal["any"]] = Counter()
+        self._steps_since: dict[Lane | Literal["any"], float] = {}
         self._in_steps = 0.0
 
     @contextmanager
     def span(self, lane: Lane, kind: Kind) -> Iterator[None]:
         """Account the time spent in the block."""
-        begun = self._enter(kind)
+        begun = self._enter(lane, kind)
         try:
             yield
         finally:
@@ -96,26 +98,35 @@ class Ledger:
             seconds = {lane: dict(kinds) for lane, kinds in self._seconds.items()}
             return Account(self._clock() - self._begun, seconds, self._in_steps)
 
-    def _enter(self, kind: Kind) -> float:
+    def _enter(self, lane: Lane, kind: Kind) -> float:
         with self._lock:
             now = self._clock()
             if kind == "load":
                 self._loads_open += 1
             elif kind == "step":
-                if self._steps_open == 0:
-                    self._steps_since = now
-                self._steps_open += 1
+                for which in (lane, ANY):
+                    if not self._steps_open[which]:
+                        self._steps_since[which] = now
+                    self._steps_open[which] += 1
             return now
 
     def _leave(self, lane: Lane, kind: Kind, begun: float) -> None:
         with self._lock:
             now = self._clock()
+            closed = self._close_steps(lane) if kind == "step" else ()
             if kind == "load":
                 self._loads_open -= 1
-            elif kind == "step":
-                self._steps_open -= 1
             if self._loads_open:
                 return
-            self._seconds[lane][kind] += now - begun
-            if kind == "step" and self._steps_open == 0:
-                self._in_steps += now - self._steps_since
+            if kind != "step":
+                self._seconds[lane][kind] += now - begun
+            if lane in closed:
+                self._seconds[lane]["step"] += now - self._steps_since[lane]
+            if ANY in closed:
+                self._in_steps += now - self._steps_since[ANY]
+
+    def _close_steps(self, lane: Lane) -> tuple[Lane | Literal["any"], ...]:
+        """Of the lane and of any lane, those in which no step is open any more."""
+        for which in (lane, ANY):
+            self._steps_open[which] -= 1
+        return tuple(which for which in (lane, ANY) if not self._steps_open[which])

@@ -3,6 +3,7 @@ that works and closed again whatever happens. Knows nothing of jobs.
 """
 
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,12 +11,18 @@ from pathlib import Path
 from anyio import to_thread
 
 from arcd.backends import Engine
-from arcd.basemodel import Device, load_model, open_encoding
+from arcd.backends.pool import TrainerPool
+from arcd.basemodel import Device, load_model, open_encoding, twin
 from arcd.config import Config
 from arcd.errors import MissingPackage
 from arcd.ledger import Ledger
 from arcd.processes import cores
 from arcd.solver import Rig
+
+SWITCH = 0.0005
+"""Seconds that a thread may keep Python to itself while others wait, instead of 0.005: trainers and
+engine call torch thousands of times a second, each time to come back for it. 45.5 s became 42.6
+(12 tasks, 20 steps, two cores)."""
 
 
 def set_environment() -> None:
@@ -47,13 +54,28 @@ async def open_rig(
         from arcd.backends.vllm_engine import vllm_engine
     except ImportError:
         raise MissingPackage from None
+    sys.setswitchinterval(SWITCH)
     with ExitStack() as loading:
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
         # One after the other: while it starts, vLLM changes torch's default dtype for everyone.
         model = await to_thread.run_sync(load_model, base, device)
-        cores = _Cores()
-        trainer = LoraTrainer(model, base, adapters, device, encoding.pad, ledger, cores=cores)
+        trainings = _trainings(config.trainings, device)
+        share = _Cores(trainings)
+
+        def make(index: int) -> LoraTrainer:
+            def threads() -> int:
+                return share.of_trainer(
+                    index,
+                    alone=pool.alone(index),
+                    engine_busy=bool(serving) and serving[0].busy,
+                )
+
+            own = twin(model) if index else model
+            return LoraTrainer(own, base, adapters, device, encoding.pad, ledger, cores=threads)
+
+        serving: list[Engine] = []
+        pool = TrainerPool([make(index) for index in range(trainings)])
         async with vllm_engine(
             base,
             answer_tokens=encoding.answer_tokens,
@@ -62,28 +84,37 @@ async def open_rig(
             rank=rank,
             dtype=device.dtype,
             ledger=ledger,
-            cores=cores.half,
+            cores=share.engine,
         ) as engine:
-            cores.engine = engine
+            serving.append(engine)
             loading.close()
-            yield Rig(trainer, engine, encoding, ledger, serial)
+            yield Rig(pool, engine, encoding, ledger, serial, trainings)
 
 
 class _Cores:
-    """How many of the machine's cores the trainer may use, on a CPU.
+    """How the cores of a CPU are divided between the trainers and the engine.
 
-    Those that the engine leaves, and while it is idle one more. OpenMP threads that outnumber the
-    cores wait for each other: on two cores a trainer with two of them made 4500 tok/s alone (one:
-    3000), but 1400 beside one busy thread. Those that the engine keeps count also while it is idle,
-    all but the one that the trainer has instead.
+    OpenMP threads that outnumber the cores wait for each other: on two cores a trainer with two of
+    them made 4500 tok/s alone, but 1400 beside one busy thread. Those that the engine keeps count
+    also while it is idle, and so do those that a trainer has had: what is left for teams beyond the
+    one thread that each has is all cores but the engine's.
     """
 
-    def __init__(self) -> None:
-        self.all = cores()
-        self.half = max(1, self.all // 2)
-        self.engine: Engine | None = None
+    def __init__(self, trainings: int) -> None:
+        self.engine = max(1, cores() // 2)
+        self._trainings = trainings
+        self._spare = cores() - self.engine
 
-    def __call__(self) -> int:
-        busy = self.engine is not None and self.engine.busy
-        left = self.all - self.half
-        return max(1, left) if busy else left + 1
+    def of_trainer(self, index: int, *, alone: bool, engine_busy: bool) -> int:
+        """Threads of a trainer for its next step."""
+        each = self._spare // self._trainings
+        if engine_busy:
+            return max(1, each)
+        if alone and index == 0:
+            return 1 + self._spare - each * (self._trainings - 1)
+        return 1 + each
+
+
+def _trainings(wanted: int | None, device: Device) -> int:
+    """Adapters trained at once: a GPU is kept busy by one, a CPU better by several."""
+    return wanted or (max(1, min(cores(), max(2, cores() // 2))) if device.kind == "cpu" else 1)

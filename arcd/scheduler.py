@@ -23,7 +23,7 @@ from arcd.budget import Pace, Share, cheap, share
 from arcd.config import Config
 from arcd.desk import Desk
 from arcd.events import Record
-from arcd.forecast import Sizes, Times, times, work
+from arcd.forecast import Sizes, Times, Work, times, work
 from arcd.rates import Measured
 from arcd.selection import verdict
 from arcd.solver import Assignment, Rig, solve
@@ -86,6 +86,7 @@ class Scheduler:
         self._in_hand: dict[tuple[int, str], _Hand] = {}
         self._deadlines: dict[int, float] = {}
         """By job, in the event loop's time."""
+        self._most_in_hand = config.lookahead + rig.trainings
         self._answered = -math.inf  # when the last task was
         self._stopping = False
         for job in desk.state.jobs.values():
@@ -102,8 +103,13 @@ class Scheduler:
 
     def left(self, job: int) -> float:
         """Seconds that the longer lane should need for what waits of a job."""
-        lanes = self._pace.of_lanes(times(self._agenda.work(job), self._measured.rates))
+        lanes = self._lanes(self._agenda.work(job))
         return max(lanes.train, lanes.infer)
+
+    def _lanes(self, waiting: Work) -> Times:
+        """How long the lanes will be kept busy by it."""
+        found = self._pace.of_lanes(times(waiting, self._measured.rates))
+        return replace(found, train=found.train / self._rig.trainings)
 
     async def run(self, grace: float = 30.0) -> None:
         """Work until `stop`; then give what is in hand `grace` seconds, and set the rest aside."""
@@ -133,7 +139,7 @@ class Scheduler:
 
     def _next(self) -> Item | None:
         """The task to begin now, if there is one and there is room for it."""
-        if len(self._in_hand) > self._config.lookahead:
+        if len(self._in_hand) >= self._most_in_hand:
             return None
         in_hand = [hand.item for hand in self._in_hand.values()]
         if any(self._suspect(each.job, each.task) for each in in_hand):
@@ -192,7 +198,7 @@ class Scheduler:
         beside = [other.alone.infer for other in self._in_hand.values() if other is not hand]
         longest = max([hand.alone.infer, *beside])
         # As many as there may be until it is done, each as long as the longest.
-        to_come = max(0, self._config.lookahead - len(beside))
+        to_come = max(0, self._most_in_hand - 1 - len(beside))
         hand.expected = hand.alone.infer + sum(beside) + to_come * longest
         hand.sampling = anyio.current_time()
         return self._pace.patience(hand.expected)
@@ -251,9 +257,9 @@ class Scheduler:
         """What a task of a job with a budget gets in the round that begins now."""
         left = self._deadlines[item.job] - anyio.current_time()
         # What is in hand already has its share, and the trainer before this one.
-        left -= sum(hand.alone.train for hand in self._in_hand.values() if not hand.trained)
-        waiting = times(item.work + self._agenda.work(item.job), self._measured.rates)
-        return share(left, self._pace.of_lanes(waiting), config)
+        before = sum(hand.alone.train for hand in self._in_hand.values() if not hand.trained)
+        left -= before / self._rig.trainings
+        return share(left, self._lanes(item.work + self._agenda.work(item.job)), config)
 
     def _assignment(self, job: Job, hand: _Hand) -> Assignment:
         item, number, name = hand.item, job.id, hand.item.task

@@ -40,12 +40,14 @@ def draw(state: State, job: int, seconds: float) -> RenderableType:
 def _trainer(state: State) -> Text:
     if state.daemon and not state.ready:
         return Text("loading the models", style="dim")
-    if state.training is None:
+    if not state.training:
         return Text("idle", style="dim")
-    _, now = state.training
     return Text(
-        f"{now.task}  step {now.step}/{now.steps}  loss {now.loss:.3f}  "
-        f"{now.tokens_per_second:.0f} tok/s"
+        "\n".join(
+            f"{now.task}  step {now.step}/{now.steps}  loss {now.loss:.3f}  "
+            f"{now.tokens_per_second:.0f} tok/s"
+            for now in state.training.values()
+        )
     )
 
 

@@ -43,8 +43,13 @@ class Rig:
     encoding: Encoding
     ledger: Ledger
     serial: Callable[[], int]
-    trainer_slot: anyio.Lock = field(default_factory=anyio.Lock)
-    """Held while training: one adapter at a time, in the order of asking."""
+    trainings: int = 1
+    """As many as the trainer can do at once."""
+    trainer_slot: anyio.Semaphore = field(init=False)
+    """Held while training; given out in the order of asking."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trainer_slot", anyio.Semaphore(self.trainings))
 
 
 @dataclass(frozen=True)

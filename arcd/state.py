@@ -203,8 +203,8 @@ class State:
     """Everything; made empty and changed by `apply` alone."""
 
     jobs: dict[int, Job] = field(default_factory=dict)
-    training: tuple[int, events.Training] | None = None
-    """The job and the last step of the training under way."""
+    training: dict[tuple[int, str], events.Training] = field(default_factory=dict)
+    """The last step of each training under way, by job and task."""
     daemon: events.DaemonStarted | None = None
     """The daemon that has the home, until it leaves in order."""
     ready: bool = False
@@ -238,7 +238,7 @@ class State:
         ]
 
     def _daemon(self, event: events.Event) -> None:
-        self.training = None
+        self.training.clear()
         self.ready = isinstance(event, events.DaemonReady)
         match event:
             case events.DaemonStarted():
@@ -272,7 +272,7 @@ class State:
                 task.sampling, task.predicted, task.taken = at, predicted, Times(0.0, 0.0)
                 _move(job, task, Phase.trained if task.adapter is not None else Phase.started)
             case events.Training():
-                self.training = job.id, event
+                self.training[job.id, event.task] = event
                 return
             case events.Trained(_, adapter, _, _, seconds):
                 task.adapter = adapter
@@ -299,8 +299,7 @@ class State:
                 _move(job, task, Phase.waiting)
             case events.Released():
                 _move(job, task, Phase.waiting)
-        if self.training and self.training[0] == job.id and self.training[1].task == event.task:
-            self.training = None
+        self.training.pop((job.id, event.task), None)
 
 
 def _move(job: Job, task: TaskState, phase: Phase) -> None:

@@ -280,7 +280,9 @@ def test_the_kaggle_notebook_leaves_a_submission_even_where_nothing_can_be_insta
     command = [sys.executable, "-S", script, "--input", tmp_path / "input", "--working", tmp_path]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("expected one arcd wheel under the input folder, found none")
+    assert done.stderr.strip().endswith(
+        "expected one arcd wheel under the input folder, found none"
+    )
     found = json.loads((tmp_path / "submission.json").read_text())
     tasks = json.loads((inputs / "arc-agi_test_challenges.json").read_text())
     assert {name: len(tests) for name, tests in found.items()} == {

@@ -46,5 +46,5 @@ def test_one_that_is_as_it_should_be_is_left_alone(home: Home):
 
 def test_one_that_cannot_be_written_is_an_error_that_names_it(home: Home):
     out = home.path / "gone" / "out.json"
-    with pytest.raises(ArcdError, match="gone/out.json: not written"):
+    with pytest.raises(ArcdError, match=r"gone/out\.json: not written"):
         write(home, wire.order(TASKS, outs=(out,)), 1)

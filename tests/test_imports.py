@@ -10,7 +10,7 @@ import arcd
 
 PACKAGE = Path(arcd.__file__).parent
 
-BACKENDS = ("fake", "lora", "steplog")
+BACKENDS = ("fake", "lora", "pool", "steplog")
 PLUGIN = ("vllm_plugin", "vllm_cpu", "vllm_lora")
 RANKS = (
     ("arcd", "errors"),

@@ -400,12 +400,12 @@ async def test_the_trainer_is_free_again_after_a_cancellation(build: Build):
     works = build(same(3))
     first = works.submit()
     async with works.running():
-        await works.until(lambda state: state.training is not None)
+        await works.until(lambda state: state.training)
         works.desk.cancel(first)
         second = works.submit()
         cancelled = anyio.current_time()
-        await works.until(lambda state: state.training is None)
-        await works.until(lambda state: state.training is not None)
+        await works.until(lambda state: not state.training)
+        await works.until(lambda state: state.training)
         assert anyio.current_time() - cancelled == works.trainer.seconds_per_step
         await works.until(lambda state: state.jobs[second].finished)
 

@@ -213,8 +213,8 @@ def test_a_clock_that_is_set_back_makes_no_time_negative():
 def test_the_training_under_way_is_known_until_it_ends():
     step = events.Training("a", 1, 2, 0.5, 9.0)
     under_way = [events.Started("a", 4, 2), step]
-    assert one_job(*under_way).training == (1, step)
-    assert one_job(*under_way, events.Noted("b", "of another")).training == (1, step)
+    assert one_job(*under_way).training == {(1, "a"): step}
+    assert one_job(*under_way, events.Noted("b", "of another")).training == {(1, "a"): step}
     for event in (
         events.Trained("a", 3, 2, 10, 1.0, 0.5),
         events.Noted("a", "out of memory"),
@@ -222,7 +222,7 @@ def test_the_training_under_way_is_known_until_it_ends():
         events.Released("a"),
         events.Answered("a", SURE),
     ):
-        assert one_job(*under_way, event).training is None
+        assert one_job(*under_way, event).training == {}
 
 
 def test_a_job_was_asked_for_when_it_was_submitted_resumed_or_retried_last():

@@ -12,8 +12,12 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from arcd.backends import lora  # noqa: E402
-from arcd.backends import Trained, TrainingStep, TrainRequest  # noqa: E402
+from arcd.backends import (  # noqa: E402
+    Trained,
+    TrainingStep,
+    TrainRequest,
+    lora,
+)
 from arcd.backends.lora import LoraTrainer, factor  # noqa: E402
 from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel  # noqa: E402
