@@ -53,24 +53,41 @@ async def _round(
             "sample": config.sample.model_copy(update={"samples": samples, "views": None}),
         }
     )
-    adapter = await _train(rig, config, measured, task)
+    adapters: list[Adapter] = []
     try:
-        await _sample(rig, config, task, adapter)
+        await _train(rig, config, measured, task, adapters)
+        await _sample(rig, config, task, adapters[0] if adapters else None)
     finally:
-        if adapter is not None:
+        for adapter in adapters:
             shutil.rmtree(adapter.path, ignore_errors=True)
     for did in rig.engine.stretches():
         measured.stepped(did.steps, did.prompt, did.generated, did.seconds)
 
 
-async def _train(rig: Rig, config: Config, measured: Measured, task: Task) -> Adapter | None:
+async def _train(
+    rig: Rig, config: Config, measured: Measured, task: Task, adapters: list[Adapter]
+) -> None:
+    """As many trainings at once as there will be."""
     lessons = build_lessons(task, config, rig.encoding, config.train.max_seq_len)
     if isinstance(lessons, TooLong) or not lessons:
-        return None
-    request = TrainRequest(lessons, config.train, config.seed, rig.serial())
-    done = await rig.trainer.train(request, lambda _: None)
-    measured.trained(done.steps, done.tokens, done.seconds)
-    return done.adapter
+        return
+    failed: list[TrainerFailed] = []
+
+    async def train() -> None:
+        request = TrainRequest(lessons, config.train, config.seed, rig.serial())
+        try:
+            done = await rig.trainer.train(request, lambda _: None)
+        except TrainerFailed as error:
+            failed.append(error)
+        else:
+            adapters.append(done.adapter)
+            measured.trained(done.steps, done.tokens, done.seconds)
+
+    async with anyio.create_task_group() as trainings:
+        for _ in range(rig.trainings):
+            trainings.start_soon(train)
+    if failed:
+        raise failed[0]
 
 
 async def _sample(rig: Rig, config: Config, task: Task, adapter: Adapter | None) -> None:

@@ -172,6 +172,7 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
         engine=engine,
         seconds_per_token=rng.choice([0.001, 0.02, 0.1]),
         calibrated=True,
+        trainings=rng.choice([1, 2]),
     )
     made.append(works)
     budget = rng.choice([30.0, 200.0, 1000.0])

@@ -10,6 +10,7 @@ import virtual
 from small import task
 
 from arcd.backends.fake import FakeEngine, FakeTrainer
+from arcd.backends.pool import TrainerPool
 from arcd.calibration import LIMIT, calibrate
 from arcd.config import resolve
 from arcd.encoding import CellEncoding
@@ -36,14 +37,26 @@ class Machine:
     broken: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     settings: list[str] = field(default_factory=list)
+    trainings: int = 1
 
     async def calibrate(self) -> Measured:
-        trainer = FakeTrainer(self.seconds_per_step, broken=self.broken, folder=self.folder)
-        engine = FakeEngine(
-            CellEncoding(), {}, trainer.trained, self.seconds_per_token, self.refused
-        )
+        trained: dict[int, str] = {}
+        trainers = [
+            FakeTrainer(
+                self.seconds_per_step, broken=self.broken, folder=self.folder, trained=trained
+            )
+            for _ in range(self.trainings)
+        ]
+        engine = FakeEngine(CellEncoding(), {}, trained, self.seconds_per_token, self.refused)
         serials = count()
-        rig = Rig(trainer, engine, CellEncoding(), Ledger(), lambda: next(serials))
+        rig = Rig(
+            TrainerPool(trainers),
+            engine,
+            CellEncoding(),
+            Ledger(),
+            lambda: next(serials),
+            self.trainings,
+        )
         return await calibrate(rig, resolve(settings=self.settings))
 
 
@@ -84,8 +97,21 @@ async def test_without_training_only_the_engine_is_measured(tmp_path: Path):
     assert measured.rates.round != COLD.round
 
 
+async def test_as_many_trainings_as_there_will_be_at_once_are_measured_at_once(tmp_path: Path):
+    begun = anyio.current_time()
+    await Machine(tmp_path / "a").calibrate()
+    one, begun = anyio.current_time() - begun, anyio.current_time()
+    measured = await Machine(tmp_path / "b", trainings=3).calibrate()
+    assert anyio.current_time() - begun == pytest.approx(one)
+    assert len(measured.to_json()["trainer"]) == 12
+    assert list((tmp_path / "b").iterdir()) == []
+
+
+@pytest.mark.parametrize("trainings", [1, 2])
 @pytest.mark.parametrize("trouble", ["broken", "refused"])
-async def test_where_nothing_works_the_daemon_starts_all_the_same(tmp_path: Path, trouble: str):
-    machine = Machine(tmp_path, **{trouble: frozenset({"calibration"})})
+async def test_where_nothing_works_the_daemon_starts_all_the_same(
+    tmp_path: Path, trouble: str, trainings: int
+):
+    machine = Machine(tmp_path, trainings=trainings, **{trouble: frozenset({"calibration"})})
     assert not (await machine.calibrate()).known
     assert list(tmp_path.iterdir()) == []

@@ -89,6 +89,7 @@ class Works:
     engine: type[FakeEngine] = FakeEngine
     seconds_per_token: float = 0.5
     calibrated: bool = False
+    trainings: int = 1
 
     def __post_init__(self) -> None:
         self.store = Store(self.home, clock=anyio.current_time)
@@ -107,7 +108,7 @@ class Works:
         """Working; stopped, with so much grace, at the end of the block."""
         trained = self.trainer.trained
         engine = self.engine(CellEncoding(), self.tasks.solutions, trained, self.seconds_per_token)
-        rig = Rig(self.trainer, engine, CellEncoding(), Ledger(), self.store.serial)
+        rig = Rig(self.trainer, engine, CellEncoding(), Ledger(), self.store.serial, self.trainings)
         measured = await calibrate(rig, self.config) if self.calibrated else Measured()
         self.scheduler = Scheduler(
             self.desk, rig, self.config, self.home / "adapters", measured, wall=anyio.current_time
@@ -249,6 +250,16 @@ async def test_never_more_in_hand_than_may_be_and_never_two_in_training(build: B
     assert works.most_in_hand() == lookahead + 1
     assert works.trainer.most == 1
     assert Counter(works.names(events.Answered)) == Counter(t.id for t in works.tasks.tasks)
+
+
+@pytest.mark.parametrize("trainings", [1, 2, 3])
+async def test_as_many_are_trained_at_once_as_the_rig_can(build: Build, trainings: int):
+    works = build(same(12), trainings=trainings, seconds_per_token=0.001)
+    works.submit()
+    measured = await works.finish()
+    assert works.trainer.most == trainings
+    assert works.most_in_hand() <= 2 + trainings
+    assert measured == pytest.approx(12 * TRAIN / trainings, rel=0.01)
 
 
 async def test_training_and_inference_overlap(build: Build):
