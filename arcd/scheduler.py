@@ -1,7 +1,7 @@
 """The scheduler: gives waiting tasks to `solve`, as many at once as the rig can use.
 
 Tasks start in the order of the agenda; training and inference overlap because several are in hand:
-one trains, the others are sampled or wait with a trained adapter. It hears of jobs through the
+some train, the others are sampled or wait with a trained adapter. It hears of jobs through the
 desk's records only. Knows nothing of models, HTTP or processes.
 """
 

@@ -1,9 +1,9 @@
 """What arcd asks of a trainer and of an engine; everything heavy stands behind these two.
 
-A `Trainer` turns lessons into an adapter, one task at a time. An `Engine` turns questions into
+A `Trainer` turns the lessons of a task into an adapter. An `Engine` turns questions into
 completions, for several tasks at once. Both are used from the event loop and must be cancellable
 within one step. Implementations: `fake` (deterministic, no model), `lora` (PyTorch and peft),
-`vllm_engine` (vLLM).
+`pool` (several trainers as one), `vllm_engine` (vLLM).
 """
 
 from collections.abc import Callable, Sequence
@@ -103,7 +103,7 @@ class TrainRequest:
 
 
 class Trainer(Protocol):
-    """Trains one adapter at a time on the resident base model."""
+    """Trains adapters on the resident base model: one at a time, or as many as a rig says."""
 
     @property
     def steps(self) -> int:
