@@ -72,8 +72,8 @@ class Comparison:
         return Times(trainer, engine)
 
     @property
-    def overlap_efficiency(self) -> float:
-        """(serial - measured) / (serial - bound): 1 is perfect overlap, 0 none.
+    def overlap_efficiency(self) -> float | None:
+        """(serial - measured) / (serial - bound): 1 is perfect overlap, 0 none; None for one task.
 
         Serial are the tasks one after the other, the bound is two lanes that never wait; both with
         the times that the lanes took in the resident run, each made longer by its contention. So
@@ -85,7 +85,7 @@ class Comparison:
         )
 
     @property
-    def overlap_uncorrected(self) -> float:
+    def overlap_uncorrected(self) -> float | None:
         """The same with lanes that each have the whole machine, which one machine cannot give."""
         return self._efficiency(self._times)
 
@@ -98,9 +98,10 @@ class Comparison:
     def _times(self) -> list[Times]:
         return list(self.resident.times.values())
 
-    def _efficiency(self, times: list[Times]) -> float:
+    def _efficiency(self, times: list[Times]) -> float | None:
         serial, bound = sum(each.total for each in times), _bound(times)
-        return (serial - self.arcd.solving) / (serial - bound)
+        # A single task has nothing to overlap with.
+        return (serial - self.arcd.solving) / (serial - bound) if serial > bound else None
 
     def to_json(self) -> dict[str, Any]:
         """All numbers; the last line that the command prints."""

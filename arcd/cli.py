@@ -321,11 +321,15 @@ def _bench_table(found: "Comparison") -> Table:
         row(name, run.wall, run.first, steps["trainer"]["step"], steps["engine"]["step"])
     slower, account = found.contention, found.arcd.account
     idle = {lane: account.idle(lane) / account.solving for lane in ("trainer", "engine")}
+    efficiency, uncorrected = (
+        "-" if value is None else f"{value:.2f}"
+        for value in (found.overlap_efficiency, found.overlap_uncorrected)
+    )
     table.caption = (
-        f"overlap efficiency {found.overlap_efficiency:.2f}, with the contention of the shared "
-        f"cores taken out: trainer steps took {slower.train:.2f}, engine steps {slower.infer:.2f} "
-        f"times as long beside the other lane; {found.overlap_uncorrected:.2f} against two lanes "
-        f"with a machine each ({found.bound:.1f} s)\n"
+        f"overlap efficiency {efficiency}, with the contention of the shared cores taken out: "
+        f"trainer steps took {slower.train:.2f}, engine steps {slower.infer:.2f} times as long "
+        f"beside the other lane; {uncorrected} against two lanes with a machine each "
+        f"({found.bound:.1f} s)\n"
         f"idle: trainer {idle['trainer']:.0%}, engine {idle['engine']:.0%}; "
         f"outside of steps {account.outside_steps:.1%} of {account.solving:.1f} s after start-up"
     )

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
@@ -62,20 +63,16 @@ async def open_rig(
         model = await to_thread.run_sync(load_model, base, device)
         trainings = _trainings(config.trainings, device)
         share = _Cores(trainings)
-
-        def make(index: int) -> LoraTrainer:
-            def threads() -> int:
-                return share.of_trainer(
-                    index,
-                    alone=pool.alone(index),
-                    engine_busy=bool(serving) and serving[0].busy,
+        # A trainer puts its adapter on its model: each needs one of its own.
+        models = [model, *(twin(model) for _ in range(1, trainings))]
+        share.pool = pool = TrainerPool(
+            [
+                LoraTrainer(
+                    own, base, adapters, device, encoding.pad, ledger, cores=partial(share.now, i)
                 )
-
-            own = twin(model) if index else model
-            return LoraTrainer(own, base, adapters, device, encoding.pad, ledger, cores=threads)
-
-        serving: list[Engine] = []
-        pool = TrainerPool([make(index) for index in range(trainings)])
+                for i, own in enumerate(models)
+            ]
+        )
         async with vllm_engine(
             base,
             answer_tokens=encoding.answer_tokens,
@@ -84,9 +81,9 @@ async def open_rig(
             rank=rank,
             dtype=device.dtype,
             ledger=ledger,
-            cores=share.engine,
+            cores=share.of_engine,
         ) as engine:
-            serving.append(engine)
+            share.engine = engine
             loading.close()
             yield Rig(pool, engine, encoding, ledger, serial, trainings)
 
@@ -101,12 +98,20 @@ class _Cores:
     """
 
     def __init__(self, trainings: int) -> None:
-        self.engine = max(1, cores() // 2)
+        self.of_engine = max(1, cores() // 2)
+        self.pool: TrainerPool | None = None
+        self.engine: Engine | None = None
         self._trainings = trainings
-        self._spare = cores() - self.engine
+        self._spare = cores() - self.of_engine
+
+    def now(self, index: int) -> int:
+        """Threads of a trainer for its next step, as things are."""
+        alone = self.pool is None or self.pool.alone(index)
+        busy = self.engine is not None and self.engine.busy
+        return self.of_trainer(index, alone=alone, engine_busy=busy)
 
     def of_trainer(self, index: int, *, alone: bool, engine_busy: bool) -> int:
-        """Threads of a trainer for its next step."""
+        """Threads of a trainer when it is the only one that is busy, or the engine is, too."""
         each = self._spare // self._trainings
         if engine_busy:
             return max(1, each)

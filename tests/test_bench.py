@@ -1,5 +1,7 @@
 """What a bench says follows from what it measured."""
 
+from dataclasses import replace
+
 import pytest
 
 from arcd.bench import Cold, Comparison, Resident
@@ -30,6 +32,12 @@ def test_the_bound_is_that_of_two_lanes_that_never_wait():
 
 def test_overlap_is_measured_against_the_resident_run_so_that_residency_is_not_counted():
     assert FOUND.overlap_uncorrected == pytest.approx((38 - 30) / (38 - 26))
+
+
+def test_one_task_has_nothing_to_overlap_with():
+    alone = replace(FOUND, resident=run(48.0, 10.0, 24.0, 14.0, {"a": TIMES["a"]}))
+    assert alone.overlap_efficiency is None
+    assert alone.to_json()["overlap_uncorrected"] is None
 
 
 def test_contention_is_taken_out_of_the_overlap_and_told_beside_it():

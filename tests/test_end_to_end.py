@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -303,8 +304,11 @@ def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path)
 
 
 def test_bench_compares_three_ways(tmp_path: Path):
-    task = EXAMPLES / "6ea4a07e.json"
-    done = arcd("bench", task, "--set", "train.steps=3", "--set", "sample.samples=2")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for name in ("6ea4a07e.json", "2072aba6.json"):
+        shutil.copy(EXAMPLES / name, tasks)
+    done = arcd("bench", tasks, "--set", "train.steps=3", "--set", "sample.samples=2")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["cold_over_arcd"] > 1

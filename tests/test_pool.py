@@ -129,10 +129,10 @@ def test_threads_never_outnumber_the_cores(
         )
         for i in range(trainings)
     ]
-    assert 1 + sum(n - 1 for n in [*largest, share.engine]) <= cores
+    assert 1 + sum(n - 1 for n in [*largest, share.of_engine]) <= cores
     together = sum(share.of_trainer(i, alone=False, engine_busy=True) for i in range(trainings))
-    assert together + share.engine <= max(cores, trainings + 1)
+    assert together + share.of_engine <= max(cores, trainings + 1)
     alone = share.of_trainer(0, alone=True, engine_busy=False)
     assert alone >= share.of_trainer(0, alone=False, engine_busy=False)
     if trainings == 1:
-        assert alone == cores - share.engine + 1
+        assert alone == cores - share.of_engine + 1
