@@ -460,8 +460,8 @@ def _print_health(health: dict[str, Any]) -> None:
     if rates := health["rates"]:
         decode = rates["decode_tokens_per_second"].items()
         _say(
-            f"  trains {_round(rates['train_tokens_per_second'])} tok/s, "
-            f"reads {_round(rates['prefill_tokens_per_second'])}, generates "
+            f"  a training makes {_round(rates['train_tokens_per_second'])} tok/s, the engine "
+            f"reads {_round(rates['prefill_tokens_per_second'])} and generates "
             + ", ".join(f"{_round(rate)} with {n}" for n, rate in decode)
             + " sequences"
         )
