@@ -14,7 +14,6 @@ Knows the daemon only by what goes over the wire.
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,14 +29,11 @@ from arcd.home import Home
 from arcd.state import FINISHED
 from arcd.tasks import TaskSet
 
-TIMEOUT = httpx.Timeout(30.0, read=120.0)
+TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=120.0)
 """Seconds. A stream of events may be silent for as long as a task takes: it has no limit."""
 
 RETRY = 0.2
 """Seconds between two attempts to reach a daemon that is being started again."""
-
-KNOCK = 5.0
-"""Seconds in which a socket must take a connection."""
 
 PATIENCE = 120.0
 """Seconds in which a daemon that was lost while it was followed must be back."""
@@ -63,7 +59,6 @@ class Client:
         place = Home.at(Path(home) if home is not None else None)
         self._where = url or str(place.path)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._socket = None if url else place.socket
         transport = None if url else httpx.HTTPTransport(uds=str(place.socket))
         # A proxy has no business between us and a daemon.
         self._http = httpx.Client(
@@ -178,7 +173,6 @@ class Client:
         self._post("/stop")
 
     def _stream(self, job: int, after: int) -> Iterator[Record]:
-        self._knock()
         silent = httpx.Timeout(TIMEOUT.connect, read=None)
         path = f"/jobs/{job}/events"
         with self._http.stream("GET", path, params={"after": after}, timeout=silent) as response:
@@ -197,7 +191,6 @@ class Client:
         return dict(self._answer(lambda: self._http.post(path, content=body, headers=headers)))
 
     def _answer(self, ask: Callable[[], httpx.Response]) -> Any:
-        self._knock()
         try:
             response = ask()
         except httpx.TimeoutException:
@@ -207,17 +200,6 @@ class Client:
         if response.is_error:
             _raise(response)
         return response.json()
-
-    def _knock(self) -> None:
-        """See that somebody listens: httpcore leaves a socket open that it could not connect."""
-        if self._socket is None:
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(KNOCK)
-            try:
-                probe.connect(str(self._socket))
-            except OSError:
-                raise self._nobody() from None
 
     def _nobody(self) -> NoDaemon:
         return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
