@@ -6,8 +6,8 @@ progress and errors to standard error.
 
 import json
 import sys
-from contextlib import ExitStack
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from arcd import jobs_cli
 from arcd.errors import known
 from arcd.home import Home
 from arcd.jobs_cli import HomeOption
+from arcd.palette import Palette
 
 if TYPE_CHECKING:
     from arcd.bench import Comparison
@@ -78,12 +79,17 @@ def run(
     home: HomeOption = None,
     skip_invalid: Annotated[bool, typer.Option(help="Leave out tasks that are not valid")] = False,
     stall: jobs_cli.Stall = jobs_cli.STALL,
+    watch: Annotated[
+        bool, typer.Option(help="On a terminal a live screen, instead of a line for each answer")
+    ] = True,
+    palette: jobs_cli.Colours = Palette.arc,
     as_json: Json = False,
 ) -> None:
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
-    from arcd import basemodel, foreground, screen, wire
+    from arcd import basemodel, foreground, live, screen, wire
     from arcd import config as configuration
     from arcd import tasks as taskfiles
+    from arcd.client import Client
     from arcd.options import Options
     from arcd.watchdog import Limits
 
@@ -105,16 +111,18 @@ def run(
     )
     order = wire.order(found, outs=(out_file,) if out_file else (), take_up=True)
 
-    def report(incident: "Incident") -> None:
-        err.print(f"note: {incident.kind}: {incident.text}", style="yellow", markup=False)
+    with live.display(err, palette, screen=watch) as display, Client(place.path) as client:
 
-    with ExitStack() as watching:
+        def report(incident: "Incident") -> None:
+            display.note(f"{incident.kind}: {incident.text}")
 
-        def begin(status: dict[str, Any]) -> screen.Watch:
+        def begin(status: dict[str, Any]) -> live.Watch:
+            job = status["job"]
             if status["answered"]:
                 done = f"{status['answered']} of {status['tasks']} tasks are answered"
-                err.print(f"going on with job {status['job']}: {done}", highlight=False)
-            return watching.enter_context(screen.watching(err, status["job"], found.solutions))
+                display.note(f"going on with job {job}: {done}")
+            ask = partial(jobs_cli.seconds_left, client, job)
+            return display.of(job, found.solutions, ask)
 
         outcome = foreground.run(
             options, order, limits=Limits(floor=stall), report=report, begin=begin
@@ -188,19 +196,20 @@ def merge(
 def show(
     task: Annotated[str, typer.Argument(help="A task file, set:ID, or with --job a task's id")],
     job: Annotated[int | None, typer.Option(help="A job's number")] = None,
+    palette: jobs_cli.Colours = Palette.arc,
     home: HomeOption = None,
 ) -> None:
-    """Draw a task's grids and, with a job, its candidates with their votes."""
+    """Draw a task's grids and, with a job, its candidates with their votes and likelihood."""
     from arcd import selection, tasks
     from arcd import show as drawing
     from arcd.errors import BadTask
 
-    colour = drawing.coloured(out)
+    colours = drawing.on(out, palette)
     if job is None:
         found = tasks.load(task)
         for each in found.tasks:
             truth = found.solutions.get(each.id, ())
-            out.print(drawing.task(each, truth, colour=colour))
+            out.print(drawing.task(each, colours, truth))
         return
     store = _store_with(Home.at(home), job)
     found = store.tasks(job)
@@ -208,10 +217,46 @@ def show(
     if wanted is None:
         raise BadTask(f"job {job}: no task {task!r} in it")
     truth = found.solutions.get(task, ())
-    out.print(drawing.task(wanted, truth, colour=colour))
+    out.print(drawing.task(wanted, colours, truth))
     notes = store.state().jobs[job].tasks[task].notes
     verdict = selection.verdict(task, len(wanted.tests), store.candidates(job, task), None, notes)
-    out.print(drawing.answers(verdict, truth, colour=colour))
+    out.print(drawing.answers(verdict, colours, truth))
+
+
+@app.command()
+def report(
+    job: jobs_cli.JobNumber,
+    out_file: Annotated[Path | None, typer.Option("--out", help="HTML file to write")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Chrome trace of the lanes to write, for Perfetto")
+    ] = None,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write all about a job as one HTML file that needs no network, or its lanes as a trace."""
+    from arcd import files
+    from arcd import report as reporting
+    from arcd.history import History
+
+    if out_file is None and trace is None:
+        raise typer.BadParameter("give --out FILE or --trace FILE", param_hint="--out")
+    place = Home.at(home)
+    store = _store_with(place, job)
+    tasks = store.tasks(job)
+    history = History.of(job, store.records(job=job), tasks.solutions)
+    if out_file is not None:
+        metrics = _evaluate_job(place, job) if tasks.solutions else None
+        ledger = history.ledger or jobs_cli.ledger_of_daemon(place)
+        page = reporting.page(history, tasks, store.config(job), metrics, ledger)
+        files.write_text(out_file, page)
+    if trace is not None:
+        files.write_text(trace, json.dumps(reporting.trace(history)))
+    written = {"report": out_file, "trace": trace}
+    if as_json:
+        print(json.dumps({"job": job} | {k: str(v) for k, v in written.items() if v}))
+    else:
+        for path in filter(None, written.values()):
+            out.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from arcd import tasks as taskfiles
 from arcd import wire
 from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob
 from arcd.events import Record
+from arcd.grids import Grid
 from arcd.home import Home
 from arcd.state import FINISHED
 from arcd.tasks import TaskSet
@@ -125,6 +126,11 @@ class Client:
     def forecast(self, job: int) -> dict[str, Any]:
         """How long what is left of a job should take, and how good such predictions were."""
         return dict(self._get(f"/jobs/{job}/forecast"))
+
+    def solutions(self, job: int) -> dict[str, tuple[Grid, ...]]:
+        """The solutions of its tasks that are known, by task, as the grids of its tests."""
+        known = self._get(f"/jobs/{job}/solutions")
+        return taskfiles.solutions_of(f"job {job}", known)
 
     def result(self, job: int) -> dict[str, Any]:
         """The submission, complete and valid at any time, in Kaggle's format."""

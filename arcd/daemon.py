@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 import anyio
 from anyio import to_thread
 
-from arcd import __version__, events, screen, server
+from arcd import __version__, events, lines, server
 from arcd.basemodel import (
     Device,
     check,
@@ -130,7 +130,7 @@ class Daemon:
             await scheduler.run(self._options.grace)
             self._keep(self._rates)
         await to_thread.run_sync(self._publisher.flush)
-        self._desk.emit(None, events.DaemonStopped())
+        self._desk.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
         self._desk.close()
 
     async def _measured(self, rig: Rig) -> Measured:
@@ -206,7 +206,7 @@ class Daemon:
         os._exit(0)
 
     def _log(self, record: Record) -> None:
-        line = screen.log_line(record, self._desk.state)
+        line = lines.log_line(record, self._desk.state)
         if line:
             log.info("%s", line)
 

@@ -152,7 +152,9 @@ class DaemonReady:
 
 @dataclass(frozen=True, slots=True)
 class DaemonStopped:
-    """The daemon left in order."""
+    """The daemon left in order; `ledger` says where its time went, an account as JSON."""
+
+    ledger: dict[str, Any] | None = None
 
 
 JobEvent = Submitted | Paused | Resumed | Cancelled | Retried | Finished

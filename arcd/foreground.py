@@ -17,14 +17,14 @@ from typing import Any
 import anyio
 from anyio import from_thread, to_thread
 
-from arcd import submission
+from arcd import files
 from arcd.client import RETRY, Client
 from arcd.errors import BadJob, DaemonFailed, NoDaemon, RunInterrupted
 from arcd.home import Home
 from arcd.ledger import Account
+from arcd.live import Watch
 from arcd.options import Options
 from arcd.processes import HomeLock
-from arcd.screen import Watch
 from arcd.store import Store, path_in
 from arcd.supervisor import Incident, Supervisor
 from arcd.watchdog import Limits
@@ -169,7 +169,7 @@ def _write_where_the_daemon_could_not(home: Home, order: Order, job: int) -> Non
         text = store.submission(job)
     for out in map(Path, order.outs):
         if not out.is_file() or out.read_text() != text:
-            submission.write_text(out, text)
+            files.write_text(out, text)
 
 
 def _answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:

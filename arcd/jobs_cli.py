@@ -5,10 +5,12 @@ None of them imports torch: they talk to the daemon, or read its store where no 
 
 import json
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,12 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from arcd.errors import NoDaemon, NoJob
+from arcd.palette import Palette
 
 if TYPE_CHECKING:
     from arcd.client import Client
     from arcd.home import Home
+    from arcd.live import Display
     from arcd.supervisor import Incident
-    from arcd.tasks import Solutions
 
 out = Console()
 err = Console(stderr=True)
@@ -38,6 +41,9 @@ Budget = Annotated[
     str | None, typer.Option(help="End after this time, e.g. 11h30m, with the best answers found")
 ]
 Reserve = Annotated[str | None, typer.Option(help="Of the budget, kept for writing; 10s")]
+Colours = Annotated[
+    Palette, typer.Option("--palette", envvar="ARCD_PALETTE", help="The colours of the cells")
+]
 Stall = Annotated[
     float,
     typer.Option(
@@ -47,6 +53,9 @@ Stall = Annotated[
 
 PORT = 8710
 STALL = 60.0
+
+LOOK = 1.0
+"""Seconds between two looks for a job to be watched."""
 
 
 def serve(
@@ -160,7 +169,13 @@ def submit(
     solutions: Annotated[Path | None, typer.Option(help="Kaggle solutions file")] = None,
     out_file: Annotated[Path | None, typer.Option("--out", help="Keep the submission here")] = None,
     skip_invalid: Annotated[bool, typer.Option(help="Leave out tasks that are not valid")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Watch the job until it is done")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until the job is done, with a line for each answer")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="The same, with a live screen on a terminal")
+    ] = False,
+    palette: Colours = Palette.arc,
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
@@ -186,15 +201,43 @@ def submit(
         status = client.send(order)
         job = status["job"]
         if not as_json:
-            _print_submitted(status, wait=wait)
-        if wait:
-            status = _watch(client, job, found.solutions)
+            _print_submitted(status, wait=wait or watch)
+        if wait or watch:
+            with _displayed(palette, screen=watch) as display:
+                status = _follow(client, job, display)
     if as_json:
         print(json.dumps(status))
-    elif wait:
+    elif wait or watch:
         _print_status(status)
-    if wait and status["state"] != "done":
+    if (wait or watch) and status["state"] != "done":
         raise typer.Exit(1)
+
+
+def watch(
+    job: Annotated[
+        int | None, typer.Argument(help="A job's number; else what is worked on, until Ctrl-C")
+    ] = None,
+    palette: Colours = Palette.arc,
+    home: HomeOption = None,
+) -> None:
+    """Look on: a live screen on a terminal, elsewhere a line for each answer."""
+    with _client(home) as client:
+        if job is not None:
+            client.job(job)
+            with _displayed(palette, screen=True) as display:
+                status = _follow(client, job, display)
+            _print_status(status)
+            return
+        client.health()
+        with _displayed(palette, screen=True) as display:
+            seen: int | None = None
+            while True:
+                following = _newest(client.jobs())
+                if following is None or following == seen:
+                    time.sleep(LOOK)
+                    continue
+                _follow(client, following, display)
+                seen = following
 
 
 def jobs(home: HomeOption = None, as_json: Json = False) -> None:
@@ -312,7 +355,7 @@ def stop(
         _say("stopped" if wait else "stopping")
 
 
-VERBS = (serve, submit, jobs, status, result, cancel, pause, resume, retry, logs, stop)
+VERBS = (serve, submit, watch, jobs, status, result, cancel, pause, resume, retry, logs, stop)
 
 
 def budget_settings(budget: str | None, reserve: str | None) -> list[str]:
@@ -381,6 +424,15 @@ def _reading(given: Path | None) -> "Iterator[Client | _Stored]":
     yield _Stored(_home(given))
 
 
+def ledger_of_daemon(home: "Home") -> dict[str, Any] | None:
+    """Where the time of the daemon of this home went, if one runs."""
+    with _client(home.path) as client:
+        try:
+            return dict(client.health()["ledger"])
+        except NoDaemon:
+            return None
+
+
 def _control(verb: str, job: int, home: Path | None, *, as_json: bool) -> None:
     with _client(home) as client:
         found = getattr(client, verb)(job)
@@ -390,17 +442,49 @@ def _control(verb: str, job: int, home: Path | None, *, as_json: bool) -> None:
         _print_status(found)
 
 
-def _watch(client: "Client", job: int, solutions: "Solutions") -> dict[str, Any]:
-    from arcd import screen
+@contextmanager
+def _displayed(palette: Palette, *, screen: bool) -> "Iterator[Display]":
+    """Where jobs are shown; an end by Ctrl-C or a signal leaves the terminal as it was."""
+    from arcd import live
 
+    def end(signum: int, frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    before = {which: signal.signal(which, end) for which in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        with screen.watching(err, job, solutions) as watch:
-            for record in client.follow(job):
-                watch(record)
+        with live.display(err, palette, screen=screen) as display:
+            yield display
     except KeyboardInterrupt:
-        err.print(f"the job goes on; see arcd status {job}", highlight=False)
+        err.print("nothing is ended by that; see arcd jobs", highlight=False)
         raise typer.Exit(130) from None
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def _follow(client: "Client", job: int, display: "Display") -> dict[str, Any]:
+    """Show a job until it is finished; its status then."""
+    watch = display.of(job, client.solutions(job), partial(seconds_left, client, job))
+    for record in client.follow(job):
+        watch(record)
     return client.job(job)
+
+
+def seconds_left(client: "Client", job: int) -> float | None:
+    """Of work that waits, if there is a daemon that can tell."""
+    try:
+        left = client.forecast(job)["seconds"]
+    except NoDaemon:
+        return None
+    return None if left is None else float(left)
+
+
+def _newest(jobs: list[dict[str, Any]]) -> int | None:
+    """What is worked on, else what waits, else what was done last."""
+    order = ("running", "queued", "paused")
+    states = {state: place for place, state in enumerate(reversed(order), 1)}
+    found = max(jobs, key=lambda job: (states.get(job["state"], 0), job["job"]), default=None)
+    return None if found is None else int(found["job"])
 
 
 def _lines(path: Path, count: int, *, follow: bool) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from arcd import events, submission
+from arcd import events, files
 from arcd.desk import Desk
 from arcd.errors import ArcdError
 from arcd.events import Record
@@ -82,7 +82,7 @@ class Publisher:
 
     def _write(self, path: Path, text: str) -> None:
         try:
-            submission.write_text(path, text)
+            files.write_text(path, text)
         except ArcdError as error:
             log.warning("%s", error)
 

@@ -1,154 +1,364 @@
-"""What a person sees of a job: drawn by pure functions from the state that its records fold to.
+"""The live screen: a pure function from what is known of a job, a moment and a size to lines.
 
-On a terminal two lanes and a bar stay at the bottom while answers scroll by; elsewhere there is
-one line for each transition. Knows nothing of who sends the records.
+What is most needed stands at the top; what does not fit is left out from the bottom. Knows nothing
+of terminals, clocks or of who sends the records.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from arcd import events
-from arcd.events import Record
+from arcd import show
+from arcd.events import Training
+from arcd.history import History, Span
 from arcd.ledger import LANES, Account
+from arcd.palette import Palette
 from arcd.selection import Verdict
-from arcd.state import Job, Phase, State
-from arcd.tasks import Solutions
+from arcd.state import Job, JobState, Lane, Phase
+
+LEVELS = "▁▂▃▄▅▆▇█"
+TASK_COLOURS = ("cyan", "magenta", "blue", "yellow", "green", "red")
+STRIDES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+"""Seconds that a column of the strip may stand for."""
+
+COLUMNS_PER_TASK = 8
+"""Of the strip, about: so that a task is seen as a block, and several of them side by side."""
+
+QUIET = 15.0
+"""Seconds without any record after which it is said that nothing moves."""
+
+LABEL = 11
+"""Columns of the names at the left."""
+
+LOSS_COLUMNS = 48
+"""Of a sparkline at most."""
+
+WORDS = 44
+"""Columns that are kept free behind a bar, so that the bars of a screen have one length."""
+
+NOTICES = 3
+TRAININGS = 4
+ANSWER_ROWS = 3
+"""Rows below which no answers are drawn: a caption and something of a grid."""
 
 
-def draw(state: State, job: int, seconds: float) -> RenderableType:
-    """The lanes and the bar of a job, `seconds` after the start."""
-    found = state.jobs.get(job)
-    table = Table.grid(padding=(0, 2))
-    table.add_row(Text("training ", style="bold"), _trainer(state))
-    table.add_row(Text("inference", style="bold"), _engine(found))
-    done, tasks = (found.counts[Phase.answered], len(found.tasks)) if found else (0, 0)
-    row = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=max(1, tasks), completed=done, width=30)
-    row.add_row(
-        Text("answered ", style="bold"), bar, Text(f"{done}/{tasks} tasks  {_clock(seconds)}")
-    )
-    return Group(table, row)
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the daemon thought at `at` that is still to be done of the job, in seconds."""
+
+    at: float
+    left: float
 
 
-def _trainer(state: State) -> Text:
-    if state.daemon and not state.ready:
-        return Text("loading the models", style="dim")
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is to be drawn; `history` is None where there is no job."""
+
+    history: History | None
+    palette: Palette | None
+    outlook: Outlook | None = None
+
+
+def draw(scene: Scene, now: float, width: int, height: int) -> RenderableType:
+    """The screen at `now`, seconds since 1970, as at most `height` lines of `width` columns."""
+    history = scene.history
+    job = history.found if history else None
+    if history is None or job is None:
+        return _fitted([Text("no job yet; submit one with: arcd submit TASKS")], width, height)
+    top = [
+        _header(history, job, now, width),
+        _progress(history, job, width),
+        *_clock(scene, job, now, width),
+    ]
+    lanes = [Text(), *_training(history, now, width), _inference(history, job, now, width)]
+    strip = [Text(), *_strip(history, now, width)]
+    notices = _notices(history, width)
+    room = height - sum(map(len, (top, lanes, strip, notices)))
+    if room < 0:
+        strip = []
+    lines = [*top, *lanes, *strip, *notices]
+    rows = height - len(lines) - 1
+    if rows >= ANSWER_ROWS and (answers := _answers(history, scene.palette, width, rows)):
+        lines += [Text(), *answers]
+    return _fitted(lines, width, height)
+
+
+def _fitted(lines: Iterable[Text], width: int, height: int) -> Group:
+    fitted = []
+    for line in list(lines)[:height]:
+        line.truncate(width, overflow="ellipsis")
+        line.no_wrap = True
+        fitted.append(line)
+    return Group(*fitted)
+
+
+def _header(history: History, job: Job, now: float, width: int) -> Text:
+    state, daemon = history.state, history.state.daemon
+    text = Text.assemble((f"job {job.id}", "bold"), f"  {job.name}  ")
+    text.append(job.state.value, _style_of(job.state))
+    if daemon is not None:
+        model = Path(daemon.base).name
+        text.append(f"  {model} on {daemon.device} in {daemon.dtype}", "dim")
+    if daemon is not None and not state.ready and not job.finished:
+        text.append("  loading the models", "yellow")
+    if state.restarts:
+        text.append(f"  restarted {state.restarts}x", "bold yellow")
+    return _apart(text, Text(_duration(_until(history, now) - job.submitted)), width)
+
+
+def _until(history: History, now: float) -> float:
+    """A job that is over has a length."""
+    return now if history.ended is None else history.ended
+
+
+def _style_of(state: JobState) -> str:
+    match state:
+        case JobState.done:
+            return "green"
+        case JobState.failed | JobState.cancelled:
+            return "red"
+        case JobState.paused:
+            return "yellow"
+    return "cyan"
+
+
+def _progress(history: History, job: Job, width: int) -> Text:
+    done, tasks = job.counts[Phase.answered], len(job.tasks)
+    tuned = sum(task.answered_by is not None for task in job.tasks.values())
+    words = [f"{done}/{tasks}", f"{tuned} fine-tuned"]
+    if doubtful := len(job.retriable()):
+        words.append(f"{doubtful} doubtful")
+    if (score := history.score()) is not None:
+        words.append(f"score {score:.1%}")
+    return _barred("answered", done / tasks, Text("  ".join(words)), width)
+
+
+def _clock(scene: Scene, job: Job, now: float, width: int) -> list[Text]:
+    """How much of the budget is gone, and when the end should be."""
+    if job.finished:
+        return []
+    left = None
+    if scene.outlook and job.state is not JobState.paused:
+        left = max(0.0, scene.outlook.left - max(0.0, now - scene.outlook.at))
+    if job.budget is None:
+        done_in = f"done in about {_duration(left)}" if left is not None else "not known yet"
+        return [_labelled("forecast", done_in)]
+    used = now - job.submitted
+    remains = job.budget - used
+    if remains < 0:
+        late = Text(f"over by {_duration(-remains)} of {_duration(job.budget)}", "bold red")
+        return [_barred("budget", 1.0, late, width)]
+    words = f"{_duration(remains)} left of {_duration(job.budget)}"
+    if left is not None:
+        words += f"  {_duration(left)} of work wait"
+    return [_barred("budget", used / job.budget, Text(words), width)]
+
+
+def _training(history: History, now: float, width: int) -> list[Text]:
+    state = history.state
     if not state.training:
-        return Text("idle", style="dim")
-    return Text(
-        "\n".join(
-            f"{now.task}  step {now.step}/{now.steps}  loss {now.loss:.3f}  "
-            f"{now.tokens_per_second:.0f} tok/s"
-            for now in state.training.values()
-        )
+        return [_labelled("training", ("idle", "dim"))]
+    rows = [_trained(history, step, width) for step in list(state.training.values())[:TRAININGS]]
+    if still := _still(history, now):
+        rows[0].append(still)
+    return [_labelled("training" if not i else "", row) for i, row in enumerate(rows)]
+
+
+def _trained(history: History, now: Training, width: int) -> Text:
+    head = f"{now.task}  step {now.step}/{now.steps}  loss {now.loss:.3f}  "
+    tail = f"  {now.tokens_per_second:.0f} tok/s"
+    curve = [loss for _, loss in history.losses.get(now.task, [])]
+    room = min(LOSS_COLUMNS, width - LABEL - len(head) - len(tail))
+    text = Text(head)
+    text.append(sparkline(curve, max(0, room)), "cyan")
+    text.append(tail)
+    return text
+
+
+def _still(history: History, now: float) -> Text | None:
+    quiet = now - history.at
+    return Text(f"  no step for {_duration(quiet)}", "bold yellow") if quiet > QUIET else None
+
+
+def _inference(history: History, job: Job, now: float, width: int) -> Text:
+    busy = [span.task for (lane, _), span in history.open.items() if lane == "infer"]
+    if not busy:
+        return _labelled("inference", ("idle", "dim"))
+    tasks = [f"{name} {job.tasks[name].sampled}/{job.tasks[name].wanted}" for name in busy]
+    rate = f"  {history.sampling_rate(now):.0f} tok/s"
+    room = width - LABEL - len(rate) - len("  and 999 more")
+    shown = 1
+    while shown < len(tasks) and len("  ".join(tasks[: shown + 1])) <= room:
+        shown += 1
+    more = f"  and {len(tasks) - shown} more" if shown < len(tasks) else ""
+    text = _labelled("inference", "  ".join(tasks[:shown]), more, rate)
+    if not history.state.training and (still := _still(history, now)):
+        text.append(still)
+    return text
+
+
+def _strip(history: History, now: float, width: int) -> list[Text]:
+    """The lanes of the recent past: a block for each training, bars for how many are sampled."""
+    spans, columns = history.spans(), width - LABEL
+    if not spans or columns < 1 or history.found is None:
+        return []
+    end = _until(history, now)
+    stride = _stride(spans, end, columns, end - history.found.submitted)
+    # Aligned to the stride, so that the picture moves by whole columns.
+    begin = (math.floor(end / stride) + 1 - columns) * stride
+    edges = [begin + i * stride for i in range(columns + 1)]
+    tracks = 1 + max((span.track for span in spans if span.lane == "train"), default=0)
+    rows = []
+    for track in range(min(tracks, TRAININGS)):
+        mine = [span for span in spans if span.lane == "train" and span.track == track]
+        name = "trained" if tracks == 1 else f"trained {track + 1}"
+        rows.append(_labelled(name, _blocks(mine, edges, end)))
+    rows.append(_labelled("sampled", _bars([s for s in spans if s.lane == "infer"], edges, end)))
+    ago = f"{_duration(columns * stride)} ago"
+    axis = _apart(Text(ago, "dim"), Text(f"now, {_duration(stride)} a column", "dim"), columns)
+    return [*rows, _labelled("", axis)]
+
+
+def _stride(spans: Sequence[Span], now: float, columns: int, age: float) -> float:
+    """So short that tasks are blocks, and that a young job fills the columns."""
+    lane: Lane = "train" if any(span.lane == "train" for span in spans) else "infer"
+    lengths = sorted((now if s.end is None else s.end) - s.begin for s in spans if s.lane == lane)
+    wanted = min(lengths[len(lengths) // 2] / COLUMNS_PER_TASK, age / columns)
+    return next((stride for stride in STRIDES if stride >= wanted), STRIDES[-1])
+
+
+def _blocks(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
+    """For each column the span that fills most of it, neighbours in different shades."""
+    text = Text()
+    for left, right in pairwise(edges):
+        shares = [(_overlap(span, left, right, now), span) for span in spans]
+        share, span = max(shares, key=lambda each: each[0], default=(0.0, None))
+        if span is None or share < (right - left) / 4:
+            text.append("·", "dim")
+        else:
+            colour = TASK_COLOURS[span.number % len(TASK_COLOURS)]
+            text.append("█▓"[span.number % 2], colour)
+    return text
+
+
+def _bars(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
+    """For each column how many spans there were on the average."""
+    text = Text()
+    for left, right in pairwise(edges):
+        count = sum(_overlap(span, left, right, now) for span in spans) / (right - left)
+        level = math.ceil(count - 0.25)
+        text.append(LEVELS[min(level, len(LEVELS)) - 1] if level > 0 else "·", "green")
+    return text
+
+
+def _overlap(span: Span, left: float, right: float, now: float) -> float:
+    end = now if span.end is None else span.end
+    return max(0.0, min(end, right) - max(span.begin, left))
+
+
+def _notices(history: History, width: int) -> list[Text]:
+    shown = list(history.notices)[-NOTICES:]
+    if not shown:
+        return []
+    job = history.found
+    since = job.submitted if job else 0.0
+    lines = [Text(f"{_duration(at - since):>{LABEL - 2}}  {text}", "yellow") for at, text in shown]
+    return [Text(), *lines]
+
+
+def _answers(history: History, palette: Palette | None, width: int, rows: int) -> list[Text]:
+    """The last answers side by side, the newest first, as far as there is room."""
+    blocks: list[list[Text]] = []
+    used = 0
+    for verdict in reversed(history.answers.values()):
+        block = _answer(history, verdict, palette, rows)
+        wide = max(line.cell_len for line in block)
+        if blocks and used + wide > width:
+            break
+        blocks.append(block)
+        used += wide + 3
+    lines = []
+    for r in range(max(map(len, blocks), default=0)):
+        line = Text()
+        for block in blocks:
+            wide = max(each.cell_len for each in block)
+            part = block[r].copy() if r < len(block) else Text()
+            part.pad_right(wide - part.cell_len + 3)
+            line.append_text(part)
+        lines.append(line)
+    return lines
+
+
+def _answer(history: History, verdict: Verdict, palette: Palette | None, rows: int) -> list[Text]:
+    """An answer in so many rows: whose, how sure, and the first grid."""
+    best = verdict.ranked[0][0] if verdict.ranked[0] else None
+    per_test = verdict.samples // len(verdict.ranked)
+    votes = f"{best.count}/{per_test} votes" if best else "blank"
+    head = Text.assemble(_mark(history.right.get(verdict.task)), (verdict.task, "bold"))
+    lines = [head, Text(votes, "dim")]
+    if best is not None:
+        drawn = list(show.small(best.grid, palette).split("\n", allow_blank=True))
+        if len(drawn) > rows - len(lines):
+            drawn = [*drawn[: rows - len(lines) - 1], Text("⋮", "dim")]
+        lines += drawn
+    return lines[:rows]
+
+
+def _mark(right: float | None) -> Text:
+    """Whether all, none or some of the tests are solved."""
+    match right:
+        case None:
+            return Text()
+        case 1:
+            return Text("✓ ", "bold green")
+        case 0:
+            return Text("✗ ", "bold red")
+    return Text("½ ", "bold yellow")
+
+
+def sparkline(values: Sequence[float], columns: int) -> str:
+    """The values from the lowest to the highest of the levels, in so many columns at most."""
+    count = min(columns, len(values))
+    if not count:
+        return ""
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    top = len(LEVELS) - 1
+    return "".join(
+        LEVELS[round((m - low) / (high - low) * top) if high > low else 0] for m in means
     )
 
 
-def _engine(job: Job | None) -> Text:
-    tasks = job.tasks.items() if job else ()
-    busy = [f"{name} {t.sampled}/{t.wanted}" for name, t in tasks if t.phase is Phase.trained]
-    return Text("  ".join(busy)) if busy else Text("idle", style="dim")
+def _labelled(label: str, *parts: str | Text | tuple[str, str]) -> Text:
+    return Text.assemble((f"{label:<{LABEL}}", "bold"), *parts)
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+def _apart(left: Text, right: Text, width: int) -> Text:
+    """One at the left edge and one at the right."""
+    left.truncate(max(0, width - right.cell_len - 1), overflow="ellipsis")
+    left.pad_right(width - left.cell_len - right.cell_len)
+    return left.append_text(right)
 
 
-def line(record: Record, state: State, solutions: Solutions) -> str | None:
-    """One line for a transition, `state` being the one after it; None for mere progress."""
-    match record.event:
-        case events.DaemonReady(seconds):
-            return f"models loaded in {seconds:.1f} s"
-        case events.DaemonStarted(pid) if state.restarts:
-            return f"note: the daemon was started again (pid {pid})"
-        case events.Interrupted(task):
-            return f"{task}  note: interrupted by the death of the daemon, goes on"
-        case events.Released(task):
-            return f"{task}  note: set aside unfinished"
-        case events.Paused() | events.Cancelled() | events.Resumed():
-            return f"job {record.job} {events.kind(record.event).lower()}"
-        case events.Retried(tasks):
-            return f"job {record.job} retries {len(tasks)} tasks"
-        case events.Trained(task, _, steps, _, seconds, loss):
-            return f"{task}  trained {steps} steps in {seconds:.1f} s, loss {loss:.3f}"
-        case events.Noted(task, note):
-            return f"{task}  note: {note}"
-        case events.Answered(task, verdict) if record.job is not None:
-            job = state.jobs[record.job]
-            done = f"{job.counts[Phase.answered]}/{len(job.tasks)}"
-            head = f"{task}  answered {done}: {_agreement(verdict)}"
-            return head + _judged(verdict, solutions)
-        case _:
-            return None
+def _barred(label: str, share: float, words: Text, width: int) -> Text:
+    columns = max(10, min(60, width - LABEL - 2 - max(WORDS, words.cell_len)))
+    full = round(min(1.0, max(0.0, share)) * columns)
+    bar = Text.assemble(("█" * full, "green"), ("░" * (columns - full), "dim"))
+    return _labelled(label, bar, "  ", words)
 
 
-def log_line(record: Record, state: State) -> str | None:
-    """One line of the daemon's log for a transition of any job."""
-    match record.event:
-        case events.DaemonStarted(pid, version, base, _, device, dtype):
-            return f"arcd {version}, pid {pid}, {base} on {device} in {dtype}"
-        case events.DaemonStopped():
-            return "stopped"
-        case events.Submitted(name, priority, tasks):
-            return f"job {record.job} submitted: {name}, {len(tasks)} tasks, priority {priority}"
-    text = line(record, state, {})
-    of_task = record.job is not None and isinstance(record.event, events.TaskEvent)
-    return f"job {record.job}  {text}" if text and of_task else text
-
-
-def _agreement(verdict: Verdict) -> str:
-    if not verdict.samples:
-        return "not asked, blank"
-    best = [test[0].count if test else 0 for test in verdict.ranked]
-    per_test = verdict.samples // len(verdict.ranked)
-    valid = verdict.samples - verdict.invalid
-    agree = ", ".join(f"{count}/{per_test}" for count in best)
-    return f"{valid} of {verdict.samples} samples valid, best grid {agree} votes"
-
-
-def _judged(verdict: Verdict, solutions: Solutions) -> str:
-    truth = solutions.get(verdict.task)
-    if truth is None:
-        return ""
-    right = sum(grid in attempts for grid, attempts in zip(truth, verdict.attempts, strict=True))
-    return "  ✓ solved" if right == len(truth) else f"  ✗ {right} of {len(truth)} tests solved"
-
-
-Watch = Callable[[Record], None]
-
-
-@contextmanager
-def watching(
-    console: Console,
-    job: int,
-    solutions: Solutions,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Watch]:
-    """Something that shows a job's records on this console for as long as the block lasts."""
-    state, begun = State(), clock()
-
-    def now() -> RenderableType:
-        return draw(state, job, clock() - begun)
-
-    def listen(record: Record) -> None:
-        state.apply(record)
-        text = line(record, state, solutions)
-        if text:
-            colour = "green" if "✓" in text else "yellow" if "note:" in text else None
-            console.print(Text(text, style=colour or ""), soft_wrap=True)
-
-    if not console.is_terminal:
-        yield listen
-        return
-    with Live(get_renderable=now, console=console, refresh_per_second=4, transient=True):
-        yield listen
+def _duration(seconds: float) -> str:
+    """E.g. 0:07, 12:30 or 11:05:00."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def account(value: Account) -> RenderableType:

@@ -65,6 +65,10 @@ class Verdict:
         """For each test the attempts there are: at most two, none where nothing was valid."""
         return tuple(tuple(vote.grid for vote in test[:ATTEMPTS]) for test in self.ranked)
 
+    def right(self, truth: Sequence[Grid]) -> int:
+        """How many of the tests, of which these are the true outputs, are solved."""
+        return sum(grid in attempts for grid, attempts in zip(truth, self.attempts, strict=True))
+
 
 def rank(candidates: Iterable[Candidate]) -> tuple[Vote, ...]:
     """The grids among the candidates of one test, best first."""

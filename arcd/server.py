@@ -100,6 +100,12 @@ def application(
         """How long what is left of a job should take."""
         return forecast(desk.job(job))
 
+    @app.get("/jobs/{job}/solutions")
+    async def get_solutions(job: Number) -> dict[str, list[list[list[int]]]]:
+        """The solutions of its tasks that are known, in Kaggle's format."""
+        known = desk.store.tasks(desk.job(job).id).solutions
+        return {task: [[list(row) for row in grid] for grid in known[task]] for task in known}
+
     @app.get("/jobs/{job}/result", response_model=dict[str, list[dict[str, list[list[int]]]]])
     async def get_result(job: Number) -> Response:
         """The job's submission, complete and valid at any time."""

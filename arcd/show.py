@@ -1,6 +1,6 @@
-"""Grids in the terminal: pure functions from values to rich renderables, in ARC's ten colours.
+"""Grids in the terminal: pure functions from values to rich renderables.
 
-Where there is no colour (NO_COLOR, a pipe) the digits of the cells are shown instead. Knows
+Where there is no palette (NO_COLOR, a pipe) the digits of the cells are shown instead. Knows
 nothing of where the values come from.
 """
 
@@ -14,28 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from arcd.grids import Grid, shape
+from arcd.palette import Palette
 from arcd.selection import Verdict, Vote
 from arcd.tasks import Task
-
-PALETTE = (
-    "#000000",
-    "#0074D9",
-    "#FF4136",
-    "#2ECC40",
-    "#FFDC00",
-    "#AAAAAA",
-    "#F012BE",
-    "#FF851B",
-    "#7FDBFF",
-    "#870C25",
-)
-"""The colours 0..9 as the ARC-AGI testing interface shows them."""
 
 SHOWN = 6
 """Candidates drawn for a test at most."""
 
 
-def grid(value: Grid, *, colour: bool = True, truth: Grid | None = None) -> Text:
+def grid(value: Grid, palette: Palette | None, truth: Grid | None = None) -> Text:
     """A grid, two columns of the terminal a cell; cells that differ from `truth` are marked."""
     text = Text(no_wrap=True)
     same_shape = truth is not None and shape(truth) == shape(value)
@@ -44,17 +31,32 @@ def grid(value: Grid, *, colour: bool = True, truth: Grid | None = None) -> Text
             text.append("\n")
         for c, cell in enumerate(row):
             wrong = same_shape and truth is not None and truth[r][c] != cell
-            text.append_text(_cell(cell, colour=colour, wrong=wrong))
+            text.append_text(_cell(cell, palette, wrong=wrong))
     return text
 
 
-def _cell(cell: int, *, colour: bool, wrong: bool) -> Text:
+def _cell(cell: int, palette: Palette | None, *, wrong: bool) -> Text:
     mark = "×" if wrong else " "
-    if not colour:
+    if palette is None:
         return Text(f"{cell}{mark}")
-    dark = cell in (0, 1, 9)
-    style = Style(bgcolor=PALETTE[cell], color="#FFFFFF" if dark else "#000000", bold=wrong)
-    return Text(f"{mark} ", style)
+    style = Style(bgcolor=palette.colours[cell], color=palette.ink(cell), bold=wrong)
+    # Who sees fewer colours has the digits beside them.
+    return Text(f"{cell if palette is Palette.colourblind else ' '}{mark}", style)
+
+
+def small(value: Grid, palette: Palette | None) -> Text:
+    """A grid, one column of the terminal a cell; two rows of it a line where there are colours."""
+    if palette is None:
+        return Text("\n".join("".join(map(str, row)) for row in value), no_wrap=True)
+    colours = palette.colours
+    text = Text(no_wrap=True)
+    for r in range(0, len(value), 2):
+        if r:
+            text.append("\n")
+        for c, upper in enumerate(value[r]):
+            lower = colours[value[r + 1][c]] if r + 1 < len(value) else None
+            text.append("▀", Style(color=colours[upper], bgcolor=lower))
+    return text
 
 
 def captioned(caption: str, value: RenderableType) -> RenderableType:
@@ -68,34 +70,34 @@ def size(value: Grid) -> str:
     return f"{rows}x{columns}"
 
 
-def task(value: Task, solutions: Sequence[Grid] = (), *, colour: bool = True) -> RenderableType:
+def task(value: Task, palette: Palette | None, solutions: Sequence[Grid] = ()) -> RenderableType:
     """The demonstration pairs of a task and its tests, with their solutions where known."""
     parts: list[RenderableType] = []
     for i, pair in enumerate(value.train):
-        parts.append(_arrow(f"pair {i}", pair.input, pair.output, colour=colour))
+        parts.append(_arrow(f"pair {i}", pair.input, pair.output, palette))
     for i, query in enumerate(value.tests):
         solution = solutions[i] if i < len(solutions) else None
-        parts.append(_arrow(f"test {i}", query, solution, colour=colour))
+        parts.append(_arrow(f"test {i}", query, solution, palette))
     return Panel(Columns(parts, padding=(0, 4)), title=f"task {value.id}", title_align="left")
 
 
-def _arrow(name: str, left: Grid, right: Grid | None, *, colour: bool) -> RenderableType:
+def _arrow(name: str, left: Grid, right: Grid | None, palette: Palette | None) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     caption = f"{name}  {size(left)} → {size(right) if right else '?'}"
-    shown = grid(right, colour=colour) if right else Text("?")
-    table.add_row(grid(left, colour=colour), Text("→"), shown)
+    shown = grid(right, palette) if right else Text("?")
+    table.add_row(grid(left, palette), Text("→"), shown)
     return captioned(caption, table)
 
 
 def votes(
-    ranked: Iterable[Vote], truth: Grid | None = None, *, colour: bool = True
+    ranked: Iterable[Vote], palette: Palette | None, truth: Grid | None = None
 ) -> RenderableType:
     """The candidates of a test, best first, with votes, likelihood and whether they are right."""
     parts = []
     for place, vote in enumerate(ranked, 1):
         verdict = "" if truth is None else ("  right" if vote.grid == truth else "  wrong")
         caption = f"{place}. {_count(vote.count, 'vote')}  {vote.mean_logprob:.3f} nats{verdict}"
-        parts.append(captioned(caption, grid(vote.grid, colour=colour, truth=truth)))
+        parts.append(captioned(caption, grid(vote.grid, palette, truth)))
     return Columns(parts, padding=(0, 4)) if parts else Text("no valid candidate")
 
 
@@ -104,13 +106,13 @@ def _count(number: int, thing: str) -> str:
 
 
 def answers(
-    value: Verdict, solutions: Sequence[Grid] = (), *, colour: bool = True
+    value: Verdict, palette: Palette | None, solutions: Sequence[Grid] = ()
 ) -> RenderableType:
     """A task's best candidates for each test, and what went other than planned."""
     panels: list[RenderableType] = []
     for i, ranked in enumerate(value.ranked):
         truth = solutions[i] if i < len(solutions) else None
-        body = votes(ranked[:SHOWN], truth, colour=colour)
+        body = votes(ranked[:SHOWN], palette, truth)
         valid = sum(vote.count for vote in ranked)
         title = f"test {i}: {_count(len(ranked), 'different answer')} in {valid} valid samples"
         panels.append(Panel(body, title=title, title_align="left"))
@@ -118,6 +120,6 @@ def answers(
     return Group(*panels)
 
 
-def coloured(console: Console) -> bool:
-    """Whether this console shows colours."""
-    return console.color_system is not None and not console.no_color
+def on(console: Console, palette: Palette) -> Palette | None:
+    """The palette if this console shows colours."""
+    return palette if console.color_system is not None and not console.no_color else None

@@ -6,14 +6,13 @@ value. Knows nothing of how attempts came about.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
-from arcd.errors import ArcdError, BadGrid, BadSubmission, BadTask
+from arcd.errors import BadGrid, BadSubmission, BadTask
+from arcd.files import write_text
 from arcd.grids import Grid, to_grid, to_lists
 from arcd.selection import ATTEMPTS, Verdict
 from arcd.tasks import Task, read_json
@@ -99,46 +98,8 @@ def _to_attempt(where: str, grid: object) -> Grid | None:
 
 
 def write(path: Path, submission: Submission) -> None:
-    """Put the submission at `path`; see `write_text`."""
+    """Put the submission at `path`; see `files.write_text`."""
     write_text(path, json.dumps(submission))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Put a submission's JSON text at `path` whole: at any moment the old or the new one is there.
-
-    Durable when it returns. Raises ArcdError naming the path where the file system refuses; then
-    the old file is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            _write_durably(temporary, text)
-            os.replace(temporary, path)
-        finally:
-            # After the rename there is none left.
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise ArcdError(f"{path}: not written: {error.strerror or error}") from None
-    # The file is in place: a file system that cannot sync a folder must not turn that into an
-    # error.
-    with suppress(OSError):
-        _sync_folder(path.parent)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 Mode = Literal["both", "second"]

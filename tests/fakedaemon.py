@@ -18,7 +18,7 @@ from pathlib import Path
 
 import anyio
 
-from arcd import daemon, events, store, submission
+from arcd import daemon, events, files, store
 from arcd.backends import Completion
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.basemodel import Device
@@ -173,7 +173,7 @@ def rig_of(plan: Plan):
     surround(Store, "submit", points, lambda *_: "Submitted")
     surround(Store, "serial", points, lambda *_: "serial")
     surround(os, "replace", points, lambda *_: "replace")
-    surround(submission, "_write_durably", points, lambda *_: "write")
+    surround(files, "_write_durably", points, lambda *_: "write")
 
     @asynccontextmanager
     async def open_rig(options: Options, platform, *, rank, ledger, serial) -> AsyncIterator[Rig]:

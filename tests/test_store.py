@@ -28,7 +28,7 @@ from small import candidate, grid, task
 from strategies import EVENTS, Happening, lives
 from strategies import tasks as any_tasks
 
-from arcd import events, submission
+from arcd import events, files, submission
 from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
 from arcd.events import Record
@@ -242,7 +242,7 @@ def test_the_submission_is_that_of_the_verdicts(tmp_path_factory, shown):
             store.append(1, events.Answered(name, each))
         assert json.loads(store.submission(1)) == submission.of(TASKS.tasks, found)
         path = store.path.with_name("submission.json")
-        submission.write_text(path, store.submission(1))
+        files.write_text(path, store.submission(1))
         assert list(submission.read(path)) == ["b", "a"]
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import grids
 
-from arcd import submission
+from arcd import files, submission
 from arcd.errors import ArcdError, BadSubmission
 from arcd.selection import Verdict, Vote
 from arcd.tasks import Pair, Task, load
@@ -61,7 +61,7 @@ def test_the_entry_of_a_task_is_what_the_whole_file_holds_for_it():
 
 def test_a_text_is_written_as_it_is(tmp_path):
     path = tmp_path / "submission.json"
-    submission.write_text(path, '{"a":  []}')
+    files.write_text(path, '{"a":  []}')
     assert path.read_text(encoding="utf-8") == '{"a":  []}'
     assert list(tmp_path.iterdir()) == [path]
 
