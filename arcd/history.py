@@ -132,6 +132,7 @@ class History:
             self._move(record.event.task)
         if (job := self.found) is not None and job.finished != (self.ended is not None):
             self.ended = self.at if job.finished else None
+            self.ledger = None  # whoever left before did not finish it
         text = line(record, self.state, {})
         if text and "note: " in text:
             self.notices.append((self.at, text))

@@ -36,6 +36,9 @@ QUIET = 15.0
 LABEL = 11
 """Columns of the names at the left."""
 
+NAME = 30
+"""Columns of a job's name at most."""
+
 LOSS_COLUMNS = 48
 """Of a sparkline at most."""
 
@@ -100,7 +103,9 @@ def _fitted(lines: Iterable[Text], width: int, height: int) -> Group:
 
 def _header(history: History, job: Job, now: float, width: int) -> Text:
     state, daemon = history.state, history.state.daemon
-    text = Text.assemble((f"job {job.id}", "bold"), f"  {job.name}  ")
+    name = Text(job.name)
+    name.truncate(NAME, overflow="ellipsis")
+    text = Text.assemble((f"job {job.id}", "bold"), "  ", name, "  ")
     text.append(job.state.value, _style_of(job.state))
     if daemon is not None:
         model = Path(daemon.base).name
@@ -144,11 +149,11 @@ def _clock(scene: Scene, job: Job, now: float, width: int) -> list[Text]:
     if job.finished:
         return []
     left = None
-    if scene.outlook and job.state is not JobState.paused:
+    moving = job.state is not JobState.paused and not (scene.history and _still(scene.history, now))
+    if scene.outlook and moving:
         left = max(0.0, scene.outlook.left - max(0.0, now - scene.outlook.at))
     if job.budget is None:
-        done_in = f"done in about {_duration(left)}" if left is not None else "not known yet"
-        return [_labelled("forecast", done_in)]
+        return [_labelled("forecast", _forecast(left))]
     used = now - job.submitted
     remains = job.budget - used
     if remains < 0:
@@ -158,6 +163,10 @@ def _clock(scene: Scene, job: Job, now: float, width: int) -> list[Text]:
     if left is not None:
         words += f"  {_duration(left)} of work wait"
     return [_barred("budget", used / job.budget, Text(words), width)]
+
+
+def _forecast(left: float | None) -> str:
+    return "not known yet" if left is None else f"done in about {_duration(left)}"
 
 
 def _training(history: History, now: float, width: int) -> list[Text]:
