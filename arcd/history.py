@@ -176,5 +176,5 @@ class History:
     def _let_go(self, held: Iterable[tuple[Lane, str]], at: float) -> None:
         for key in list(held):
             span = self.open.pop(key)
-            span.end = max(span.begin, at)
+            span.end = at
             self.over.append(span)

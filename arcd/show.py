@@ -15,7 +15,7 @@ from rich.text import Text
 
 from arcd.grids import Grid, shape
 from arcd.palette import Palette
-from arcd.selection import Verdict, Vote
+from arcd.selection import ATTEMPTS, Verdict, Vote
 from arcd.tasks import Task
 
 SHOWN = 6
@@ -96,7 +96,9 @@ def votes(
     parts = []
     for place, vote in enumerate(ranked, 1):
         verdict = "" if truth is None else ("  right" if vote.grid == truth else "  wrong")
-        caption = f"{place}. {_count(vote.count, 'vote')}  {vote.mean_logprob:.3f} nats{verdict}"
+        name = f"attempt {place}" if place <= ATTEMPTS else f"candidate {place}"
+        likely = f"{vote.mean_logprob:.3f} nats a token"
+        caption = f"{name}: {_count(vote.count, 'vote')}  {likely}{verdict}"
         parts.append(captioned(caption, grid(vote.grid, palette, truth)))
     return Columns(parts, padding=(0, 4)) if parts else Text("no valid candidate")
 

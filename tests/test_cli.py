@@ -4,6 +4,7 @@ No model here: every command either needs none or must refuse before one is load
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -169,12 +170,45 @@ def test_show_draws_a_job_without_colour_into_a_pipe(tmp_path: Path):
     done = arcd("show", "a", "--job", "1", "--home", tmp_path)
     assert done.returncode == 0
     assert "pair 0  2x2 → 1x1" in done.stdout
-    assert "1 vote " in done.stdout
+    assert "attempt 1: 1 vote  -0.125 nats a token" in done.stdout
     assert "right" in done.stdout
     assert "note: a note" in done.stdout
     assert "\x1b" not in done.stdout
     assert arcd("show", "zz", "--job", "1", "--home", tmp_path).returncode == 2
     assert arcd("show", "a", "--job", "2", "--home", tmp_path).returncode == 2
+
+
+def test_show_in_colours_of_either_palette(tmp_path: Path):
+    stored(tmp_path)
+    show = (sys.executable, "-m", "arcd", "show", "a", "--job", "1", "--home", str(tmp_path))
+    plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "COLORTERM")}
+    terminal = {**plain, "FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm"}
+
+    def drawn(**environment: str) -> str:
+        env = {**terminal, **environment}
+        return subprocess.run(show, check=True, capture_output=True, text=True, env=env).stdout
+
+    blue = {"arc": "48;2;0;116;217", "colourblind": "48;2;0;114;178"}
+    for palette, other in (("arc", "colourblind"), ("colourblind", "arc")):
+        text = drawn(ARCD_PALETTE=palette)
+        assert blue[palette] in text
+        assert blue[other] not in text
+    assert "48;2;" not in drawn(NO_COLOR="1")
+
+
+def test_report_and_trace_are_written_whole_or_not_at_all(tmp_path: Path):
+    stored(tmp_path)
+    page, trace = tmp_path / "report.html", tmp_path / "trace.json"
+    home = ("--home", tmp_path)
+    done = arcd("report", 1, "--out", page, "--trace", trace, *home, "--json")
+    assert json.loads(done.stdout) == {"job": 1, "report": str(page), "trace": str(trace)}
+    assert "a note" in page.read_text()
+    assert "a" in {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
+    for wrong, said in (((9, "--out", page), "no job 9"), ((1,), "--out FILE")):
+        done = arcd("report", *wrong, *home)
+        assert (done.returncode, said in done.stderr) == (2, True)
+    done = arcd("report", 1, "--out", tmp_path / "none" / "report.html", *home)
+    assert (done.returncode, "not written" in done.stderr) == (1, True)
 
 
 def test_show_draws_a_task_of_a_bundled_set():

@@ -102,6 +102,17 @@ def test_every_verb_from_submit_to_stop(running: Running, tmp_path: Path):
     assert running.process.wait(timeout=30) == 0
 
 
+def test_who_looks_on_elsewhere_than_on_a_terminal_gets_lines(running: Running):
+    running.arcd("submit", SOLUTIONS, *SMALL)
+    done = running.arcd("watch", "1")
+    lines = done.stderr.splitlines()
+    assert sum("answered" in line and "✓ solved" in line for line in lines) == len(TASKS)
+    assert "\x1b" not in done.stderr
+    assert done.stdout == f"job 1 ({SOLUTIONS}): done, 4 of 4 tasks answered, 0 in hand\n"
+    assert running.client.solutions(1) == load(SOLUTIONS).solutions
+    assert running.arcd("watch", "2").returncode == 2
+
+
 def test_what_waits_is_predicted_and_the_rates_outlive_the_daemon(tmp_path: Path):
     found = []
     for _ in range(2):

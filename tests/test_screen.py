@@ -112,7 +112,8 @@ STATES: dict[str, Callable[[], tuple[Scene, float]]] = {
 
 
 def text(scene: Scene, now: float, width: int, height: int) -> str:
-    console = Console(width=width, height=height, no_color=True, color_system=None)
+    # Wider, so that it is not the console that cuts.
+    console = Console(width=width + 500, height=height, no_color=True, color_system=None)
     with console.capture() as captured:
         console.print(draw(scene, now, width, height))
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
