@@ -5,7 +5,7 @@ With `keep` it remembers only so much of each kind, for who watches for hours. K
 where records come from, nor of how anything is drawn.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +25,8 @@ RECENT = 10.0
 class Span:
     """A time in which a task held a lane, in seconds since 1970; `end` is None while it does.
 
-    `number` counts the spans of a lane. `track` tells those apart that are held at once: it is the
-    lowest that was free.
+    `track` tells those apart that are held at once: it is the lowest that was free. `number` counts
+    the spans of a track.
     """
 
     lane: Lane
@@ -68,7 +68,7 @@ class History:
     deaths: list[float] = field(default_factory=list)
     """When a daemon was started in the place of one that had died."""
     _sampled: deque[tuple[float, int]] = field(default_factory=deque)
-    _begun: dict[Lane, int] = field(default_factory=lambda: {"train": 0, "infer": 0})
+    _begun: Counter[tuple[Lane, int]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.over = deque(maxlen=self.keep)
@@ -170,8 +170,8 @@ class History:
         if (lane, task) not in self.open:
             taken = {span.track for (held, _), span in self.open.items() if held == lane}
             track = min(set(range(len(taken) + 1)) - taken)
-            self.open[lane, task] = Span(lane, task, self._begun[lane], track, at)
-            self._begun[lane] += 1
+            self.open[lane, task] = Span(lane, task, self._begun[lane, track], track, at)
+            self._begun[lane, track] += 1
 
     def _let_go(self, held: Iterable[tuple[Lane, str]], at: float) -> None:
         for key in list(held):

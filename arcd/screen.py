@@ -251,7 +251,7 @@ def _blocks(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
         if span is None or share < (right - left) / 4:
             text.append("·", "dim")
         else:
-            colour = TASK_COLOURS[span.number % len(TASK_COLOURS)]
+            colour = TASK_COLOURS[(span.number + 2 * span.track) % len(TASK_COLOURS)]
             text.append("█▓"[span.number % 2], colour)
     return text
 
