@@ -17,7 +17,7 @@ read -r line <&3 && echo "$line"
 
 echo
 echo "12 tasks of the ARC-AGI-1 evaluation set, never seen in training (examples/tasks):"
-show arcd submit examples/tasks --wait
+show arcd submit examples/tasks --watch
 job=$(arcd jobs --json | .venv/bin/python -c 'import json, sys; print(json.load(sys.stdin)[-1]["job"])')
 show arcd status
 show arcd result "$job" --out "$ARCD_HOME/submission.json"
@@ -29,5 +29,6 @@ import json, sys
 tasks = json.load(sys.stdin)["tasks"]
 print(max(tasks, key=lambda task: (tasks[task]["pass_2"], tasks[task]["accuracy"])))')
 show arcd show "$solved" --job "$job"
+show arcd report "$job" --out "$ARCD_HOME/report.html"
 show arcd stop
 cat <&3 >/dev/null
