@@ -317,6 +317,9 @@ def pretrain(
     width: Annotated[int, typer.Option(min=64, help="A multiple of 64")] = 256,
     layers: Annotated[int, typer.Option(min=1)] = 6,
     batch_tokens: Annotated[int, typer.Option(min=256, help="Each worker's, at each step")] = 4096,
+    composed: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the lessons that are of composed tasks")
+    ] = 0.5,
     workers: Annotated[int, typer.Option(min=1, help="Processes that average gradients")] = 1,
     lr: Annotated[float, typer.Option(min=0)] = 4e-3,
     seed: int = 0,
@@ -334,6 +337,7 @@ def pretrain(
         width=width,
         layers=layers,
         batch_tokens=batch_tokens,
+        composed=composed,
         workers=workers,
         lr=lr,
         seed=seed,

@@ -7,18 +7,18 @@ each. Refuses anything that is, or contains a pair of, an evaluation task of ARC
 import gzip
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from arcd.compose import compose
 from arcd.encoding import CellEncoding
 from arcd.errors import BadGrid, BadTask
+from arcd.forbidden import Forbidden, all_pairs
 from arcd.grids import to_grid
 from arcd.prompts import Lesson, lesson
 from arcd.seeds import generator
-from arcd.tasks import Pair, Task, TaskSet, load
+from arcd.tasks import Pair, Task, load
 from arcd.views import spread
-
-EVALUATION = ("arc1-eval", "arc2-eval")
 
 ORIGINALS = 0.1
 """Share of lessons made from a task's own pairs rather than generated ones."""
@@ -37,12 +37,22 @@ class Corpus:
     own: dict[str, tuple[Pair, ...]]
     generated: dict[str, tuple[Pair, ...]]
     left_out: tuple[str, ...]
+    forbidden: Forbidden
 
-    def lesson(self, rng: random.Random, limit: int, *, held_out: bool = False) -> Lesson:
-        """A lesson in a random view, with loss on all outputs but the first."""
+    def lesson(
+        self, rng: random.Random, limit: int, *, composed: float = 0.0, held_out: bool = False
+    ) -> Lesson:
+        """A lesson in a random view, with loss on all outputs but the first.
+
+        With probability `composed` it is of a composed task.
+        """
         encoding = CellEncoding()
         while True:
             task = self._draw(rng, held_out=held_out)
+            if composed and rng.random() < composed:
+                task = replace(task, train=compose(task.train, rng))
+                if any(map(self.forbidden.has, task.train)):
+                    continue
             (view,) = spread(1, len(task.train), rng, keep_black=0.9)
             target = rng.randrange(len(task.train))
             found = lesson(task, target, view, encoding, limit, rng, loss="outputs")
@@ -63,39 +73,28 @@ class Corpus:
 def open_corpus(rearc: Path | None) -> Corpus:
     """The ARC-AGI-1 training tasks, with the examples of a re-arc file {id: [pair, ...]}.
 
-    A training task that shares a pair with an evaluation task is left out with its generated
-    examples: 40853293 is 070dd51e of the evaluation set under another name. A generated pair that
-    equals one by chance, such as a uniform 3x3 grid, is dropped. Raises BadTask if the file has
-    any task that is not a training task.
+    A training task that shares a pair with an evaluation task, in whatever view, is left out with
+    its generated examples: 40853293 is 070dd51e of the evaluation set under another name. A
+    generated pair that equals one by chance, such as a uniform 3x3 grid, is dropped. Raises BadTask
+    if the file has any task that is not a training task.
     """
     training = load("arc1-train")
-    ids, pairs = evaluation_tasks()
-    own = {task.id: _all_pairs(task, training) for task in training.tasks}
-    left_out = {i for i, pool in own.items() if i in ids or not pairs.isdisjoint(pool)}
+    forbidden = Forbidden.evaluation()
+    own = {task.id: all_pairs(task, training) for task in training.tasks}
+    left_out = {i for i, pool in own.items() if i in forbidden.ids or any(map(forbidden.has, pool))}
     generated = _read(rearc) if rearc else {}
-    for task_id in generated.keys() & ids | generated.keys() - own:
+    for task_id in generated.keys() & forbidden.ids | generated.keys() - own:
         raise BadTask(f"{rearc}: task {task_id}: not an ARC-AGI-1 training task")
     return Corpus(
         {i: pool for i, pool in own.items() if i not in left_out},
-        {i: _without(pairs, pool) for i, pool in generated.items() if i not in left_out},
+        {
+            i: tuple(pair for pair in pool if not forbidden.has(pair))
+            for i, pool in generated.items()
+            if i not in left_out
+        },
         tuple(sorted(left_out)),
+        forbidden,
     )
-
-
-def evaluation_tasks() -> tuple[set[str], set[Pair]]:
-    """The ids, and all pairs, of the evaluation tasks of ARC-AGI-1 and 2."""
-    sets = [load(name) for name in EVALUATION]
-    ids = {task.id for tasks in sets for task in tasks.tasks}
-    return ids, {pair for tasks in sets for task in tasks.tasks for pair in _all_pairs(task, tasks)}
-
-
-def _without(pairs: set[Pair], pool: tuple[Pair, ...]) -> tuple[Pair, ...]:
-    return tuple(pair for pair in pool if pair not in pairs)
-
-
-def _all_pairs(task: Task, tasks: TaskSet) -> tuple[Pair, ...]:
-    outputs = tasks.solutions.get(task.id, ())
-    return task.train + tuple(map(Pair, task.tests, outputs))
 
 
 def _read(path: Path) -> dict[str, tuple[Pair, ...]]:
@@ -113,7 +112,14 @@ def _read(path: Path) -> dict[str, tuple[Pair, ...]]:
 
 
 def batch(
-    corpus: Corpus, seed: int, worker: int, step: int, *, tokens: int, limit: int
+    corpus: Corpus,
+    seed: int,
+    worker: int,
+    step: int,
+    *,
+    tokens: int,
+    limit: int,
+    composed: float = 0.0,
 ) -> list[Lesson]:
     """The lessons of one step of one worker: at most `tokens` in all, padding included.
 
@@ -122,7 +128,7 @@ def batch(
     """
     rng = generator(seed, "pretrain", worker, step)
     drawn = sorted(
-        (corpus.lesson(rng, limit) for _ in range(max(4, tokens // 200))),
+        (corpus.lesson(rng, limit, composed=composed) for _ in range(max(4, tokens // 200))),
         key=lambda found: len(found.tokens),
     )
     start = rng.randrange(len(drawn))

@@ -9,6 +9,7 @@ it is Started again. Knows nothing of who emits or listens.
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
@@ -141,6 +142,12 @@ class DaemonStarted:
     fingerprint: str
     device: str
     dtype: str
+
+    @property
+    def platform(self) -> str:
+        """In words: the base by the end of its path, the device, the precision."""
+        model = "/".join(Path(self.base).parts[-2:])
+        return f"{model} on {self.device} in {self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)

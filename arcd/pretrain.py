@@ -39,6 +39,8 @@ class Recipe:
     """Positions that the model is made for."""
     max_seq_len: int = 3072
     """Tokens of a lesson at most."""
+    composed: float = 0.5
+    """Share of the lessons that are of composed tasks."""
     batch_tokens: int = 4096
     """Tokens of one worker's batch at most, padding included."""
     workers: int = 1
@@ -204,6 +206,7 @@ class _Steps(Dataset[tuple[list[Lesson], int]]):
             step,
             tokens=recipe.batch_tokens,
             limit=recipe.max_seq_len,
+            composed=recipe.composed,
         )
         return lessons, sum(len(lesson.tokens) for lesson in lessons)
 

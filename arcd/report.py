@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from arcd.config import Config
@@ -119,8 +118,7 @@ def _file(name: str) -> str:
 def _subtitle(history: History, job: Job) -> str:
     words = [job.state.value]
     if (daemon := history.platform) is not None:
-        model = Path(daemon.base).name
-        words.append(f"base {model} on {daemon.device} in {daemon.dtype}, arcd {daemon.version}")
+        words.append(f"{daemon.platform}, arcd {daemon.version}")
     return ", ".join(words)
 
 

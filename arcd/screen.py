@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -108,8 +107,7 @@ def _header(history: History, job: Job, now: float, width: int) -> Text:
     text = Text.assemble((f"job {job.id}", "bold"), "  ", name, "  ")
     text.append(job.state.value, _style_of(job.state))
     if daemon is not None:
-        model = Path(daemon.base).name
-        text.append(f"  {model} on {daemon.device} in {daemon.dtype}", "dim")
+        text.append(f"  {daemon.platform}", "dim")
     if daemon is not None and not state.ready and not job.finished:
         text.append("  loading the models", "yellow")
     if state.restarts:

@@ -17,7 +17,7 @@ RANKS = (
     ("grids", "config", "seeds", "ledger", "home", "processes", "heartbeat", "palette", "files"),
     ("tasks", "encoding", "options", "watchdog"),
     ("views", "metrics", "basemodel", "forecast", "supervisor"),
-    ("prompts", "selection", "agenda", "budget", "rates"),
+    ("prompts", "selection", "agenda", "budget", "rates", "compose", "forbidden"),
     ("submission", "events", "backends", "show", "tensors", *(f"backends.{m}" for m in PLUGIN)),
     ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
     ("store", "lines", "pretrain", "solver", "backends.vllm_engine"),

@@ -1,7 +1,5 @@
 """Pretraining: the factorised tables, the exported folder, the corpus, resuming after a kill."""
 
-import gzip
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +9,10 @@ torch = pytest.importorskip("torch")
 
 from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel, CellTables  # noqa: E402
-from arcd.corpus import batch, evaluation_tasks, open_corpus  # noqa: E402
 from arcd.encoding import SPECIALS, CellEncoding  # noqa: E402
-from arcd.errors import BadBase, BadTask  # noqa: E402
+from arcd.errors import BadBase  # noqa: E402
 from arcd.pretrain import Progress, Recipe, pretrain, rate  # noqa: E402
 from arcd.prompts import IGNORED  # noqa: E402
-from arcd.seeds import generator  # noqa: E402
-from arcd.tasks import Pair, load  # noqa: E402
 
 pytestmark = pytest.mark.engine
 
@@ -54,56 +49,6 @@ def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path
     # The folder is in bf16, three significant digits.
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
     assert all(file.stat().st_size < 16 * 2**20 for file in tmp_path.iterdir())
-
-
-def test_no_pair_of_an_evaluation_task_is_in_the_corpus():
-    corpus = open_corpus(None)
-    ids, pairs = evaluation_tasks()
-    assert len(ids) == 514  # 400 and 120, six of which are in both
-    assert corpus.left_out == ("40853293",)
-    assert not ids & corpus.own.keys()
-    assert not any(pair in pairs for pool in corpus.own.values() for pair in pool)
-
-
-def packed(path: Path, task_id: str, pair: Pair) -> Path:
-    with gzip.open(path, "wt") as file:
-        json.dump({task_id: [{"input": pair.input, "output": pair.output}]}, file)
-    return path
-
-
-@pytest.mark.parametrize("name", ["arc1-eval", "arc2-eval"])
-def test_an_evaluation_task_is_refused_whole(tmp_path: Path, name: str):
-    task = load(f"{name}:1").tasks[0]
-    with pytest.raises(BadTask, match=f"task {task.id}: not an ARC-AGI-1 training task"):
-        open_corpus(packed(tmp_path / "a.json.gz", task.id, task.train[0]))
-
-
-def test_a_pair_of_an_evaluation_task_under_another_name_is_dropped(tmp_path: Path):
-    pair = load("arc1-eval:1").tasks[0].train[0]
-    corpus = open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair))
-    assert corpus.generated == {"007bbfb7": ()}
-
-
-def test_a_batch_is_a_pure_function_of_seed_worker_and_step_and_keeps_its_limit():
-    corpus = open_corpus(None)
-
-    def drawn(worker: int, step: int) -> object:
-        return batch(corpus, 0, worker, step, tokens=4096, limit=2048)
-
-    assert drawn(0, 7) == drawn(0, 7)
-    assert drawn(0, 7) != drawn(1, 7)
-    assert drawn(0, 7) != drawn(0, 8)
-    for step in range(20):
-        found = batch(corpus, 0, 0, step, tokens=4096, limit=2048)
-        assert found
-        assert max(len(lesson.tokens) for lesson in found) * len(found) <= 4096
-
-
-def test_a_drawn_lesson_learns_all_outputs_but_the_first():
-    corpus = open_corpus(None)
-    lesson = corpus.lesson(generator(0), 3000)
-    learnt = [token for token in lesson.labels if token != IGNORED]
-    assert learnt.count(CellEncoding.end) == len(lesson.shown)
 
 
 def ignore(progress: Progress) -> None:

@@ -167,7 +167,8 @@ function axes(svg, xs, ys, xLabel, yLabel) {
   }
   for (const [at, text] of ys) {
     svg.append(draw("line", { class: "axis", x1: c.left, x2: c.width - c.right, y1: at, y2: at }));
-    svg.append(draw("text", { x: c.left - 4, y: at + 4, "text-anchor": "end" }, text));
+    // The label of the axis stands at its top.
+    if (at > c.top + 14) svg.append(draw("text", { x: c.left - 4, y: at + 4, "text-anchor": "end" }, text));
   }
   svg.append(draw("text", { x: c.width - c.right, y: c.height - 3, "text-anchor": "end" }, xLabel));
   svg.append(draw("text", { x: 2, y: c.top + 4 }, yLabel));
