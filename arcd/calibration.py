@@ -60,15 +60,14 @@ async def _round(
     finally:
         for adapter in adapters:
             shutil.rmtree(adapter.path, ignore_errors=True)
-    for did in rig.engine.stretches():
-        measured.stepped(did.steps, did.prompt, did.generated, did.seconds)
+    measured.stepped(*rig.engine.stretches())
 
 
 async def _train(
     rig: Rig, config: Config, measured: Measured, task: Task, adapters: list[Adapter]
 ) -> None:
     """As many trainings at once as there will be."""
-    lessons = build_lessons(task, config, rig.encoding, config.train.max_seq_len)
+    lessons = build_lessons([task], config, rig.encoding, config.train.max_seq_len)
     if isinstance(lessons, TooLong) or not lessons:
         return
     failed: list[TrainerFailed] = []

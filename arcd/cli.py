@@ -23,10 +23,13 @@ from arcd.jobs_cli import HomeOption
 from arcd.palette import Palette
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from arcd.bench import Comparison
     from arcd.metrics import Metrics, Report
     from arcd.store import Store
     from arcd.supervisor import Incident
+    from arcd.sweep import Trial
     from arcd.tasks import Solutions
 
 app = typer.Typer(
@@ -109,7 +112,7 @@ def run(
         config=settled,
         grace=GRACE,
     )
-    order = wire.order(found, outs=(out_file,) if out_file else (), take_up=True)
+    order = wire.order(found, outs=(out_file,) if out_file else (), take_up="unfinished")
 
     with live.display(err, palette, screen=watch) as display, Client(place.path) as client:
 
@@ -308,6 +311,55 @@ def bench(
 
 
 @app.command()
+def sweep(
+    config: Annotated[
+        Path, typer.Argument(help="TOML file with settings and, as `tasks`, what to try them on")
+    ],
+    over: Annotated[
+        list[str], typer.Option(help="KEY=VALUE,VALUE,KEY=VALUE..., e.g. train.steps=20,60")
+    ],
+    tasks: Annotated[str | None, typer.Option(help="As for run, instead of the file's")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE")] = None,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Try every combination of some settings with the running daemon, one after the other.
+
+    What was tried before, with the same tasks and settings, is not done again.
+    """
+    from arcd import config as configuration
+    from arcd import sweep as sweeping
+    from arcd import tasks as taskfiles
+    from arcd import wire
+    from arcd.client import Client
+    from arcd.errors import BadConfig
+    from arcd.history import History
+
+    given = configuration.tree(config, settings or ())
+    named = given.pop("tasks", None)
+    if not isinstance(named, str | None) or not (tasks or named):
+        raise BadConfig(f'{config}: say what to try: --tasks, or tasks = "..." in the file')
+    found = taskfiles.load(tasks or str(named))
+    points = list(sweeping.points(sweeping.axes(over)))
+    trees = [configuration.with_settings(given, point) for point in points]
+    place, trials = Home.at(home), []
+    with Client(home) as client:
+        for point, tree in zip(points, trees, strict=True):
+            words = " ".join(f"{key}={value}" for key, value in point.items())
+            order = wire.order(found, name=words[-100:], settings=tree, take_up="done")
+            job = int(client.send(order)["job"])
+            err.print(f"job {job}: {words}", markup=False, highlight=False, soft_wrap=True)
+            for _ in client.follow(job):
+                pass
+            history = History.of(job, _store_with(place, job).records(job=job), found.solutions)
+            trials.append(sweeping.trial(point, history, _evaluate_job(place, job)))
+            if as_json:
+                print(json.dumps(trials[-1].to_json()), flush=True)
+    if not as_json:
+        out.print(_trials_table(trials))
+
+
+@app.command()
 def pretrain(
     folder: Annotated[Path, typer.Argument(help="Run folder; an unfinished run goes on")],
     steps: Annotated[int, typer.Option(min=1)],
@@ -317,6 +369,9 @@ def pretrain(
     width: Annotated[int, typer.Option(min=64, help="A multiple of 64")] = 256,
     layers: Annotated[int, typer.Option(min=1)] = 6,
     batch_tokens: Annotated[int, typer.Option(min=256, help="Each worker's, at each step")] = 4096,
+    unseen: Annotated[
+        str | None, typer.Option(help="Tasks with solutions, measured and never trained on")
+    ] = None,
     composed: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the lessons that are of composed tasks")
     ] = 0.5,
@@ -331,7 +386,9 @@ def pretrain(
 
     from arcd import basemodel
     from arcd import pretrain as training
+    from arcd import tasks as taskfiles
 
+    measured = taskfiles.load(unseen) if unseen else None
     recipe = training.Recipe(
         steps=steps,
         width=width,
@@ -349,7 +406,8 @@ def pretrain(
         else:
             err.print(str(now), highlight=False, markup=False)
 
-    training.pretrain(folder, recipe, rearc, basemodel.pick_device(device, "auto").kind, report)
+    kind = basemodel.pick_device(device, "auto").kind
+    training.pretrain(folder, recipe, rearc, kind, report, unseen=measured)
     out.print(f"model {folder / 'model'}", markup=False, highlight=False)
 
 
@@ -382,6 +440,31 @@ def _bench_table(found: "Comparison") -> Table:
         f"idle: trainer {idle['trainer']:.0%}, engine {idle['engine']:.0%}; "
         f"outside of steps {account.outside_steps:.1%} of {account.solving:.1f} s after start-up"
     )
+    return table
+
+
+TRIAL_HEADINGS = {
+    "pass_1": "\npass@1",
+    "pass_2": "\npass@2",
+    "pass_n": "\npass@n",
+    "accuracy": "accu\nracy",
+    "correct_pixels": "correct\npixels",
+    "correct_size": "correct\nsize",
+}
+
+
+def _trials_table(trials: "Sequence[Trial]") -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for key in trials[0].settings:
+        table.add_column("\n".join(key.rsplit(".", 1)), no_wrap=True)
+    for heading in (*TRIAL_HEADINGS.values(), "s per\ntask", "train\ns", "infer\ns", "\njob"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for trial in trials:
+        values = trial.to_json()
+        shares = (f"{values[name]:.1%}" for name in TRIAL_HEADINGS)
+        times = (f"{values[f'{lane}_seconds']:.0f}" for lane in ("train", "infer"))
+        each = f"{values['seconds_per_task']:.1f}"
+        table.add_row(*trial.settings.values(), *shares, each, *times, str(trial.job))
     return table
 
 

@@ -45,7 +45,7 @@ async def train(part: Part) -> None:
     (task,) = (task for task in load(part.tasks).tasks if task.id == part.task)
     device = pick_device(part.device, part.config.precision)
     encoding = open_encoding(part.base, part.config.encoding)
-    lessons = build_lessons(task, part.config, encoding, part.config.train.max_seq_len)
+    lessons = build_lessons([task], part.config, encoding, part.config.train.max_seq_len)
     if isinstance(lessons, TooLong):
         return
     model = load_model(part.base, device)

@@ -70,6 +70,9 @@ class TrainConfig(_Section):
     """Tokens of a lesson at most; pairs are dropped until it fits."""
     loss: Literal["target", "outputs"] = "outputs"
     """Learn the target only, or also the outputs of the pairs before it but the first."""
+    share: Positive = 1
+    """Tasks, neighbours in their file, that share an adapter, which takes `steps` steps for each of
+    them."""
     start: Path | None = None
     """An adapter (PEFT folder) to start each task from instead of a fresh one."""
 
@@ -163,6 +166,12 @@ class Config(_Section):
     engine: EngineConfig = EngineConfig()
     budget: BudgetConfig = BudgetConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.budget.seconds is not None and self.train.share > 1:
+            raise ValueError("a budget is kept task by task: train.share must be 1")
+        return self
+
 
 DAEMON_KEYS = frozenset({"encoding", "precision", "lookahead", "trainings", "engine"})
 """What is settled when the models are loaded, and the same for all jobs of a daemon."""
@@ -208,6 +217,19 @@ def tree(
     for setting in settings:
         _put(found, *_parse(setting))
     return found | {key: value for key, value in overrides.items() if value is not None}
+
+
+def with_settings(below: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
+    """A tree with settings over it, the values as `--set` takes them.
+
+    Raises BadConfig where the whole would be no configuration.
+    """
+    above: dict[str, Any] = {}
+    for key, value in settings.items():
+        _put(above, *_parse(f"{key}={value}"))
+    found = _merged(below, above)
+    _validated(found)
+    return found
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

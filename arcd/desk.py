@@ -12,7 +12,7 @@ import anyio
 from arcd import events
 from arcd.errors import BadJob, NoJob
 from arcd.events import Event, Record
-from arcd.state import FINISHED, Job, State
+from arcd.state import FINISHED, Job, JobState, State
 from arcd.store import NewJob, Store
 
 BATCH = 500
@@ -46,11 +46,19 @@ class Desk:
         assert record.job is not None
         return self.state.jobs[record.job]
 
-    def take_up(self, new: NewJob) -> Job:
-        """Go on with an unfinished job that asks for the same, or take this one on."""
-        for number in self.store.like(new):
-            if not self.state.jobs[number].finished:
-                return self.resume(number)
+    def take_up(self, new: NewJob, *, done: bool = False) -> Job:
+        """Go on with an unfinished job that asks for the same, or take this one on.
+
+        With `done` a job that is done will do, too.
+        """
+        alike = [self.state.jobs[number] for number in self.store.like(new)]
+        for job in alike:
+            if not job.finished:
+                return self.resume(job.id)
+        if done:
+            for job in alike:
+                if job.state is JobState.done:
+                    return job
         return self.submit(new)
 
     def job(self, number: int) -> Job:

@@ -3,7 +3,8 @@
 Everything that watches arcd reads these: the store writes them down, the state is a fold of them,
 the screen draws that, tests compare them. A task's events come in the order Started, Training*,
 Trained?, (Sampled | Noted)*, Answered; an Interrupted or Released sends it back to waiting, so that
-it is Started again. Knows nothing of who emits or listens.
+it is Started again. While it waits it may come to an adapter by Shared, and then is not trained.
+Knows nothing of who emits or listens.
 """
 
 import json
@@ -95,6 +96,14 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """An adapter that was trained with another task is for this one, too, which still waits."""
+
+    task: str
+    adapter: int
+
+
+@dataclass(frozen=True, slots=True)
 class Noted:
     """Something went other than planned; the note is also in the verdict."""
 
@@ -165,7 +174,9 @@ class DaemonStopped:
 
 
 JobEvent = Submitted | Paused | Resumed | Cancelled | Retried | Finished
-TaskEvent = Started | Training | Trained | Noted | Sampled | Answered | Interrupted | Released
+TaskEvent = (
+    Started | Training | Trained | Shared | Noted | Sampled | Answered | Interrupted | Released
+)
 DaemonEvent = DaemonStarted | DaemonReady | DaemonStopped
 Event = JobEvent | TaskEvent | DaemonEvent
 Emit = Callable[[TaskEvent], None]

@@ -5,7 +5,7 @@ any task takes with any number of samples. Knows nothing of clocks or of how rat
 """
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -35,6 +35,11 @@ class Work:
 
     def __sub__(self, other: "Work") -> "Work":
         return Work(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def untrained(self) -> "Work":
+        """Without what it asks of the trainer."""
+        return replace(self, trainings=0, steps=0, train=0)
 
 
 NO_WORK = Work()

@@ -8,7 +8,7 @@ CPU, single-threaded workers that average their gradients beat threads inside on
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,12 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from arcd.cellmodel import CellModel
 from arcd.corpus import Corpus, batch, open_corpus
-from arcd.encoding import PAD
+from arcd.encoding import PAD, CellEncoding
 from arcd.errors import BadBase
 from arcd.processes import cores
-from arcd.prompts import IGNORED, Lesson
+from arcd.prompts import IGNORED, Lesson, lesson
 from arcd.seeds import generator
+from arcd.tasks import Pair, TaskSet
 from arcd.tensors import collate
+from arcd.views import identity
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of a pretraining: losses in nats, per token in training, per grid held out."""
+    """One line of a pretraining: losses in nats, per token in training, per grid else."""
 
     step: int
     steps: int
     loss: float
     held_out: float | None
+    """Of examples of the training tasks that are not trained on."""
+    unseen: float | None
+    """Of the tests of tasks that are not trained on."""
     tokens: int
     tokens_per_second: float
 
@@ -78,22 +83,24 @@ def pretrain(
     device: str,
     report: Callable[[Progress], None],
     every: int = 100,
+    unseen: TaskSet | None = None,
 ) -> None:
     """Train, or go on training, in `folder`; the finished model is in `folder/model`.
 
-    `report` is called in the first worker every `every` steps, each followed by a checkpoint.
-    Raises BadBase where the folder holds a run of another shape.
+    `unseen` are tasks with solutions that are measured and never trained on. `report` is called in
+    the first worker every `every` steps, each followed by a checkpoint. Raises BadBase where the
+    folder holds a run of another shape.
     """
     folder.mkdir(parents=True, exist_ok=True)
     corpus = open_corpus(rearc)
     if recipe.workers == 1:
-        _work(0, folder, recipe, corpus, device, report, every)
+        _work(0, folder, recipe, corpus, device, report, every, unseen)
         return
     meeting = folder / f"meeting-{os.getpid()}"
     # Forked, so that the workers share the corpus; no thread has been started yet.
     start_processes(  # type: ignore[no-untyped-call]
         _join,
-        (meeting, folder, recipe, corpus, device, report, every),
+        (meeting, folder, recipe, corpus, device, report, every, unseen),
         recipe.workers,
         start_method="fork",
     )
@@ -109,13 +116,14 @@ def _join(
     device: str,
     report: Callable[[Progress], None],
     every: int,
+    unseen: TaskSet | None,
 ) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting.absolute()}", rank=worker, world_size=recipe.workers
     )
     try:
-        _work(worker, folder, recipe, corpus, device, report, every)
+        _work(worker, folder, recipe, corpus, device, report, every, unseen)
     finally:
         dist.destroy_process_group()
 
@@ -128,12 +136,17 @@ def _work(
     device: str,
     report: Callable[[Progress], None],
     every: int,
+    unseen: TaskSet | None,
 ) -> None:
     torch.manual_seed(recipe.seed)  # the same first weights in every worker
     model = CellModel(recipe.width, recipe.layers, recipe.context).to(device)
     optimizers = _optimizers(model, recipe)
     first, tokens = _restore(folder, recipe, model, optimizers, device)
     parallel = DistributedDataParallel(model) if recipe.workers > 1 else model
+    measures: dict[str, list[Lesson]] = {}
+    if worker == 0:
+        measures = {"held out": held_out_lessons(corpus, recipe)}
+        measures["unseen"] = unseen_lessons(unseen, recipe) if unseen else []
     losses: list[Tensor] = []
     clock, counted = time.monotonic(), tokens
     batches = _batches(corpus, recipe, worker, first, prefetch=device != "cpu")
@@ -142,13 +155,17 @@ def _work(
         tokens += lesson_tokens * recipe.workers
         done = step + 1
         if worker == 0 and (done % every == 0 or done == recipe.steps):
-            held_out = _held_out(model, corpus, recipe, device) if done % (5 * every) == 0 else None
+            measured = {
+                name: _nats(model, lessons, device)
+                for name, lessons in measures.items()
+                if done % (5 * every) == 0 or done == recipe.steps
+            }
             _save(folder, recipe, done, tokens, model, optimizers)
             loss = float(torch.stack(losses).mean())
             seconds = time.monotonic() - clock
-            report(
-                Progress(done, recipe.steps, loss, held_out, tokens, (tokens - counted) / seconds)
-            )
+            rates = (tokens - counted) / seconds
+            found = (measured.get("held out"), measured.get("unseen"))
+            report(Progress(done, recipe.steps, loss, *found, tokens, rates))
             losses.clear()
             clock, counted = time.monotonic(), tokens
     if worker == 0:
@@ -223,21 +240,38 @@ def _batches(
     )
 
 
-@torch.no_grad()
-def _held_out(model: CellModel, corpus: Corpus, recipe: Recipe, device: str) -> float:
-    """Nats for each target grid of 64 lessons of held-out examples, always the same."""
+def held_out_lessons(corpus: Corpus, recipe: Recipe) -> list[Lesson]:
+    """Of held-out examples, always the same."""
     rng = generator(recipe.seed, "held out")
+    return [corpus.lesson(rng, recipe.max_seq_len, held_out=True) for _ in range(64)]
+
+
+def unseen_lessons(tasks: TaskSet, recipe: Recipe) -> list[Lesson]:
+    """The tests of these tasks, as far as they fit."""
+    found = []
+    for task in tasks.tasks:
+        for query, output in zip(task.tests, tasks.solutions.get(task.id, ()), strict=False):
+            whole = replace(task, train=(*task.train, Pair(query, output)))
+            target, rng = len(task.train), generator(recipe.seed, "unseen", task.id)
+            view = identity(whole)
+            made = lesson(whole, target, view, CellEncoding(), recipe.max_seq_len, rng)
+            if isinstance(made, Lesson):
+                found.append(made)
+    return found
+
+
+@torch.no_grad()
+def _nats(model: CellModel, lessons: list[Lesson], device: str) -> float | None:
+    """For each target grid, on the average."""
     total = 0.0
-    for _ in range(64):
-        lesson = corpus.lesson(rng, recipe.max_seq_len, held_out=True)
-        answer = next(
-            i for i in range(len(lesson.labels), 0, -1) if lesson.labels[i - 1] == IGNORED
-        )
-        labels = (*[IGNORED] * answer, *lesson.labels[answer:])
-        tokens, wanted = torch.tensor([lesson.tokens]), torch.tensor([labels])
+    for each in lessons:
+        before = (i for i in range(len(each.labels), 0, -1) if each.labels[i - 1] == IGNORED)
+        answer = next(before)
+        labels = (*[IGNORED] * answer, *each.labels[answer:])
+        tokens, wanted = torch.tensor([each.tokens]), torch.tensor([labels])
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             total += float(model(tokens.to(device), wanted.to(device)).sum())
-    return total / 64
+    return total / len(lessons) if lessons else None
 
 
 def _save(
@@ -256,7 +290,10 @@ def _save(
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     temporary = folder / "checkpoint.tmp"
-    torch.save(state, temporary)
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(folder / "checkpoint.pt")
 
 

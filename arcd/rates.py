@@ -6,6 +6,7 @@ Pure; knows nothing of clocks, backends or stores.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -82,6 +83,16 @@ class LinearFit:
         return tuple(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What some engine steps did together: prompt tokens read, tokens generated, seconds."""
+
+    steps: int
+    prompt: int
+    generated: int
+    seconds: float
+
+
 class Measured:
     """The rates of one machine with one base, as they are known by now."""
 
@@ -103,9 +114,10 @@ class Measured:
         """A training was done."""
         self._trainer.add((1.0, steps, tokens), seconds)
 
-    def stepped(self, rounds: int, prompt: int, decoded: int, seconds: float) -> None:
-        """The engine made so many steps, in which it read and generated so many tokens."""
-        self._engine.add((rounds, prompt, decoded), seconds)
+    def stepped(self, *stretches: Stretch) -> None:
+        """The engine did this."""
+        for did in stretches:
+            self._engine.add((did.steps, did.prompt, did.generated), did.seconds)
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` goes on from."""

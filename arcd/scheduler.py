@@ -8,7 +8,7 @@ desk's records only. Knows nothing of models, HTTP or processes.
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from arcd.rates import Measured
 from arcd.selection import verdict
 from arcd.solver import Assignment, Rig, solve
 from arcd.state import Job, Phase, TaskState
+from arcd.tasks import Task
 
 DEATHS = 3
 """A task that the daemon died with so often is answered from what it has."""
@@ -86,6 +87,10 @@ class Scheduler:
         self._in_hand: dict[tuple[int, str], _Hand] = {}
         self._deadlines: dict[int, float] = {}
         """By job, in the event loop's time."""
+        self._groups: dict[int, dict[str, tuple[str, ...]]] = {}
+        """By job whose tasks share adapters: with whom each of them does."""
+        self._leading: set[tuple[int, tuple[str, ...]]] = set()
+        """Groups of which one task waits, or is in hand, that will train for all."""
         self._most_in_hand = config.lookahead + rig.trainings
         self._answered = -math.inf  # when the last task was
         self._stopping = False
@@ -185,13 +190,33 @@ class Scheduler:
 
         def emit(event: events.TaskEvent) -> None:
             with self._rig.ledger.span("host", "record"):
-                self._desk.emit(job.id, event)
+                self._desk.emit(job.id, event, *self._shared(job, event))
 
         done = await solve(assignment, self._rig, emit)
         if before != done.adapter:
-            self._discard(before)
+            self._discard_of(job, name, before)
         if not (job.id in self._deadlines and _improvable(task) and self._has_room()):
-            self._discard(done.adapter)
+            self._discard_of(job, name, done.adapter)
+
+    def _shared(self, job: Job, event: events.TaskEvent) -> list[events.Shared]:
+        """Who gets the adapter that was just trained, beside the task that it was trained with."""
+        if not isinstance(event, events.Trained):
+            return []
+        others = self._group(job, event.task)
+        return [
+            events.Shared(name, event.adapter)
+            for name in others
+            if name != event.task and _has_none(job.tasks[name])
+        ]
+
+    def _discard_of(self, job: Job, task: str, *adapters: int | None) -> None:
+        """Adapters of a task, but for what another one is still to be answered with."""
+        others = [job.tasks[name].adapter for name in self._group(job, task) if name != task]
+        self._discard(*(adapter for adapter in adapters if adapter not in others))
+
+    def _group(self, job: Job, task: str) -> tuple[str, ...]:
+        """The tasks that share an adapter with this one, itself among them."""
+        return self._groups.get(job.id, {}).get(task, (task,))
 
     def _patience(self, hand: _Hand) -> float:
         """How long a task may be sampled that is to be sampled from now on."""
@@ -210,17 +235,18 @@ class Scheduler:
     def _answer_as_they_are(self, job: Job, names: Iterable[str], note: str) -> None:
         """Answer tasks from the candidates they have, all at once: thousands may have to end."""
         store, answers = self._desk.store, []
-        unneeded: list[int | None] = []
+        unneeded: list[tuple[str, int | None, int | None]] = []
         for name in names:
             task = job.tasks[name]
             tests = len(store.task(job.id, name).tests)
             notes = (*task.notes, note)
             found = verdict(name, tests, store.candidates(job.id, name), task.adapter, notes)
             answers.append(events.Answered(name, found))
-            unneeded += [task.adapter, task.answered_by]
+            unneeded.append((name, task.adapter, task.answered_by))
         if answers:
             self._desk.emit(job.id, *answers)
-        self._discard(*unneeded)
+        for name, *adapters in unneeded:
+            self._discard_of(job, name, *adapters)
 
     def _keep_to_budget(self, job: Job) -> None:
         """Take a job with a budget to its next round, or end it."""
@@ -270,6 +296,7 @@ class Scheduler:
             part = self._share(item, config) if state.round else cheap(config)
             config = part.of(config)
         task = store.task(number, name)
+        taught = tuple(store.task(number, other) for other in self._group(job, name))
         adapter = self._kept(state.adapter)
         start = self._kept(state.answered_by)
         hand.alone = times(work(task, config, self._sizes), self._measured.rates)
@@ -278,6 +305,7 @@ class Scheduler:
         return Assignment(
             task=task,
             config=config,
+            taught=taught,
             round=state.round,
             first_sample=first_sample,
             adapter=adapter,
@@ -302,12 +330,12 @@ class Scheduler:
             case events.Submitted(_, _, names) | events.Retried(names):
                 self._take_on(job, names)
             case events.Trained(name, _, steps, tokens, seconds):
+                self._leading.discard((job.id, self._group(job, name)))
                 self._measured.trained(steps, tokens, seconds)
                 if hand := self._in_hand.get((job.id, name)):
                     hand.trained = True
             case events.Answered(name):
-                for did in self._rig.engine.stretches():
-                    self._measured.stepped(did.steps, did.prompt, did.generated, did.seconds)
+                self._measured.stepped(*self._rig.engine.stretches())
                 hand = self._in_hand.get((job.id, name))
                 now = anyio.current_time()
                 if hand and hand.sampling is not None and not hand.scope.cancel_called:
@@ -316,13 +344,36 @@ class Scheduler:
                     wall = now - hand.sampling
                     self._pace.sampled(hand.alone.infer, hand.expected, lane=lane, wall=wall)
                 self._answered = now
+                self._led_to_nothing(job, name)
+            case events.Shared(name):
+                self._take_on(job, [name])
             case events.Released(name) if not job.cancelled:
+                self._leading.discard((job.id, self._group(job, name)))
                 self._take_on(job, [name])
             case events.Cancelled():
                 self._agenda.drop(job.id)
                 for (number, _), hand in self._in_hand.items():
                     if number == job.id:
                         hand.scope.cancel()
+
+    def _led_to_nothing(self, job: Job, task: str) -> None:
+        """Where no adapter came of the task that was to train for others, let another one try."""
+        group = self._group(job, task)
+        if (job.id, group) in self._leading:
+            self._leading.discard((job.id, group))
+            self._take_on(job, group)
+
+    def _ready(self, job: Job, names: Iterable[str]) -> list[str]:
+        """Of tasks that share adapters those that have one, and of each group one that trains."""
+        found = []
+        for name in names:
+            key = (job.id, self._group(job, name))
+            if _has_none(job.tasks[name]) and key in self._leading:
+                continue
+            if _has_none(job.tasks[name]):
+                self._leading.add(key)
+            found.append(name)
+        return found
 
     def _take_on(self, job: Job, names: Iterable[str]) -> None:
         waiting = [name for name in names if job.tasks[name].phase is Phase.waiting]
@@ -333,9 +384,12 @@ class Scheduler:
         if not waiting or job.cancelled:
             return
         config = self._config_of(job.id)
+        if config.train.share > 1:
+            self._groups.setdefault(job.id, _groups(list(job.tasks), config.train.share))
+            waiting = self._ready(job, waiting)
         tasks = {task.id: task for task in self._desk.store.tasks(job.id).tasks}
         rates = self._measured.rates
-        works = {name: work(tasks[name], config, self._sizes) for name in waiting}
+        works = {name: self._work_of(name, job, tasks, config) for name in waiting}
         items = [Item(job.id, name, times(works[name], rates), works[name]) for name in waiting]
         # What was in hand before goes first: it is the nearest to an answer.
         begun = [item for item in items if job.tasks[item.task].wanted]
@@ -343,6 +397,17 @@ class Scheduler:
         # Johnson's rule makes the whole short; what has an end anyway shall hold many tasks.
         order = config.order if job.budget is None else "cheapest"
         self._agenda.add(job.id, job.priority, begun + ordered(fresh, order))
+
+    def _work_of(self, name: str, job: Job, tasks: Mapping[str, Task], config: Config) -> Work:
+        """What a task will be, with the training of those that get its adapter."""
+        found = work(tasks[name], config, self._sizes)
+        if not _has_none(job.tasks[name]):
+            return found.untrained
+        others = (other for other in self._group(job, name) if other != name)
+        for other in others:
+            theirs = work(tasks[other], config, self._sizes)
+            found += replace(theirs - theirs.untrained, trainings=0)
+        return found
 
     def _config_of(self, number: int) -> Config:
         return configuration.on_daemon(self._desk.store.config(number), self._config)
@@ -355,6 +420,17 @@ class Scheduler:
 
     def _folder(self, serial: int) -> Path:
         return self._adapters / f"adapter-{serial}"
+
+
+def _has_none(task: TaskState) -> bool:
+    """Whether a task waits that is still to be trained."""
+    return task.phase is Phase.waiting and task.adapter is None
+
+
+def _groups(names: list[str], share: int) -> dict[str, tuple[str, ...]]:
+    """Neighbours, so many at a time."""
+    found = [tuple(names[i : i + share]) for i in range(0, len(names), share)]
+    return {name: group for group in found for name in group}
 
 
 def _improvable(task: TaskState) -> bool:

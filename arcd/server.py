@@ -83,7 +83,9 @@ def application(
             raise BadJob("outs: only a client on this machine may name files")
         job = accept(order, config, base)
         check(job)
-        return _status(desk.take_up(job) if order.take_up else desk.submit(job))
+        if order.take_up == "never":
+            return _status(desk.submit(job))
+        return _status(desk.take_up(job, done=order.take_up == "done"))
 
     @app.get("/jobs")
     async def get_jobs() -> list[Status]:

@@ -58,11 +58,14 @@ class Assignment:
 
     In round 0 a task is solved for the first time, in each later one with other lessons, views and
     samples, which are numbered from `first_sample` on. `adapter` was trained in this round already,
-    `start` in an earlier one, to go on from; `candidates` are those of all rounds.
+    `start` in an earlier one, to go on from; `candidates` are those of all rounds. The adapter
+    learns from the demonstrations of all tasks in `taught`.
     """
 
     task: Task
     config: Config
+    taught: tuple[Task, ...] = ()
+    """By default the task alone."""
     round: int = 0
     first_sample: int = 0
     adapter: Adapter | None = None
@@ -72,6 +75,10 @@ class Assignment:
     predicted: Times | None = None
     patience: Callable[[], float] = lambda: math.inf
     """Asked when sampling begins: seconds until it is ended, and the samples there are voted on."""
+
+    def lessons(self, encoding: Encoding, limit: int) -> list[Lesson] | TooLong:
+        """What the adapter is to learn, each lesson of at most `limit` tokens."""
+        return build_lessons(self.taught or (self.task,), self.settings, encoding, limit)
 
     @property
     def settings(self) -> Config:
@@ -93,7 +100,7 @@ async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
     task, config = assignment.task, assignment.settings
     notes = _Notes(task.id, emit, list(assignment.notes))
     with rig.ledger.span("host", "build"):
-        lessons = build_lessons(task, config, rig.encoding, config.train.max_seq_len)
+        lessons = assignment.lessons(rig.encoding, config.train.max_seq_len)
         questions = list(build_questions(task, config, rig.encoding))
         all_requests = build_requests(task, questions, config, assignment.first_sample)
         requests = _open(all_requests, assignment.candidates)
@@ -138,14 +145,27 @@ class _Notes:
 
 
 def build_lessons(
-    task: Task, config: Config, encoding: Encoding, limit: int
+    tasks: Sequence[Task], config: Config, encoding: Encoding, limit: int
 ) -> list[Lesson] | TooLong:
-    """All lessons of a task in training order, the same for the same seed on every machine."""
-    rng = generator(config.seed, task.id, "lessons")
-    views = _views(config.train.steps * config.train.batch_size, task, config, "lesson views")
-    if not views:
-        return []
-    return prompts.lessons(task, views, encoding, limit, rng, loss=config.train.loss)
+    """All lessons for an adapter in training order, the same for the same seed on every machine.
+
+    Those of several tasks are mixed; TooLong where none of any of them fits.
+    """
+    found: list[Lesson] = []
+    too_long: list[TooLong] = []
+    for task in tasks:
+        rng = generator(config.seed, task.id, "lessons")
+        views = _views(config.train.steps * config.train.batch_size, task, config, "lesson views")
+        if not views:
+            return []
+        match prompts.lessons(task, views, encoding, limit, rng, loss=config.train.loss):
+            case TooLong() as lacking:
+                too_long.append(lacking)
+            case lessons:
+                found += lessons
+    if len(tasks) > 1:
+        generator(config.seed, *(task.id for task in tasks), "mixed").shuffle(found)
+    return found or min(too_long, key=lambda lacking: lacking.needed)
 
 
 def build_questions(task: Task, config: Config, encoding: Encoding) -> Iterator[Question | TooLong]:
@@ -253,10 +273,10 @@ async def _train(
         return None
     if not lessons:
         return None
-    task, config = assignment.task, assignment.settings
+    task = assignment.task
     if len(task.train) == 1:
         notes.add("one demonstration pair: nothing to leave out, trained without pairs shown")
-    for what, found, frugal in _fallbacks(task, lessons, config, rig):
+    for what, found, frugal in _fallbacks(assignment, lessons, rig):
         if what:
             notes.add(f"out of memory in training, tried again with {what}")
         try:
@@ -271,12 +291,12 @@ async def _train(
 
 
 def _fallbacks(
-    task: Task, lessons: list[Lesson], config: Config, rig: Rig
+    assignment: Assignment, lessons: list[Lesson], rig: Rig
 ) -> Iterator[tuple[str, list[Lesson], bool]]:
     """(what is given up, lessons, frugal?) from the plan down to what takes the least memory."""
     yield "", lessons, False
     half = max(len(lesson.tokens) for lesson in lessons) // 2
-    shorter = build_lessons(task, config, rig.encoding, half)
+    shorter = assignment.lessons(rig.encoding, half)
     if not isinstance(shorter, TooLong):
         lessons = shorter
         yield f"lessons of at most {half} tokens", lessons, False

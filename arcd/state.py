@@ -278,6 +278,8 @@ class State:
                 task.adapter = adapter
                 task.sampling, task.taken = at, Times(seconds, 0.0)
                 _move(job, task, Phase.trained)
+            case events.Shared(_, adapter):
+                task.adapter = adapter
             case events.Sampled():
                 task.sampled += 1
                 _move(job, task, Phase.trained)

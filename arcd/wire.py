@@ -30,6 +30,9 @@ Priority = Annotated[int, Strict(), Field(ge=1, le=100)]
 JobNumber = Annotated[int, Field(ge=1, le=2**53)]
 
 
+TakeUp = Literal["never", "unfinished", "done"]
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,8 +49,8 @@ class Order(_Message):
     """Over the daemon's configuration, e.g. {"train": {"steps": 30}}."""
     outs: Annotated[list[str], Field(max_length=10)] = []
     """Absolute paths on the daemon's machine where the submission is kept as well."""
-    take_up: bool = False
-    """Go on with an unfinished job that asks for the same, if there is one."""
+    take_up: TakeUp = "never"
+    """Go on with an unfinished job that asks for the same, or be content with one that is done."""
 
 
 class Status(BaseModel):
@@ -114,7 +117,7 @@ def order(
     priority: int = 10,
     settings: Mapping[str, Any] | None = None,
     outs: tuple[Path, ...] = (),
-    take_up: bool = False,
+    take_up: TakeUp = "never",
 ) -> Order:
     """The order for a set of tasks; raises BadInput where its name, say, cannot be used."""
     try:

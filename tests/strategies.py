@@ -239,6 +239,7 @@ def _possible(state: State, samples: dict[tuple[int, str], list[Candidate]]) -> 
 def _next(name: str, phase: Phase, samples: list[Candidate]) -> Iterator[events.TaskEvent]:
     if phase is Phase.waiting:
         yield events.Started(name, 4, 2)
+        yield events.Shared(name, 7)
     if phase is Phase.started:
         yield events.Training(name, 1, 2, 0.5, 10.0)
         yield events.Trained(name, 7, 2, 100, 1.0, 0.25)

@@ -82,7 +82,7 @@ def test_without_steps_nothing_is_trained():
 def test_tokens_are_those_of_an_encoding_with_one_for_each_cell(of):
     assume(len(of.train) > 1)
     config, encoding = configured(), CellEncoding()
-    lessons = build_lessons(of, config, encoding, config.train.max_seq_len)
+    lessons = build_lessons([of], config, encoding, config.train.max_seq_len)
     assert isinstance(lessons, list)
     questions = list(build_questions(of, config, encoding))
     found = work(of, config)

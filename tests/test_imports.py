@@ -22,7 +22,7 @@ RANKS = (
     ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
     ("store", "lines", "pretrain", "solver", "backends.vllm_engine"),
     ("desk", "wire", "rig", "calibration", "history"),
-    ("publisher", "scheduler", "server", "client", "screen", "report"),
+    ("publisher", "scheduler", "server", "client", "screen", "report", "sweep"),
     ("daemon", "live"),
     ("foreground",),
     ("doctor", "jobs_cli", "bench", "cold"),

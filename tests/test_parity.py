@@ -37,7 +37,7 @@ async def train(folder: Path, device: Device) -> Trained:
     encoding = open_encoding(bundled(), "auto")
     model = load_model(bundled(), device)
     trainer = LoraTrainer(model, bundled(), folder, device, encoding.pad, Ledger(), cores=lambda: 1)
-    lessons = build_lessons(TASK, config(), encoding, 4096)
+    lessons = build_lessons([TASK], config(), encoding, 4096)
     assert isinstance(lessons, list)
     request = TrainRequest(lessons, config().train, seed=1, serial=0)
     return await trainer.train(request, lambda step: None)

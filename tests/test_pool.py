@@ -27,7 +27,7 @@ def anyio_backend():
 
 
 def request(serial: int, name: str = "t") -> TrainRequest:
-    lessons = build_lessons(task(name), CONFIG, CellEncoding(), 4096)
+    lessons = build_lessons([task(name)], CONFIG, CellEncoding(), 4096)
     return TrainRequest(lessons, CONFIG.train, 0, serial)
 
 

@@ -1,5 +1,7 @@
 """Pretraining: the factorised tables, the exported folder, the corpus, resuming after a kill."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +13,9 @@ from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel, CellTables  # noqa: E402
 from arcd.encoding import SPECIALS, CellEncoding  # noqa: E402
 from arcd.errors import BadBase  # noqa: E402
-from arcd.pretrain import Progress, Recipe, pretrain, rate  # noqa: E402
+from arcd.pretrain import Progress, Recipe, pretrain, rate, unseen_lessons  # noqa: E402
 from arcd.prompts import IGNORED  # noqa: E402
+from arcd.tasks import load  # noqa: E402
 
 pytestmark = pytest.mark.engine
 
@@ -80,6 +83,57 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path):
     assert rest[-1].tokens == whole[-1].tokens
     for name, value in final(tmp_path / "whole").items():
         assert torch.equal(value, final(tmp_path / "cut")[name])
+
+
+RUN = """
+import sys
+from pathlib import Path
+from arcd.pretrain import Recipe, pretrain
+recipe = Recipe(steps=6, width=64, layers=1, batch_tokens=1024, max_seq_len=1024, warmup=2)
+def report(now):
+    print(now.step, flush=True)
+pretrain(Path(sys.argv[1]), recipe, None, "cpu", report, every=1)
+"""
+
+
+def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(tmp_path: Path):
+    def begin(folder: Path) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", RUN, str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with begin(tmp_path / "whole") as whole:
+        assert whole.stdout.read().split() == ["1", "2", "3", "4", "5", "6"]
+    seen: list[int] = []
+    for lines in (1, 2, 1):
+        with begin(tmp_path / "cut") as run:
+            # Its step, and the one after, are under way or being written down when it dies.
+            seen += [int(run.stdout.readline()) for _ in range(lines)]
+            run.kill()
+    with begin(tmp_path / "cut") as last:
+        seen += map(int, last.stdout.read().split())
+    assert seen[-1] == 6
+    assert sorted(set(seen)) == list(dict.fromkeys(seen))
+    for name, value in final(tmp_path / "whole").items():
+        assert torch.equal(value, final(tmp_path / "cut")[name])
+
+
+def test_what_is_never_trained_on_is_measured(tmp_path: Path):
+    seen: list[Progress] = []
+    tasks = load("arc1-eval:6ea4a07e,3b4c2228")
+    pretrain(tmp_path, TINY, None, "cpu", seen.append, every=2, unseen=tasks)
+    assert [progress.unseen is None for progress in seen] == [True, False]
+    assert seen[-1].unseen > 10  # nats for nine cells, of a model that knows next to nothing
+
+
+def test_the_tests_of_a_task_are_asked_for_behind_all_its_pairs():
+    (task,) = load("arc1-eval:6ea4a07e").tasks
+    tasks = load("arc1-eval:6ea4a07e")
+    lessons = unseen_lessons(tasks, TINY)
+    assert len(lessons) == len(task.tests) == 2
+    for lesson, output in zip(lessons, tasks.solutions[task.id], strict=True):
+        assert lesson.shown == tuple(range(len(task.train)))
+        answer = CellEncoding().answer(output)
+        assert list(lesson.tokens[-len(answer) :]) == answer
 
 
 def test_two_workers_average_their_gradients(tmp_path: Path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcd.forecast import COLD, Rates, times, work
-from arcd.rates import REMEMBERED, LinearFit, Measured
+from arcd.rates import REMEMBERED, LinearFit, Measured, Stretch
 
 machines = st.builds(
     lambda scale, task, step, token, round_, prompt, row: Rates(
@@ -46,7 +46,7 @@ def learnt(rates: Rates, seed: int, *, noise: float = 0.0, stragglers: float = 0
         sequences, length = rng.choice([1, 4, 16, 64]), rng.randint(10, 300)
         prompt = sequences * rng.choice([0, 100, 800])
         seconds = length * rates.round + prompt * rates.prompt + sequences * length * rates.row
-        measured.stepped(length, prompt, sequences * length, seconds)
+        measured.stepped(Stretch(length, prompt, sequences * length, seconds))
     return measured
 
 
@@ -74,7 +74,7 @@ def test_one_measurement_sets_the_scale_of_all(rates):
     measured.trained(10, 5000, of(rates, 10, 5000))
     assert of(measured.rates, 10, 5000) == pytest.approx(of(rates, 10, 5000), rel=0.01)
     assert not measured.known
-    measured.stepped(100, 0, 1600, 2.0)
+    measured.stepped(Stretch(100, 0, 1600, 2.0))
     assert measured.known
 
 

@@ -17,15 +17,17 @@ from schemathesis.specs.openapi.checks import (
     allow_header_conformance,
     positive_data_acceptance,
 )
+from small import candidate, task
 from starlette.testclient import TestClient
 
-from arcd import server, wire
+from arcd import events, server, wire
 from arcd.config import resolve
 from arcd.desk import Desk
 from arcd.errors import ArcdError
 from arcd.forecast import COLD
 from arcd.home import Home
-from arcd.state import Job
+from arcd.selection import verdict
+from arcd.state import Job, JobState
 from arcd.store import NewJob, Store
 from arcd.tasks import load
 from arcd.wire import Forecast, Health, Prediction
@@ -162,13 +164,25 @@ def test_a_name_is_a_label_and_never_a_path(bench: Bench, tmp_path: Path):
 
 
 def test_what_was_unfinished_is_taken_up_if_it_asks_for_the_same(bench: Bench):
-    assert bench.submit(take_up=True).json()["job"] == 1
-    assert bench.submit(take_up=True, name="other name").json()["job"] == 1
-    assert bench.submit(take_up=True, settings={"train": {"steps": 5}}).json()["job"] == 2
+    assert bench.submit(take_up="unfinished").json()["job"] == 1
+    assert bench.submit(take_up="unfinished", name="other name").json()["job"] == 1
+    assert bench.submit(take_up="unfinished", settings={"train": {"steps": 5}}).json()["job"] == 2
     assert bench.submit().json()["job"] == 3
     bench.client.post("/jobs/1/cancel")
     bench.client.post("/jobs/3/cancel")
-    assert bench.submit(take_up=True).json()["job"] == 4
+    assert bench.submit(take_up="unfinished").json()["job"] == 4
+
+
+def test_what_is_done_is_not_done_again_if_that_will_do(bench: Bench):
+    (job,) = (bench.desk.state.jobs[bench.submit().json()["job"]],)
+    for name in job.tasks:
+        bench.desk.emit(job.id, events.Started(name, 1, 1))
+        sample = candidate(task(name))
+        bench.desk.emit(job.id, events.Answered(name, verdict(name, 1, [sample], 3)))
+    assert job.state is JobState.done
+    assert bench.submit(take_up="done").json()["job"] == job.id
+    assert bench.submit(take_up="done", settings={"train": {"steps": 5}}).json()["job"] == 2
+    assert bench.submit(take_up="unfinished").json()["job"] == 3
 
 
 def test_a_job_that_is_not_there_is_not_found(bench: Bench):

@@ -1,5 +1,6 @@
 """The solver with the fake backends: notes, fallbacks, what an earlier attempt has left."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -10,13 +11,14 @@ import pytest
 from small import solutions, task
 
 from arcd import events
-from arcd.backends import Adapter, Request, Stretch, Trained, TrainRequest
+from arcd.backends import Adapter, Request, Trained, TrainRequest
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.config import Config, resolve
 from arcd.encoding import CellEncoding
 from arcd.errors import EngineFailed, SampleRefused
 from arcd.ledger import Ledger
 from arcd.prompts import TooLong
+from arcd.rates import Stretch
 from arcd.selection import Candidate, Verdict
 from arcd.solver import Assignment, Rig, build_lessons, build_questions, build_requests, solve
 from arcd.tasks import Task
@@ -98,8 +100,30 @@ async def test_a_broken_training_is_marked_and_answered_by_the_base():
     assert "Noted" in bench.kinds
 
 
+def test_tasks_that_share_an_adapter_are_learnt_in_turn():
+    tasks = [task(name, pairs=2 + i) for i, name in enumerate("abc")]
+    config = resolve(settings=["train.steps=10", "train.batch_size=2"])
+    lessons = build_lessons(tasks, config, CellEncoding(), 4096)
+    assert Counter(lesson.task for lesson in lessons) == {"a": 20, "b": 20, "c": 20}
+    # One after the other would be forgotten.
+    assert len({lesson.task for lesson in lessons[:10]}) == 3
+    assert lessons == build_lessons(tasks, config, CellEncoding(), 4096)
+    alone = build_lessons(tasks[:1], config, CellEncoding(), 4096)
+    assert Counter(alone) == Counter(each for each in lessons if each.task == "a")
+
+
+def test_of_tasks_that_share_an_adapter_those_are_learnt_that_fit():
+    config = resolve(settings=["train.steps=10", "train.batch_size=1"])
+    small, large = task("small"), task("large", side=20)
+    lessons = build_lessons([small, large], config, CellEncoding(), 200)
+    assert [lesson.task for lesson in lessons] == ["small"] * 10
+    assert isinstance(build_lessons([large], config, CellEncoding(), 200), TooLong)
+    none = resolve(settings=["train.steps=0"])
+    assert build_lessons([small, large], none, CellEncoding(), 200) == []
+
+
 def longest(bench: Bench, limit: int = 4096) -> int:
-    lessons = build_lessons(bench.task, bench.config, CellEncoding(), limit)
+    lessons = build_lessons([bench.task], bench.config, CellEncoding(), limit)
     assert not isinstance(lessons, TooLong)
     return max(len(lesson.tokens) for lesson in lessons)
 
@@ -168,7 +192,7 @@ def test_the_same_seed_gives_the_same_lessons_questions_and_requests():
     def built(seed: int) -> object:
         config = resolve(settings=["train.steps=4", "sample.temperature=1"], seed=seed)
         questions = list(build_questions(task(tests=2), config, CellEncoding()))
-        lessons = build_lessons(task(tests=2), config, CellEncoding(), 4096)
+        lessons = build_lessons([task(tests=2)], config, CellEncoding(), 4096)
         return lessons, questions, build_requests(task(tests=2), questions, config)
 
     assert built(3) == built(3)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.backends import Stretch
 from arcd.backends.steplog import FEWEST, StepLog
+from arcd.rates import Stretch
 
 
 @dataclass

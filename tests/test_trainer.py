@@ -62,7 +62,7 @@ def wanted(
 
 def lessons(base: Path, task: str, steps: int) -> list[Lesson]:
     config = resolve(settings=[f"train.steps={steps}"])
-    built = build_lessons(TASKS[task], config, open_encoding(base, "auto"), 2048)
+    built = build_lessons([TASKS[task]], config, open_encoding(base, "auto"), 2048)
     assert isinstance(built, list)
     return built
 

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from arcd.config import TrainConfig
 from arcd.prompts import Lesson, Question
+from arcd.rates import Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +75,6 @@ class Completion:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish: Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """What some engine steps did together: prompt tokens read, tokens generated, seconds."""
-
-    steps: int
-    prompt: int
-    generated: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

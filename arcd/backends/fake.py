@@ -16,7 +16,6 @@ from arcd.backends import (
     Adapter,
     Completion,
     Request,
-    Stretch,
     Trained,
     TrainingStep,
     TrainRequest,
@@ -24,6 +23,7 @@ from arcd.backends import (
 from arcd.encoding import Encoding
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.prompts import Question
+from arcd.rates import Stretch
 from arcd.tasks import Solutions
 
 

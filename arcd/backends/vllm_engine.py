@@ -29,11 +29,12 @@ from typing import Any, TypeVar
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from arcd.backends import Adapter, Completion, Request, Stretch, vllm_plugin
+from arcd.backends import Adapter, Completion, Request, vllm_plugin
 from arcd.backends.steplog import StepLog
 from arcd.config import EngineConfig
 from arcd.errors import ArcdError, EngineFailed, MissingPackage, SampleRefused
 from arcd.ledger import Ledger
+from arcd.rates import Stretch
 
 CPU_CHUNK = 2048
 """Prompt tokens in one step on a CPU: 0.15 s, in which nobody is heard (5M model, one core)."""
