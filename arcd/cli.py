@@ -449,12 +449,12 @@ TRIAL_HEADINGS = {
     "pass_n": "\npass@n",
     "accuracy": "accu\nracy",
     "correct_pixels": "correct\npixels",
-    "correct_size": "correct\nsize",
 }
+"""What a sweep shows of its trials, so that two settings fit beside it."""
 
 
 def _trials_table(trials: "Sequence[Trial]") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     for key in trials[0].settings:
         table.add_column("\n".join(key.rsplit(".", 1)), no_wrap=True)
     for heading in (*TRIAL_HEADINGS.values(), "s per\ntask", "train\ns", "infer\ns", "\njob"):

@@ -179,6 +179,7 @@ EVENTS: dict[type, st.SearchStrategy[events.Event]] = {
         _finite(),
         st.none() | _counts(),
     ),
+    events.Shared: st.builds(events.Shared, st.text(), _counts()),
     events.Noted: st.builds(events.Noted, st.text(), st.text()),
     events.Sampled: st.builds(events.Sampled, st.text(), candidates()),
     events.Answered: st.builds(events.Answered, st.text(), verdicts()),
