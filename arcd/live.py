@@ -62,18 +62,20 @@ def display(
         yield _Lines(console)
         return
     shown = _Screen(console, palette, clock)
-    with Live(
-        get_renderable=shown.draw,
-        console=console,
-        screen=True,
-        refresh_per_second=FRAMES,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ):
-        yield shown
-    # What went wrong must not be gone with the screen.
-    for text in shown.notices():
-        console.print(Text(text, "yellow"), soft_wrap=True)
+    try:
+        with Live(
+            get_renderable=shown.draw,
+            console=console,
+            screen=True,
+            refresh_per_second=FRAMES,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
+            yield shown
+    finally:
+        # What went wrong must not be gone with the screen.
+        for text in shown.notices():
+            console.print(Text(text, "yellow"), soft_wrap=True)
 
 
 class _Lines:
@@ -102,11 +104,14 @@ class _Screen:
         self._console, self._clock = console, clock
         self._lock = threading.Lock()
         self._scene = Scene(None, show.on(console, palette))
+        self._early: list[tuple[float, str]] = []  # notes before there was a job
 
     def of(self, job: int, solutions: Solutions, ask: Ask) -> Watch:
         history = History(job, solutions, KEEP)
         palette = self._scene.palette
         with self._lock:
+            history.notices.extend(self._early)
+            self._early.clear()
             self._scene = Scene(history, palette)
         asked = 0.0
 
@@ -126,10 +131,10 @@ class _Screen:
         return listen
 
     def note(self, text: str) -> None:
-        history = self._scene.history
-        if history is not None:
-            with self._lock:
-                history.notices.append((self._clock(), f"note: {text}"))
+        with self._lock:
+            history = self._scene.history
+            notices = self._early if history is None else history.notices
+            notices.append((self._clock(), f"note: {text}"))
 
     def draw(self) -> RenderableType:
         width, height = self._console.size
@@ -138,4 +143,4 @@ class _Screen:
 
     def notices(self) -> list[str]:
         history = self._scene.history
-        return [text for _, text in history.notices] if history else []
+        return [text for _, text in (history.notices if history else self._early)]

@@ -69,12 +69,17 @@ def test_the_terminal_is_left_as_it_was_but_for_what_went_wrong():
     assert "answered" not in left
 
 
-def test_an_error_leaves_the_terminal_too():
+@pytest.mark.parametrize("job", [None, 1])
+def test_an_error_leaves_the_terminal_too_and_what_was_said_before(job: int | None):
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80, height=24, _environ={})
-    with pytest.raises(KeyboardInterrupt), display(console, Palette.arc, screen=True):
+    with pytest.raises(KeyboardInterrupt), display(console, Palette.arc, screen=True) as where:
+        where.note("the daemon died")
+        if job:
+            where.of(job, TRUTH, lambda: None)
         raise KeyboardInterrupt
-    assert file.getvalue().rindex(ENTER) < file.getvalue().rindex(LEAVE)
+    text = file.getvalue()
+    assert text.index(ENTER) < text.rindex(LEAVE) < text.rindex("note: the daemon died")
 
 
 def test_the_forecast_is_asked_for_every_now_and_then():
