@@ -73,11 +73,16 @@ def test_the_terminal_is_left_as_it_was_but_for_what_went_wrong():
 def test_an_error_leaves_the_terminal_too_and_what_was_said_before(job: int | None):
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80, height=24, _environ={})
-    with pytest.raises(KeyboardInterrupt), display(console, Palette.arc, screen=True) as where:
-        where.note("the daemon died")
-        if job:
-            where.of(job, TRUTH, lambda: None)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with display(console, Palette.arc, screen=True) as where:
+            where.note("the daemon died")
+            if job:
+                where.of(job, TRUTH, lambda: None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     text = file.getvalue()
     assert text.index(ENTER) < text.rindex(LEAVE) < text.rindex("note: the daemon died")
 
