@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from arcd import jobs_cli
 from arcd.errors import known
@@ -23,13 +21,9 @@ from arcd.jobs_cli import HomeOption
 from arcd.palette import Palette
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from arcd.bench import Comparison
-    from arcd.metrics import Metrics, Report
+    from arcd.metrics import Report
     from arcd.store import Store
     from arcd.supervisor import Incident
-    from arcd.sweep import Trial
     from arcd.tasks import Solutions
 
 app = typer.Typer(
@@ -89,7 +83,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
-    from arcd import basemodel, foreground, live, screen, wire
+    from arcd import basemodel, foreground, live, tables, wire
     from arcd import config as configuration
     from arcd import tasks as taskfiles
     from arcd.client import Client
@@ -144,9 +138,9 @@ def run(
         }
         print(json.dumps(document))
         raise typer.Exit(outcome.exit_code)
-    out.print(screen.account(outcome.account))
+    out.print(tables.account(outcome.account))
     if evaluated:
-        out.print(_metrics_table(evaluated, each=False))
+        out.print(tables.metrics_table(evaluated, each=False))
     out.print(f"submission {written}\njob        {outcome.job}", markup=False, highlight=False)
     raise typer.Exit(outcome.exit_code)
 
@@ -161,7 +155,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Metrics of a submission's attempts, or of all samples and the attempts of a job."""
-    from arcd import metrics, submission
+    from arcd import metrics, submission, tables
 
     if answers.isdecimal():
         report = _evaluate_job(Home.at(home), int(answers), solutions)
@@ -171,7 +165,7 @@ def evaluate(
     if as_json:
         print(json.dumps(report.to_json()))
     else:
-        out.print(_metrics_table(report, each=True))
+        out.print(tables.metrics_table(report, each=True))
 
 
 @app.command()
@@ -291,7 +285,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time the same tasks without arcd, with arcd one at a time, and with arcd as it is."""
-    from arcd import basemodel, screen
+    from arcd import basemodel, tables
     from arcd import bench as measuring
     from arcd import config as configuration
     from arcd import tasks as taskfiles
@@ -305,8 +299,8 @@ def bench(
     report = err.print if not as_json else lambda text: None
     compared = measuring.compare(found, tasks, options, repeat=repeat, report=report)
     if not as_json:
-        out.print(_bench_table(compared))
-        out.print(screen.account(compared.arcd.account))
+        out.print(tables.bench_table(compared))
+        out.print(tables.account(compared.arcd.account))
     print(json.dumps(compared.to_json()))
 
 
@@ -329,8 +323,8 @@ def sweep(
     """
     from arcd import config as configuration
     from arcd import sweep as sweeping
+    from arcd import tables, wire
     from arcd import tasks as taskfiles
-    from arcd import wire
     from arcd.client import Client
     from arcd.errors import BadConfig
     from arcd.history import History
@@ -356,7 +350,7 @@ def sweep(
             if as_json:
                 print(json.dumps(trials[-1].to_json()), flush=True)
     if not as_json:
-        out.print(_trials_table(trials))
+        out.print(tables.trials_table(trials))
 
 
 @app.command()
@@ -411,63 +405,6 @@ def pretrain(
     out.print(f"model {folder / 'model'}", markup=False, highlight=False)
 
 
-def _bench_table(found: "Comparison") -> Table:
-    title = f"{found.tasks} tasks on {found.cores} cores, seconds"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("", "wall", "to first answer", "training", "inference", "times as long"):
-        table.add_column(heading, justify="left" if not heading else "right")
-
-    def row(name: str, wall: float, first: float, train: float, infer: float) -> None:
-        numbers = (f"{value:.1f}" for value in (wall, first, train, infer))
-        table.add_row(name, *numbers, f"{wall / found.arcd.wall:.2f}")
-
-    cold = found.cold
-    row("a process for each", cold.wall, cold.first, cold.train, cold.sample)
-    for name, run in (("arcd, one at a time", found.resident), ("arcd", found.arcd)):
-        steps = run.account.seconds
-        row(name, run.wall, run.first, steps["trainer"]["step"], steps["engine"]["step"])
-    slower, account = found.contention, found.arcd.account
-    idle = {lane: account.idle(lane) / account.solving for lane in ("trainer", "engine")}
-    efficiency, uncorrected = (
-        "-" if value is None else f"{value:.2f}"
-        for value in (found.overlap_efficiency, found.overlap_uncorrected)
-    )
-    table.caption = (
-        f"overlap efficiency {efficiency}, with the contention of the shared cores taken out: "
-        f"trainer steps took {slower.train:.2f}, engine steps {slower.infer:.2f} times as long "
-        f"beside the other lane; {uncorrected} against two lanes with a machine each "
-        f"({found.bound:.1f} s)\n"
-        f"idle: trainer {idle['trainer']:.0%}, engine {idle['engine']:.0%}; "
-        f"outside of steps {account.outside_steps:.1%} of {account.solving:.1f} s after start-up"
-    )
-    return table
-
-
-TRIAL_HEADINGS = {
-    "pass_1": "\npass@1",
-    "pass_2": "\npass@2",
-    "pass_n": "\npass@n",
-    "accuracy": "accu\nracy",
-    "correct_pixels": "correct\npixels",
-}
-"""What a sweep shows of its trials, so that two settings fit beside it."""
-
-
-def _trials_table(trials: "Sequence[Trial]") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    for key in trials[0].settings:
-        table.add_column("\n".join(key.rsplit(".", 1)), no_wrap=True)
-    for heading in (*TRIAL_HEADINGS.values(), "s per\ntask", "train\ns", "infer\ns", "\njob"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for trial in trials:
-        values = trial.to_json()
-        shares = (f"{values[name]:.1%}" for name in TRIAL_HEADINGS)
-        times = (f"{values[f'{lane}_seconds']:.0f}" for lane in ("train", "infer"))
-        each = f"{values['seconds_per_task']:.1f}"
-        table.add_row(*trial.settings.values(), *shares, each, *times, str(trial.job))
-    return table
-
-
 def _truth(solutions: Path | None, answers: str) -> "Solutions":
     from arcd import tasks
     from arcd.errors import BadInput
@@ -495,39 +432,6 @@ def _evaluate_job(home: Home, job: int, solutions: Path | None = None) -> "Repor
     truth = _truth(solutions, f"job {job}") if solutions else store.tasks(job).solutions
     attempts = submission.parse(f"job {job}", json.loads(store.submission(job)))
     return metrics.evaluate(truth, attempts, store.samples(job))
-
-
-HEADINGS = {
-    "accuracy": "accu\nracy",
-    "correct_pixels": "correct\npixels",
-    "max_correct_pixels": "max\npixels",
-    "correct_size": "correct\nsize",
-    "any_correct_size": "any\nsize",
-    "pass_n": "pass@n\n",
-    "unanswered": "unan-\nswered",
-    "pass_1": "pass@1\n",
-    "pass_2": "pass@2\n",
-}
-"""Metrics in the order of their columns, narrow enough for a terminal of 80."""
-
-
-def _metrics_table(report: "Report", *, each: bool) -> Table:
-    title = f"score {report.score:.1%} of {len(report.tasks)} tasks"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("task", no_wrap=True)
-    for heading in HEADINGS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, values in report.tasks.items() if each else ():
-        table.add_row(name, *_percentages(values))
-    if each:
-        table.add_section()
-    table.add_row("mean", *_percentages(report.total))
-    return table
-
-
-def _percentages(metrics: "Metrics") -> list[str]:
-    values = metrics.to_json()
-    return [f"{values[name]:.1%}" for name in HEADINGS]
 
 
 def main() -> None:

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from arcd import show
 from arcd.events import Training
 from arcd.history import History, Span
-from arcd.ledger import LANES, Account
 from arcd.palette import Palette
 from arcd.selection import Verdict
 from arcd.state import Job, JobState, Lane, Phase
@@ -366,20 +364,3 @@ def _duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def account(value: Account) -> RenderableType:
-    """The ledger: seconds of each lane by kind of work, and the share outside of any step."""
-    kinds = ("step", "hand-over", "build", "parse", "select", "record")
-    table = Table(title="where the time went, seconds", title_justify="left")
-    for heading in ("lane", *kinds, "idle"):
-        table.add_column(heading, justify="left" if heading == "lane" else "right")
-    for lane in LANES:
-        spent = value.seconds[lane]
-        cells = (f"{spent[kind]:.1f}" if kind in spent else "" for kind in kinds)
-        table.add_row(lane, *cells, f"{value.idle(lane):.1f}")
-    summary = (
-        f"start-up {value.loading:.1f} s, then {value.solving:.1f} s, "
-        f"{value.outside_steps:.1%} of them outside training and engine steps"
-    )
-    return Group(table, Text(summary))

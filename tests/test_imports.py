@@ -26,6 +26,7 @@ RANKS = (
     ("daemon", "live"),
     ("foreground",),
     ("doctor", "jobs_cli", "bench", "cold"),
+    ("tables",),
     ("cli",),
     ("__main__",),
 )
