@@ -20,13 +20,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from arcd.errors import NoDaemon, NoJob
+from arcd.errors import NoDaemon
 from arcd.palette import Palette
 
 if TYPE_CHECKING:
     from arcd.client import Client
     from arcd.home import Home
     from arcd.live import Display
+    from arcd.stored import Stored
     from arcd.supervisor import Incident
 
 out = Console()
@@ -378,40 +379,11 @@ def _client(home: Path | None) -> "Client":
     return Client(home)
 
 
-class _Stored:
-    """What a client can be asked, read from the store of a home in which no daemon runs."""
-
-    def __init__(self, home: "Home") -> None:
-        from arcd.store import Store
-
-        self._home = home
-        self._store = Store(home.path, "read")
-        self._state = self._store.state()
-
-    def health(self) -> dict[str, Any]:
-        return {"state": "stopped", "home": str(self._home.path), "jobs": len(self._state.jobs)}
-
-    def jobs(self) -> list[dict[str, Any]]:
-        return [job.to_json() for job in self._state.jobs.values()]
-
-    def job(self, number: int) -> dict[str, Any]:
-        if number not in self._state.jobs:
-            raise NoJob(f"job {number}: there is no such job")
-        return self._state.jobs[number].to_json()
-
-    def forecast(self, number: int) -> dict[str, Any]:
-        self.job(number)
-        accuracy = self._state.jobs[number].accuracy()
-        return {"job": number, "seconds": None, "tasks": {}, "accuracy": accuracy}
-
-    def result(self, number: int) -> dict[str, Any]:
-        self.job(number)
-        return dict(json.loads(self._store.submission(number)))
-
-
 @contextmanager
-def _reading(given: Path | None) -> "Iterator[Client | _Stored]":
+def _reading(given: Path | None) -> "Iterator[Client | Stored]":
     """The daemon where one answers, else the store that it left."""
+    from arcd.stored import Stored
+
     with _client(given) as client:
         try:
             client.health()
@@ -421,7 +393,7 @@ def _reading(given: Path | None) -> "Iterator[Client | _Stored]":
         else:
             yield client
             return
-    yield _Stored(_home(given))
+    yield Stored(_home(given))
 
 
 def ledger_of_daemon(home: "Home") -> dict[str, Any] | None:

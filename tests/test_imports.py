@@ -21,7 +21,7 @@ RANKS = (
     ("submission", "events", "backends", "show", "tensors", *(f"backends.{m}" for m in PLUGIN)),
     ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
     ("store", "lines", "pretrain", "solver", "backends.vllm_engine"),
-    ("desk", "wire", "rig", "calibration", "history"),
+    ("desk", "wire", "rig", "calibration", "history", "stored"),
     ("publisher", "scheduler", "server", "client", "screen", "report", "sweep"),
     ("daemon", "live"),
     ("foreground",),
