@@ -4,6 +4,7 @@ Keeps the screen's picture of a job up to date and draws it a few times a second
 left as it was found. Knows nothing of how records travel.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,9 @@ FRAMES = 4
 
 ASK = 2.0
 """Seconds between two questions after the forecast."""
+
+NOTEBOOK = "JPY_PARENT_PID"
+"""Set by jupyter_client for a kernel, and so for all that a notebook starts."""
 
 KEEP = 1000
 """Spans, answers and curves that a screen remembers."""
@@ -57,8 +61,12 @@ def display(
     screen: bool,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Display]:
-    """The live screen for as long as the block lasts, if `screen` and this is a terminal."""
-    if not (screen and console.is_terminal and not console.is_dumb_terminal):
+    """The live screen for as long as the block lasts, if `screen` and this is a terminal.
+
+    What a notebook starts with `!` has a terminal that nobody can look at: lines there, too.
+    """
+    real = console.is_terminal and not console.is_dumb_terminal and NOTEBOOK not in os.environ
+    if not (screen and real):
         yield _Lines(console)
         return
     shown = _Screen(console, palette, clock)

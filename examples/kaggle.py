@@ -59,6 +59,7 @@ def main() -> int:
     command += ["--out", str(submission)]
     command += ["--home", str(given.working / "arcd")]
     command += ["--budget", given.budget, "--reserve", "5m"]
+    command += ["--no-watch"]  # a notebook shows lines
     command += ["--base", str(given.base)] if given.base else []
     for setting in given.set:
         command += ["--set", setting]
