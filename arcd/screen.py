@@ -218,6 +218,7 @@ def _strip(history: History, now: float, width: int) -> list[Text]:
     # Aligned to the stride, so that the picture moves by whole columns.
     begin = (math.floor(end / stride) + 1 - columns) * stride
     edges = [begin + i * stride for i in range(columns + 1)]
+    spans = [span for span in spans if span.end is None or span.end > begin]
     tracks = 1 + max((span.track for span in spans if span.lane == "train"), default=0)
     rows = []
     for track in range(min(tracks, TRAININGS)):
