@@ -297,6 +297,7 @@ def _answers(history: History, palette: Palette | None, width: int, rows: int) -
             part = block[r].copy() if r < len(block) else Text()
             part.pad_right(wide - part.cell_len + 3)
             line.append_text(part)
+        line.rstrip()
         lines.append(line)
     return lines
 
