@@ -8,7 +8,7 @@ desk's records only. Knows nothing of models, HTTP or processes.
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from arcd.rates import Measured
 from arcd.selection import verdict
 from arcd.solver import Assignment, Rig, solve
 from arcd.state import Job, Phase, TaskState
-from arcd.tasks import Task
 
 DEATHS = 3
 """A task that the daemon died with so often is answered from what it has."""
@@ -388,9 +387,8 @@ class Scheduler:
         if config.train.share > 1:
             self._groups.setdefault(job.id, _groups(list(job.tasks), config.train.share))
             waiting = self._ready(job, waiting)
-        tasks = {task.id: task for task in self._desk.store.tasks(job.id).tasks}
         rates = self._measured.rates
-        works = {name: self._work_of(name, job, tasks, config) for name in waiting}
+        works = {name: self._work_of(name, job, config) for name in waiting}
         items = [Item(job.id, name, times(works[name], rates), works[name]) for name in waiting]
         # What was in hand before goes first: it is the nearest to an answer.
         begun = [item for item in items if job.tasks[item.task].wanted]
@@ -399,15 +397,19 @@ class Scheduler:
         order = config.order if job.budget is None else "cheapest"
         self._agenda.add(job.id, job.priority, begun + ordered(fresh, order))
 
-    def _work_of(self, name: str, job: Job, tasks: Mapping[str, Task], config: Config) -> Work:
+    def _work_of(self, name: str, job: Job, config: Config) -> Work:
         """What a task will be, with the training of those that get its adapter."""
-        found = work(tasks[name], config, self._sizes)
+
+        def of(task: str) -> Work:
+            return work(self._desk.store.task(job.id, task), config, self._sizes)
+
+        found = of(name)
         if not _has_none(job.tasks[name]):
             return found.untrained
-        others = (other for other in self._group(job, name) if other != name)
-        for other in others:
-            theirs = work(tasks[other], config, self._sizes)
-            found += replace(theirs - theirs.untrained, trainings=0)
+        for other in self._group(job, name):
+            if other != name:
+                theirs = of(other)
+                found += replace(theirs - theirs.untrained, trainings=0)
         return found
 
     def _config_of(self, number: int) -> Config:
