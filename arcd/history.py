@@ -6,16 +6,16 @@ where records come from, nor of how anything is drawn.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from arcd import events
 from arcd.events import Record
-from arcd.grids import Grid
 from arcd.lines import line
 from arcd.selection import Verdict
 from arcd.state import Job, Lane, Phase, State
+from arcd.tasks import Solutions
 
 RECENT = 10.0
 """Seconds over which the speed of sampling is taken."""
@@ -36,13 +36,17 @@ class Span:
     begin: float
     end: float | None = None
 
+    def until(self, now: float) -> float:
+        """Its end, or `now` while it goes on."""
+        return now if self.end is None else self.end
+
 
 @dataclass(slots=True)
 class History:
     """Made empty and changed by `apply` alone."""
 
     job: int
-    solutions: Mapping[str, tuple[Grid, ...]] = field(default_factory=dict)
+    solutions: Solutions = field(default_factory=dict)
     keep: int | None = None
     state: State = field(default_factory=State)
     at: float = 0.0
@@ -75,9 +79,7 @@ class History:
         self.notices = deque(maxlen=self.keep)
 
     @classmethod
-    def of(
-        cls, job: int, records: Iterable[Record], solutions: Mapping[str, tuple[Grid, ...]]
-    ) -> "History":
+    def of(cls, job: int, records: Iterable[Record], solutions: Solutions) -> "History":
         """All of it."""
         history = cls(job, solutions)
         for record in records:
@@ -88,6 +90,10 @@ class History:
     def found(self) -> Job | None:
         """The job, once its first record is there."""
         return self.state.jobs.get(self.job)
+
+    def until(self, now: float) -> float:
+        """When the job was finished, or `now` while it is not."""
+        return now if self.ended is None else self.ended
 
     def spans(self) -> list[Span]:
         """All that are remembered, those that go on last."""

@@ -43,7 +43,7 @@ def page(
         "subtitle": _subtitle(history, job),
         "tiles": _tiles(history, job, metrics),
         "settings": config.model_dump(mode="json"),
-        "end": _end(history) - job.submitted,
+        "end": history.until(history.at) - job.submitted,
         "spans": [_span(span, history, job) for span in history.spans()],
         "deaths": [at - job.submitted for at in history.deaths],
         "ledger": ledger,
@@ -72,7 +72,7 @@ def trace(history: History) -> dict[str, Any]:
         for lane, name in LANE_NAMES.items()
     ]
     for span in history.spans():
-        end = _end(history) if span.end is None else span.end
+        end = span.until(history.until(history.at))
         found.append(
             {
                 "ph": "X",
@@ -101,10 +101,6 @@ def _job(history: History) -> Job:
     job = history.found
     assert job is not None, "a history without its job's first record"
     return job
-
-
-def _end(history: History) -> float:
-    return history.at if history.ended is None else history.ended
 
 
 def _microseconds(seconds: float) -> int:
@@ -136,7 +132,7 @@ def _tiles(history: History, job: Job, metrics: Report | None) -> list[tuple[str
         ]
     states = job.tasks.values()
     answered = [task for task in states if task.answer is not None]
-    wall = _end(history) - job.submitted
+    wall = history.until(history.at) - job.submitted
     found += [
         ("answered", f"{len(answered)} of {len(job.tasks)}"),
         ("fine-tuned", str(sum(task.answered_by is not None for task in states))),
@@ -149,7 +145,7 @@ def _tiles(history: History, job: Job, metrics: Report | None) -> list[tuple[str
 
 
 def _span(span: Span, history: History, job: Job) -> dict[str, Any]:
-    end = _end(history) if span.end is None else span.end
+    end = span.until(history.until(history.at))
     times = {"begin": span.begin - job.submitted, "end": end - job.submitted}
     return {**asdict(span), **{name: round(at, 3) for name, at in times.items()}}
 

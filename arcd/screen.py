@@ -110,12 +110,7 @@ def _header(history: History, job: Job, now: float, width: int) -> Text:
         text.append("  loading the models", "yellow")
     if state.restarts:
         text.append(f"  restarted {state.restarts}x", "bold yellow")
-    return _apart(text, Text(_duration(_until(history, now) - job.submitted)), width)
-
-
-def _until(history: History, now: float) -> float:
-    """A job that is over has a length."""
-    return now if history.ended is None else history.ended
+    return _apart(text, Text(_duration(history.until(now) - job.submitted)), width)
 
 
 def _style_of(state: JobState) -> str:
@@ -213,7 +208,7 @@ def _strip(history: History, now: float, width: int) -> list[Text]:
     spans, columns = history.spans(), width - LABEL
     if not spans or columns < 1 or history.found is None:
         return []
-    end = _until(history, now)
+    end = history.until(now)
     stride = _stride(spans, end, columns, end - history.found.submitted)
     # Aligned to the stride, so that the picture moves by whole columns.
     begin = (math.floor(end / stride) + 1 - columns) * stride
@@ -234,7 +229,7 @@ def _strip(history: History, now: float, width: int) -> list[Text]:
 def _stride(spans: Sequence[Span], now: float, columns: int, age: float) -> float:
     """So short that tasks are blocks, and that a young job fills the columns."""
     lane: Lane = "train" if any(span.lane == "train" for span in spans) else "infer"
-    lengths = sorted((now if s.end is None else s.end) - s.begin for s in spans if s.lane == lane)
+    lengths = sorted(s.until(now) - s.begin for s in spans if s.lane == lane)
     wanted = min(lengths[len(lengths) // 2] / COLUMNS_PER_TASK, age / columns)
     return next((stride for stride in STRIDES if stride >= wanted), STRIDES[-1])
 
@@ -264,8 +259,7 @@ def _bars(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
 
 
 def _overlap(span: Span, left: float, right: float, now: float) -> float:
-    end = now if span.end is None else span.end
-    return max(0.0, min(end, right) - max(span.begin, left))
+    return max(0.0, min(span.until(now), right) - max(span.begin, left))
 
 
 def _notices(history: History, width: int) -> list[Text]:

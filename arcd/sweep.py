@@ -84,13 +84,11 @@ def points(grid: Iterable[Axis]) -> Iterator[dict[str, str]]:
 
 def trial(settings: dict[str, str], history: History, report: Report) -> Trial:
     """What a finished job came to."""
-    spans = [span for span in history.spans() if span.end is not None]
     lanes: dict[Lane, float] = {"train": 0.0, "infer": 0.0}
-    for span in spans:
-        assert span.end is not None
-        lanes[span.lane] += span.end - span.begin
-    begun = min((span.begin for span in spans), default=0.0)
-    ended = max((span.end for span in spans if span.end is not None), default=0.0)
+    for span in history.over:
+        lanes[span.lane] += span.until(history.at) - span.begin
+    begun = min((span.begin for span in history.over), default=0.0)
+    ended = max((span.until(history.at) for span in history.over), default=0.0)
     return Trial(settings, history.job, report, ended - begun, lanes)
 
 
