@@ -125,7 +125,9 @@ def run(
             options, order, limits=Limits(floor=stall), report=report, begin=begin
         )
     written = out_file or place.submission(outcome.job)
-    evaluated = _evaluate_job(place, outcome.job) if found.solutions else None
+    evaluated = None
+    if found.solutions:
+        evaluated = _evaluate_job(_store_with(place, outcome.job), outcome.job)
     if as_json:
         document = {
             "job": outcome.job,
@@ -158,7 +160,8 @@ def evaluate(
     from arcd import metrics, submission, tables
 
     if answers.isdecimal():
-        report = _evaluate_job(Home.at(home), int(answers), solutions)
+        job = int(answers)
+        report = _evaluate_job(_store_with(Home.at(home), job), job, solutions)
     else:
         truth = _truth(solutions, answers)
         report = metrics.evaluate(truth, submission.read(Path(answers)))
@@ -242,7 +245,7 @@ def report(
     tasks = store.tasks(job)
     history = History.of(job, store.records(job=job), tasks.solutions)
     if out_file is not None:
-        metrics = _evaluate_job(place, job) if tasks.solutions else None
+        metrics = _evaluate_job(store, job) if tasks.solutions else None
         ledger = history.ledger or jobs_cli.ledger_of_daemon(place)
         page = reporting.page(history, tasks, store.config(job), metrics, ledger)
         files.write_text(out_file, page)
@@ -345,8 +348,9 @@ def sweep(
             err.print(f"job {job}: {words}", markup=False, highlight=False, soft_wrap=True)
             for _ in client.follow(job):
                 pass
-            history = History.of(job, _store_with(place, job).records(job=job), found.solutions)
-            trials.append(sweeping.trial(point, history, _evaluate_job(place, job)))
+            store = _store_with(place, job)
+            history = History.of(job, store.records(job=job), found.solutions)
+            trials.append(sweeping.trial(point, history, _evaluate_job(store, job)))
             if as_json:
                 print(json.dumps(trials[-1].to_json()), flush=True)
     if not as_json:
@@ -425,10 +429,9 @@ def _store_with(home: Home, job: int) -> "Store":
     return store
 
 
-def _evaluate_job(home: Home, job: int, solutions: Path | None = None) -> "Report":
+def _evaluate_job(store: "Store", job: int, solutions: Path | None = None) -> "Report":
     from arcd import metrics, submission
 
-    store = _store_with(home, job)
     truth = _truth(solutions, f"job {job}") if solutions else store.tasks(job).solutions
     attempts = submission.parse(f"job {job}", json.loads(store.submission(job)))
     return metrics.evaluate(truth, attempts, store.samples(job))

@@ -25,10 +25,9 @@ from arcd import tasks as taskfiles
 from arcd import wire
 from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob
 from arcd.events import Record
-from arcd.grids import Grid
 from arcd.home import Home
 from arcd.state import FINISHED
-from arcd.tasks import TaskSet
+from arcd.tasks import Solutions, TaskSet
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=120.0)
 """Seconds. A stream of events may be silent for as long as a task takes: it has no limit."""
@@ -127,7 +126,7 @@ class Client:
         """How long what is left of a job should take, and how good such predictions were."""
         return dict(self._get(f"/jobs/{job}/forecast"))
 
-    def solutions(self, job: int) -> dict[str, tuple[Grid, ...]]:
+    def solutions(self, job: int) -> Solutions:
         """The solutions of its tasks that are known, by task, as the grids of its tests."""
         known = self._get(f"/jobs/{job}/solutions")
         return taskfiles.solutions_of(f"job {job}", known)
