@@ -1,13 +1,17 @@
 """What a base model may be pretrained on: pools of pairs by task, and never an evaluation task.
 
-Made from the ARC-AGI-1 training tasks and, where given, a re-arc file with many more examples of
-each. Refuses anything that is, or contains a pair of, an evaluation task of ARC-AGI-1 or 2.
+Made from the training tasks of ARC-AGI-1 and 2 and, where given, a re-arc file with many more
+examples of those of ARC-AGI-1. Refuses anything that is, or contains a pair of, an evaluation task
+of ARC-AGI-1 or 2: most of the first's are among the training tasks of the second.
 """
 
 import gzip
 import json
 import random
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from arcd.compose import compose
@@ -26,8 +30,18 @@ ORIGINALS = 0.1
 SHOWN = (2, 5)
 """Fewest and most pairs shown before the target."""
 
+SHORTEST = 256
+"""Tokens that the shortest lessons may take."""
+
+TRAINING = ("arc2-train", "arc1-train")
+"""The sets trained on; a task that is in both is taken from the last."""
+
 HELD_OUT = 10
 """Generated examples of each task that are kept for measuring, never trained on."""
+
+
+_Pool = tuple[list[Pair], list[int]]
+"""Pairs, the smallest first, and the tokens of each."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,9 @@ class Corpus:
         """
         encoding = CellEncoding()
         while True:
-            task = self._draw(rng, held_out=held_out)
+            task = self._draw(rng, limit, held_out=held_out)
+            if task is None:
+                continue
             if composed and rng.random() < composed:
                 task = replace(task, train=compose(task.train, rng))
                 if any(map(self.forbidden.has, task.train)):
@@ -59,31 +75,69 @@ class Corpus:
             if isinstance(found, Lesson):
                 return found
 
-    def _draw(self, rng: random.Random, *, held_out: bool) -> Task:
-        task_id = rng.choice(list(self.own))
-        pool = self.generated.get(task_id, ())
-        if not pool or (not held_out and rng.random() < ORIGINALS):
-            pool = self.own[task_id]
-        else:
-            pool = pool[:HELD_OUT] if held_out else pool[HELD_OUT:]
+    def _draw(self, rng: random.Random, limit: int, *, held_out: bool) -> Task | None:
+        """Pairs of a task, none larger than its share of `limit` tokens; None if it has too few."""
+        task_id = rng.choice(self._measured if held_out else self._ids)
+        source = "generated"
+        if task_id not in self.generated or (not held_out and rng.random() < ORIGINALS):
+            source = "own"
+        elif held_out:
+            source = "held out"
+        pool, sizes = self._by_size[source][task_id]
         count = min(len(pool), rng.randint(*SHOWN) + 1)
-        return Task(task_id, tuple(rng.sample(pool, count)), ())
+        fitting = pool[: bisect_right(sizes, limit / count)]
+        return (
+            Task(task_id, tuple(rng.sample(fitting, count)), ()) if len(fitting) >= count else None
+        )
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return list(self.own)
+
+    @cached_property
+    def _measured(self) -> list[str]:
+        """Those with examples that are kept for measuring, where there are any."""
+        return list(self.generated or self.own)
+
+    @cached_property
+    def _by_size(self) -> dict[str, dict[str, _Pool]]:
+        """Pools by source and task."""
+        pools = {
+            "own": self.own,
+            "held out": {i: pool[:HELD_OUT] for i, pool in self.generated.items()},
+            "generated": {i: pool[HELD_OUT:] for i, pool in self.generated.items()},
+        }
+        return {
+            source: {i: _sorted(pool) for i, pool in tasks.items()}
+            for source, tasks in pools.items()
+        }
+
+
+def _sorted(pool: Sequence[Pair]) -> _Pool:
+    by_size = sorted((_tokens(pair), i) for i, pair in enumerate(pool))
+    return [pool[i] for _, i in by_size], [size for size, _ in by_size]
+
+
+def _tokens(pair: Pair) -> int:
+    """Of a pair in a lesson: its cells, a token that ends each row, and two that begin it."""
+    return 2 + sum(len(grid) * (len(grid[0]) + 1) for grid in (pair.input, pair.output))
 
 
 def open_corpus(rearc: Path | None) -> Corpus:
-    """The ARC-AGI-1 training tasks, with the examples of a re-arc file {id: [pair, ...]}.
+    """The training tasks, with the examples of a re-arc file {id: [pair, ...]}.
 
     A training task that shares a pair with an evaluation task, in whatever view, is left out with
     its generated examples: 40853293 is 070dd51e of the evaluation set under another name. A
     generated pair that equals one by chance, such as a uniform 3x3 grid, is dropped. Raises BadTask
     if the file has any task that is not a training task.
     """
-    training = load("arc1-train")
     forbidden = Forbidden.evaluation()
-    own = {task.id: all_pairs(task, training) for task in training.tasks}
+    training = {name: load(name) for name in TRAINING}
+    own = {task.id: all_pairs(task, found) for found in training.values() for task in found.tasks}
+    known = {task.id for task in training["arc1-train"].tasks}
     left_out = {i for i, pool in own.items() if i in forbidden.ids or any(map(forbidden.has, pool))}
     generated = _read(rearc) if rearc else {}
-    for task_id in generated.keys() & forbidden.ids | generated.keys() - own:
+    for task_id in generated.keys() - (known - forbidden.ids):
         raise BadTask(f"{rearc}: task {task_id}: not an ARC-AGI-1 training task")
     return Corpus(
         {i: pool for i, pool in own.items() if i not in left_out},
@@ -123,12 +177,15 @@ def batch(
 ) -> list[Lesson]:
     """The lessons of one step of one worker: at most `tokens` in all, padding included.
 
-    A pure function of its arguments, so that a run resumes where it stopped. Lessons of similar
-    length are taken together: a random one and its neighbours by length among those drawn.
+    A pure function of its arguments, so that a run resumes where it stopped. Its lessons are of a
+    length up to `limit` that is drawn for the step, each octave as likely: most rules show as well
+    on small grids, at a fraction of the cost. Those taken are a random one and its neighbours by
+    length among twice as many as are needed, so that there is little padding.
     """
     rng = generator(seed, "pretrain", worker, step)
+    longest = round(limit * min(1.0, SHORTEST / limit) ** rng.random())
     drawn = sorted(
-        (corpus.lesson(rng, limit, composed=composed) for _ in range(max(4, tokens // 200))),
+        (corpus.lesson(rng, longest, composed=composed) for _ in range(2 * tokens // longest + 2)),
         key=lambda found: len(found.tokens),
     )
     start = rng.randrange(len(drawn))
