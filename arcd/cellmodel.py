@@ -7,12 +7,14 @@ tables: the result is a stock Llama folder. Knows nothing of tasks or of what it
 """
 
 import json
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from arcd.encoding import BEGIN, CELLS, END, PAD, SPECIALS, CellEncoding
 from arcd.grids import COLOURS, MAX_SIDE
@@ -20,6 +22,10 @@ from arcd.prompts import IGNORED
 
 SHARD = "15MB"
 """Largest file of an exported model."""
+
+
+EPSILON = 1e-6
+"""Of the root mean square in a norm; Llama's."""
 
 
 class CellTables(nn.Module):
@@ -44,7 +50,7 @@ class CellTables(nn.Module):
         columns, because a cell's logit is the sum of its three.
         """
         special, colour, row, column = (
-            (hidden @ table.T).float()
+            _linear(hidden, table).float()
             for table in (self.special, self.colour, self.row, self.column)
         )
         cells = colour.logsumexp(-1) + row.logsumexp(-1) + column.logsumexp(-1)
@@ -66,19 +72,28 @@ def _pick(logits: Tensor, index: Tensor) -> Tensor:
 
 
 class CellModel(nn.Module):
-    """The decoder in training: tables in, Llama backbone, tables out."""
+    """The decoder in training: tables in, Llama backbone, tables out.
 
-    def __init__(self, width: int, layers: int, context: int) -> None:
+    The backbone holds the weights under their stock names, in fp32, and computes in bf16. It is
+    not called: transformers' layers take half as long again on a CPU as `_layer`, compiled, which
+    needs a C++ compiler and half a minute at the start.
+    """
+
+    def __init__(self, width: int, layers: int, context: int, *, compiled: bool = False) -> None:
         super().__init__()
+        self._layer = torch.compile(_layer) if compiled else _layer
+        # Heads of 128, or of 64, the sizes for which every vLLM attention kernel exists. The larger
+        # ones learn as well, and attention takes half as long on a CPU.
+        heads = width // math.gcd(width, 128)
         self.config = LlamaConfig(
             vocab_size=CellEncoding.vocabulary,
             hidden_size=width,
             intermediate_size=width * 11 // 4,
             num_hidden_layers=layers,
-            # Heads of 64: the size for which every vLLM attention kernel exists.
-            num_attention_heads=width // 64,
-            num_key_value_heads=width // 64,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
             max_position_embeddings=context,
+            rms_norm_eps=EPSILON,
             tie_word_embeddings=False,
             bos_token_id=BEGIN,
             eos_token_id=END,
@@ -91,8 +106,14 @@ class CellModel(nn.Module):
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Nats for each labelled token of right-padded (batch, length) tokens and labels."""
-        embedded = F.embedding(tokens, self.inputs.flat())
-        hidden = self.backbone(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        hidden = F.embedding(tokens, self.inputs.flat()).to(torch.bfloat16)
+        places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        cosine, sine = (
+            both[0].chunk(2, -1)[0] for both in self.backbone.rotary_emb(hidden, places)
+        )
+        for layer in self.backbone.layers:
+            hidden = self._layer(hidden, cosine, sine, self.config.head_dim, *_weights(layer))
+        hidden = _norm(hidden, self.backbone.norm.weight)
         wanted = labels[:, 1:] != IGNORED
         result: Tensor = -self.outputs.logprob(hidden[:, :-1][wanted], labels[:, 1:][wanted])
         return result
@@ -112,6 +133,58 @@ class CellModel(nn.Module):
             file.chmod(0o644)  # they are written readable by their owner only
         write_tokenizer(folder)
         (folder / "arcd.json").write_text(json.dumps({"encoding": "cells"}) + "\n")
+
+
+def _weights(layer: LlamaDecoderLayer) -> tuple[Tensor, ...]:
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return (
+        layer.input_layernorm.weight,
+        torch.cat([projection.weight for projection in projections]),
+        attention.o_proj.weight,
+        layer.post_attention_layernorm.weight,
+        torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        mlp.down_proj.weight,
+    )
+
+
+def _layer(
+    hidden: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    head: int,
+    before: Tensor,
+    queries_keys_values: Tensor,
+    output: Tensor,
+    after: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+) -> Tensor:
+    """A Llama decoder layer on bf16 hidden states (batch, length, width), causal, weights fp32."""
+    batch, length, width = hidden.shape
+    heads = _linear(_norm(hidden, before), queries_keys_values).view(batch, length, 3, -1, head)
+    q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()
+    q, k = _rotated(q, cosine, sine), _rotated(k, cosine, sine)
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    hidden = hidden + _linear(attended.transpose(1, 2).reshape(batch, length, width), output)
+    gate, up = _linear(_norm(hidden, after), gate_up).chunk(2, -1)
+    return hidden + _linear(F.silu(gate) * up, down)
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight.to(x.dtype))
+
+
+def _norm(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.float()
+    size = wide.square().mean(-1, keepdim=True)
+    return (wide * torch.rsqrt(size + EPSILON) * weight).to(x.dtype)
+
+
+def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """With positions in it: the second half of a head is the partner of its first half."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -376,6 +376,9 @@ def pretrain(
     workers: Annotated[int, typer.Option(min=1, help="Processes that average gradients")] = 1,
     lr: Annotated[float, typer.Option(min=0)] = 4e-3,
     seed: int = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers; needs a C++ compiler")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -396,6 +399,7 @@ def pretrain(
         workers=workers,
         lr=lr,
         seed=seed,
+        compiled=compiled,
     )
 
     def report(now: training.Progress) -> None:

@@ -52,6 +52,8 @@ class Recipe:
     """Last share of the steps, in which the learning rate falls linearly to zero."""
     weight_decay: float = 0.05
     seed: int = 0
+    compiled: bool = False
+    """Whether the layers are compiled, which needs a C++ compiler."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ def _work(
     unseen: TaskSet | None,
 ) -> None:
     torch.manual_seed(recipe.seed)  # the same first weights in every worker
-    model = CellModel(recipe.width, recipe.layers, recipe.context).to(device)
+    model = CellModel(recipe.width, recipe.layers, recipe.context, compiled=recipe.compiled).to(
+        device
+    )
     optimizers = _optimizers(model, recipe)
     first, tokens = _restore(folder, recipe, model, optimizers, device)
     parallel = DistributedDataParallel(model) if recipe.workers > 1 else model
@@ -183,8 +187,7 @@ def _step(
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * share
-    with torch.autocast(torch.device(device).type, torch.bfloat16):
-        loss: Tensor = model(*collate(lessons, PAD, device)).mean()
+    loss: Tensor = model(*collate(lessons, PAD, device)).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
@@ -269,8 +272,7 @@ def _nats(model: CellModel, lessons: list[Lesson], device: str) -> float | None:
         answer = next(before)
         labels = (*[IGNORED] * answer, *each.labels[answer:])
         tokens, wanted = torch.tensor([each.tokens]), torch.tensor([labels])
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            total += float(model(tokens.to(device), wanted.to(device)).sum())
+        total += float(model(tokens.to(device), wanted.to(device)).sum())
     return total / len(lessons) if lessons else None
 
 

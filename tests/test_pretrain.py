@@ -1,5 +1,6 @@
 """Pretraining: the factorised tables, the exported folder, the corpus, resuming after a kill."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,6 +53,24 @@ def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path
     # The folder is in bf16, three significant digits.
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
     assert all(file.stat().st_size < 16 * 2**20 for file in tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own code
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_layers_compute_the_same_for_batches_of_any_shape():
+    torch.manual_seed(0)
+    plain = CellModel(64, 2, 512)
+    quick = CellModel(64, 2, 512, compiled=True)
+    quick.load_state_dict(plain.state_dict())
+    for shape in ((2, 64), (3, 128), (1, 192)):
+        tokens = torch.randint(SPECIALS, 9016, shape)
+        losses = [model(tokens, tokens) for model in (plain, quick)]
+        torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)
+        for model, loss in zip((plain, quick), losses, strict=True):
+            model.zero_grad()
+            loss.mean().backward()
+        for ours, theirs in zip(plain.parameters(), quick.parameters(), strict=True):
+            assert (ours.grad - theirs.grad).norm() <= 0.05 * ours.grad.norm()
 
 
 def ignore(progress: Progress) -> None:
