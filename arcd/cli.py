@@ -219,7 +219,9 @@ def show(
     truth = found.solutions.get(task, ())
     out.print(drawing.task(wanted, colours, truth))
     notes = store.state().jobs[job].tasks[task].notes
-    verdict = selection.verdict(task, len(wanted.tests), store.candidates(job, task), None, notes)
+    drawn = store.candidates(job, task)
+    votes = selection.verdict(task, len(wanted.tests), drawn, None, notes)
+    verdict = next(store.verdicts(job, task), votes)
     out.print(drawing.answers(verdict, colours, truth))
 
 

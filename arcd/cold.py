@@ -16,11 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from arcd.backends import Adapter, Completion, TrainRequest
 from arcd.basemodel import load_model, open_encoding, pick_device
 from arcd.config import Config
+from arcd.judging import judge
 from arcd.ledger import Ledger
 from arcd.processes import cores
 from arcd.prompts import TooLong
 from arcd.rig import set_environment
 from arcd.seeds import seed_of
+from arcd.selection import Candidate, verdict
 from arcd.solver import build_lessons, build_questions, build_requests, to_candidate
 from arcd.tasks import load
 
@@ -57,7 +59,7 @@ async def train(part: Part) -> None:
 
 
 async def sample(part: Part) -> None:
-    """Leave the task's candidates in the folder."""
+    """Leave the task's verdict in the folder."""
     from arcd.backends.vllm_engine import vllm_engine
 
     (task,) = (task for task in load(part.tasks).tasks if task.id == part.task)
@@ -67,22 +69,26 @@ async def sample(part: Part) -> None:
     adapter = Adapter(0, folder) if folder.is_dir() else None
     questions = list(build_questions(task, part.config, encoding))
     requests = build_requests(task, questions, part.config)
-    with (part.folder / "candidates.jsonl").open("w") as file:
+    candidates: list[Candidate] = []
 
-        def deliver(completion: Completion) -> None:
-            file.write(json.dumps(asdict(to_candidate(completion, adapter, encoding))) + "\n")
+    def deliver(completion: Completion) -> None:
+        candidates.append(to_candidate(completion, adapter, encoding))
 
-        async with vllm_engine(
-            part.base,
-            answer_tokens=encoding.answer_tokens,
-            end=encoding.end,
-            config=part.config.engine,
-            rank=part.config.train.rank,
-            dtype=device.dtype,
-            ledger=Ledger(),
-            cores=cores(),
-        ) as engine:
-            await engine.sample(requests, adapter, deliver)
+    async with vllm_engine(
+        part.base,
+        answer_tokens=encoding.answer_tokens,
+        end=encoding.end,
+        config=part.config.engine,
+        rank=part.config.train.rank,
+        dtype=device.dtype,
+        ledger=Ledger(),
+        cores=cores(),
+    ) as engine:
+        await engine.sample(requests, adapter, deliver)
+        judged = await judge(questions, candidates, adapter, engine, encoding, part.config)
+    serial = adapter.serial if adapter else None
+    found = verdict(task.id, len(task.tests), candidates, serial, judged=judged)
+    (part.folder / "verdict.json").write_text(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 from arcd.config import Config
 from arcd.encoding import CellEncoding, Encoding
 from arcd.grids import Grid, shape
+from arcd.selection import ATTEMPTS, CONTENDERS
 from arcd.tasks import Task
 
 
@@ -124,6 +125,7 @@ def work(task: Task, config: Config, sizes: Sizes = CELLS) -> Work:
     """The work that a task will be, as far as its grids tell.
 
     Pairs that do not fit are dropped one by one, so prompts are then a little shorter than counted.
+    As many answers are thought to be judged as may be: which differ is not known before.
     """
     answers = [sizes.answer(pair.output) for pair in task.train]
     pairs = [sizes.question(p.input) + n for p, n in zip(task.train, answers, strict=True)]
@@ -134,11 +136,14 @@ def work(task: Task, config: Config, sizes: Sizes = CELLS) -> Work:
     samples, steps = config.sample.samples, config.train.steps
     answer = max(answers)
     batches = math.ceil(samples * len(task.tests) / config.engine.max_num_seqs)
+    contenders = min(samples, CONTENDERS) if samples > ATTEMPTS else 0
+    judged = contenders * min(samples, config.sample.judging_views)
+    judging = sum(min(prompt + answer, config.engine.max_model_len) for prompt in prompts)
     return Work(
         trainings=int(steps > 0),
         steps=steps,
         train=steps * config.train.batch_size * lesson,
-        prefill=samples * sum(prompts),
+        prefill=samples * sum(prompts) + judged * judging,
         decode=samples * len(task.tests) * answer,
         rounds=batches * answer,
     )

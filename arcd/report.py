@@ -17,6 +17,7 @@ from arcd.history import History, Span
 from arcd.metrics import Report
 from arcd.palette import Palette
 from arcd.selection import Verdict, Vote
+from arcd.show import likely
 from arcd.state import Job, Lane, TaskState
 from arcd.tasks import Task, TaskSet
 
@@ -191,7 +192,7 @@ def _agreement(verdict: Verdict | None) -> float:
 
 
 def _vote(vote: Vote) -> dict[str, Any]:
-    return {"grid": _text(vote.grid), "votes": vote.count, "logprob": round(vote.mean_logprob, 4)}
+    return {"grid": _text(vote.grid), "votes": vote.count, "likely": likely(vote)}
 
 
 def _text(grid: Grid) -> str:

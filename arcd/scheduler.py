@@ -25,7 +25,7 @@ from arcd.desk import Desk
 from arcd.events import Record
 from arcd.forecast import Sizes, Times, Work, times, work
 from arcd.rates import Measured
-from arcd.selection import verdict
+from arcd.selection import NOT_JUDGED, verdict
 from arcd.solver import Assignment, Rig, solve
 from arcd.state import Job, Phase, TaskState
 
@@ -239,7 +239,9 @@ class Scheduler:
             task = job.tasks[name]
             tests = len(store.task(job.id, name).tests)
             notes = (*task.notes, note)
-            found = verdict(name, tests, store.candidates(job.id, name), task.adapter, notes)
+            judged = next((v.judged for v in store.verdicts(job.id, name)), NOT_JUDGED)
+            drawn = store.candidates(job.id, name)
+            found = verdict(name, tests, drawn, task.adapter, notes, judged)
             answers.append(events.Answered(name, found))
             unneeded.append((name, task.adapter, task.answered_by))
         if answers:

@@ -1,17 +1,29 @@
 """Selection: from the candidates of a test to its two attempts.
 
-The grid with the most votes wins; among equals the one whose votes have the higher mean of logprob
-per token; among those the smaller grid in the order of its cells. The result does not depend on
-the order of the candidates. Knows nothing of who made them.
+A vote is a sample, asked in one view. Where there are more grids than attempts, those with the most
+votes are judged in several views, as the ARChitects did (Kaggle's ARC Prize, 2024): the likeliest
+wins. Where nobody judged, or grids are equally likely, votes decide; among equals the mean of
+logprob per token; among those the smaller grid in the order of its cells. The result does not
+depend on the order of the candidates. Knows nothing of who made or judged them.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from arcd.grids import Grid
 from arcd.views import View
 
 ATTEMPTS = 2
+
+CONTENDERS = 8
+"""Grids of a test that are judged at most."""
+
+Judged = Mapping[tuple[int, Grid], float]
+"""By test and grid the mean over views of the answer's log-likelihood, in nats."""
+
+NOT_JUDGED: Judged = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +51,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """A grid with the number of its candidates and the mean of their logprobs per token."""
+    """A grid with the number of its candidates and the mean of their logprobs per token.
+
+    `likelihood` is its log-likelihood, the mean over views, in nats; None where it was not judged.
+    """
 
     grid: Grid
     count: int
     mean_logprob: float
+    likelihood: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +81,47 @@ class Verdict:
         """For each test the attempts there are: at most two, none where nothing was valid."""
         return tuple(tuple(vote.grid for vote in test[:ATTEMPTS]) for test in self.ranked)
 
+    @property
+    def judged(self) -> Judged:
+        """What is known of the grids' likelihoods."""
+        return {
+            (test, vote.grid): vote.likelihood
+            for test, votes in enumerate(self.ranked)
+            for vote in votes
+            if vote.likelihood is not None
+        }
+
     def right(self, truth: Sequence[Grid]) -> int:
         """How many of the tests, of which these are the true outputs, are solved."""
         return sum(grid in attempts for grid, attempts in zip(truth, self.attempts, strict=True))
 
 
-def rank(candidates: Iterable[Candidate]) -> tuple[Vote, ...]:
-    """The grids among the candidates of one test, best first."""
+def rank(
+    candidates: Iterable[Candidate], likelihoods: Mapping[Grid, float] = MappingProxyType({})
+) -> tuple[Vote, ...]:
+    """The grids among the candidates of one test, best first; those that were judged come first."""
     by_grid: dict[Grid, list[float]] = {}
     for candidate in candidates:
         if candidate.grid is not None:
             by_grid.setdefault(candidate.grid, []).append(candidate.mean_logprob)
     # Sorted before summing: a mean must not depend on the order of its terms.
-    votes = (Vote(g, len(s), sum(sorted(s)) / len(s)) for g, s in by_grid.items())
-    return tuple(sorted(votes, key=lambda vote: (-vote.count, -vote.mean_logprob, vote.grid)))
+    votes = (
+        Vote(grid, len(of), sum(sorted(of)) / len(of), likelihoods.get(grid))
+        for grid, of in by_grid.items()
+    )
+    return tuple(sorted(votes, key=_merit))
+
+
+def _merit(vote: Vote) -> tuple[float, int, float, Grid]:
+    """Least for the best."""
+    likelihood = -math.inf if vote.likelihood is None else vote.likelihood
+    return -likelihood, -vote.count, -vote.mean_logprob, vote.grid
+
+
+def contenders(candidates: Iterable[Candidate], test: int) -> list[Grid]:
+    """The grids of a test that are worth judging: none where all of them are attempts anyway."""
+    votes = _ranked([c for c in candidates if c.test == test], {})
+    return [vote.grid for vote in votes[:CONTENDERS]] if len(votes) > ATTEMPTS else []
 
 
 def verdict(
@@ -87,17 +130,24 @@ def verdict(
     candidates: Iterable[Candidate],
     adapter: int | None,
     notes: tuple[str, ...] = (),
+    judged: Judged = NOT_JUDGED,
 ) -> Verdict:
     """The verdict on a task of `tests` tests.
 
     Where an adapter has answered validly, the base's own votes do not count.
     """
     found = list(candidates)
-    ranked = tuple(_ranked([c for c in found if c.test == test]) for test in range(tests))
+    ranked = tuple(
+        _ranked(
+            [c for c in found if c.test == test],
+            {grid: likelihood for (of, grid), likelihood in judged.items() if of == test},
+        )
+        for test in range(tests)
+    )
     invalid = sum(c.grid is None for c in found)
     return Verdict(task, ranked, len(found), invalid, adapter, notes)
 
 
-def _ranked(candidates: Sequence[Candidate]) -> tuple[Vote, ...]:
+def _ranked(candidates: Sequence[Candidate], likelihoods: Mapping[Grid, float]) -> tuple[Vote, ...]:
     taught = [c for c in candidates if c.adapter is not None]
-    return rank(taught) or rank(candidates)
+    return rank(taught, likelihoods) or rank(candidates, likelihoods)

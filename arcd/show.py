@@ -97,10 +97,16 @@ def votes(
     for place, vote in enumerate(ranked, 1):
         verdict = "" if truth is None else ("  right" if vote.grid == truth else "  wrong")
         name = f"attempt {place}" if place <= ATTEMPTS else f"candidate {place}"
-        likely = f"{vote.mean_logprob:.3f} nats a token"
-        caption = f"{name}: {_count(vote.count, 'vote')}  {likely}{verdict}"
+        caption = f"{name}: {_count(vote.count, 'vote')}  {likely(vote)}{verdict}"
         parts.append(captioned(caption, grid(vote.grid, palette, truth)))
     return Columns(parts, padding=(0, 4)) if parts else Text("no valid candidate")
+
+
+def likely(vote: Vote) -> str:
+    """How likely a grid is: in all views where it was judged, else where it was drawn."""
+    if vote.likelihood is None:
+        return f"{vote.mean_logprob:.3f} nats a token"
+    return f"{vote.likelihood:.2f} nats"
 
 
 def _count(number: int, thing: str) -> str:

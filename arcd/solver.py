@@ -26,10 +26,11 @@ from arcd.encoding import Encoding
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.events import Emit
 from arcd.forecast import Times
+from arcd.judging import judge
 from arcd.ledger import Ledger
 from arcd.prompts import Lesson, Question, TooLong
 from arcd.seeds import generator, seed_of
-from arcd.selection import Candidate, Verdict, verdict
+from arcd.selection import NOT_JUDGED, Candidate, Judged, Verdict, verdict
 from arcd.tasks import Task
 from arcd.views import View, spread
 
@@ -91,7 +92,7 @@ class Assignment:
 
 
 async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
-    """Train on the task's demonstrations, sample its tests, vote.
+    """Train on the task's demonstrations, sample its tests, vote, judge.
 
     Always ends in a verdict: what went wrong on the way stands in its notes. Nothing that is there
     is done again. Raises EngineFailed only, because without an engine no other task can be
@@ -114,15 +115,17 @@ async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
             adapter = await _train(assignment, lessons, rig, notes, emit)
 
     candidates = list(assignment.candidates)
-    if requests:
-        patience = assignment.patience()
-        with anyio.move_on_after(patience) as limit:
+    judged = NOT_JUDGED
+    patience = assignment.patience() if requests else math.inf
+    with anyio.move_on_after(patience) as limit:
+        if requests:
             adapter = await _sample(requests, adapter, candidates, rig, notes, emit)
-        if limit.cancelled_caught:
-            notes.add(f"sampling took more than {patience:.0f} s and was ended")
+        judged = await _judge(questions, candidates, adapter, config, rig, notes)
+    if limit.cancelled_caught:
+        notes.add(f"sampling took more than {patience:.0f} s and was ended")
     with rig.ledger.span("host", "select"):
         serial = adapter.serial if adapter else None
-        found = verdict(task.id, len(task.tests), candidates, serial, tuple(notes.all))
+        found = verdict(task.id, len(task.tests), candidates, serial, tuple(notes.all), judged)
     emit(events.Answered(task.id, found))
     return found
 
@@ -255,6 +258,24 @@ async def _sample(
         notes.add(f"answered by the base: {error}")
         return await _sample(_open(requests, candidates), None, candidates, rig, notes, emit)
     return adapter
+
+
+async def _judge(
+    questions: Sequence[Question | TooLong],
+    candidates: Sequence[Candidate],
+    adapter: Adapter | None,
+    config: Config,
+    rig: Rig,
+    notes: _Notes,
+) -> Judged:
+    """How likely the contenders are, by the model that answered."""
+    if adapter is None and any(candidate.adapter is not None for candidate in candidates):
+        return NOT_JUDGED
+    try:
+        return await judge(questions, candidates, adapter, rig.engine, rig.encoding, config)
+    except SampleRefused as error:
+        notes.add(f"votes alone decided: {error}")
+        return NOT_JUDGED
 
 
 async def _train(

@@ -270,12 +270,13 @@ class Store:
             found[candidate.task][candidate.test].append(candidate.grid)
         return found
 
-    def verdicts(self, job: int) -> Iterator[Verdict]:
-        """The verdicts of a job's answered tasks, in the order of its file."""
+    def verdicts(self, job: int, task: str | None = None) -> Iterator[Verdict]:
+        """The last verdicts on a job's tasks, or on one of them, in the order of its file."""
+        which = "" if task is None else "AND t.task = :task"
         for (body,) in self._read(
             "SELECT e.body FROM tasks t JOIN events e ON e.seq = t.answered"
-            " WHERE t.job = ? ORDER BY t.position",
-            (job,),
+            f" WHERE t.job = :job {which} ORDER BY t.position",
+            {"job": job, "task": task},
         ):
             answered = events.load("Answered", body)
             assert isinstance(answered, events.Answered)

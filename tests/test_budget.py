@@ -304,6 +304,24 @@ async def test_what_is_in_hand_when_the_time_is_up_is_answered_from_the_samples_
 
 
 @pytest.mark.anyio
+async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is_up(
+    tmp_path: Path, made: list[Works]
+):
+    works = Works(
+        tmp_path,
+        task_set(task("a"), task("b")),
+        trainer=Trainer(seconds_per_step=1.0),
+        engine=Disagreeing,
+    )
+    made.append(works)
+    number = job(works, 205)
+    await works.finish()
+    verdicts = list(works.store.verdicts(number))
+    assert any(TIME_IS_UP in verdict.notes for verdict in verdicts)
+    assert all(verdict.judged for verdict in verdicts)
+
+
+@pytest.mark.anyio
 async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works]):
     chosen = task_set(*(task(f"t{i}") for i in range(20)))
     first = Works(tmp_path, chosen, trainer=Trainer(seconds_per_step=1.0), engine=Disagreeing)

@@ -6,7 +6,7 @@ on up to its limit of tokens. A new engine adds a function to SUBJECTS.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -232,6 +232,27 @@ async def test_there_is_one_logprob_for_each_token(subject: Subject):
     for completion in found:
         assert len(completion.logprobs) == len(completion.tokens) > 0
         assert all(logprob <= 0 for logprob in completion.logprobs)
+
+
+async def test_a_given_answer_is_as_likely_as_when_it_was_sampled(subject: Subject):
+    requests = [ask(subject.closing, 9), ask(subject.endless, 30, sample=1)]
+    for adapter in (None, subject.adapters[0]):
+        sampled: list[Completion] = []
+        await subject.engine.sample(requests, adapter, sampled.append)
+        given = {replace(c.request, answer=c.tokens): c for c in sampled}
+        other = replace(requests[1], answer=(INPUT, OUTPUT, subject.end))
+        found: list[Completion] = []
+        # Beside one that is sampled, as it is in the batch of several tasks.
+        await subject.engine.sample([*given, requests[0], other], adapter, found.append)
+        by_request = {completion.request: completion for completion in found}
+        assert set(by_request) == {*given, requests[0], other}
+        for request, completion in given.items():
+            judged = by_request[request]
+            assert (judged.tokens, judged.finish) == (completion.tokens, "stop")
+            assert judged.logprobs == pytest.approx(completion.logprobs, abs=0.05)
+        assert by_request[requests[0]].tokens == sampled[0].tokens
+        assert len(by_request[other].logprobs) == 3
+        assert sum(by_request[other].logprobs) < -1
 
 
 async def test_an_answer_closes_with_the_end_token_unless_the_limit_cut_it(subject: Subject):

@@ -12,6 +12,7 @@ from arcd.config import Config, resolve
 from arcd.encoding import CellEncoding
 from arcd.forecast import NO_WORK, Rates, Sizes, Times, Work, times, work
 from arcd.prompts import Lesson, Question
+from arcd.selection import ATTEMPTS, CONTENDERS
 from arcd.solver import build_lessons, build_questions
 
 SETTINGS = {
@@ -22,7 +23,9 @@ SETTINGS = {
 
 
 def configured(**changed: int) -> Config:
-    values = {key: low for key, (low, _) in SETTINGS.items()} | changed
+    """Without judging, unless that is what is changed."""
+    values = {key: low for key, (low, _) in SETTINGS.items()} | {"sample.judging_views": 0}
+    values |= changed
     return resolve(settings=[f"{key}={value}" for key, value in values.items()])
 
 
@@ -49,6 +52,17 @@ def test_a_larger_task_takes_longer_in_both_lanes(larger):
     assert large.train > small.train
     assert large.prefill > small.prefill
     assert large.decode >= small.decode
+
+
+@given(tasks(max_pairs=3, max_side=8), st.integers(1, 20), st.integers(1, 20))
+def test_each_contender_is_read_once_more_in_each_view_that_it_is_judged_in(of, samples, views):
+    changed = {"sample.samples": samples}
+    votes = work(of, configured(**changed))
+    found = work(of, configured(**changed, **{"sample.judging_views": views}))
+    prompts = votes.prefill // samples
+    answers = len(of.tests) * votes.decode // (samples * len(of.tests))
+    judged = min(samples, CONTENDERS) * min(samples, views) if samples > ATTEMPTS else 0
+    assert found == replace(votes, prefill=votes.prefill + judged * (prompts + answers))
 
 
 def test_each_test_is_asked_for_itself():
@@ -97,7 +111,8 @@ def test_no_prompt_is_longer_than_it_may_be(of):
     config = resolve(settings=["train.max_seq_len=20", "engine.max_model_len=30"])
     found = work(of, config)
     assert found.train <= config.train.steps * config.train.batch_size * 20
-    assert found.prefill <= config.sample.samples * len(of.tests) * 30
+    judged = CONTENDERS * config.sample.judging_views
+    assert found.prefill <= (config.sample.samples + judged) * len(of.tests) * 30
 
 
 def test_seconds_are_amounts_times_rates():

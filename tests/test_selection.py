@@ -1,14 +1,25 @@
 import math
 import random
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.selection import ATTEMPTS, Candidate, Verdict, Vote, rank, verdict
+from arcd.selection import (
+    ATTEMPTS,
+    CONTENDERS,
+    Candidate,
+    Verdict,
+    Vote,
+    contenders,
+    rank,
+    verdict,
+)
 from arcd.views import PLAIN_COLOURS, View
 
 PLAIN = View(False, 0, PLAIN_COLOURS, (0,))
 ONE, TWO, THREE = ((1,),), ((2,),), ((3,),)
+NATS = st.floats(-100, 0)
 
 
 def candidate(grid, logprob=-1.0, length=10, test=0):
@@ -54,6 +65,46 @@ def test_logprob_is_weighed_by_the_length_of_the_answer():
 
 def test_a_tie_goes_to_the_smaller_grid():
     assert [vote.grid for vote in rank([candidate(TWO), candidate(ONE)])] == [ONE, TWO]
+
+
+def test_the_likeliest_of_the_judged_wins_whatever_the_votes_say():
+    found = [candidate(ONE), candidate(ONE), candidate(TWO), candidate(THREE, -0.1)]
+    judged = {(0, ONE): -9.0, (0, TWO): -3.0, (1, THREE): -1.0}
+    ranked = verdict("task", 1, found, None, judged=judged).ranked
+    assert [(vote.grid, vote.likelihood) for vote in ranked[0]] == [
+        (TWO, -3.0),
+        (ONE, -9.0),
+        (THREE, None),
+    ]
+
+
+def test_between_equally_likely_grids_votes_decide():
+    found = [candidate(ONE), candidate(TWO), candidate(TWO)]
+    judged = {(0, ONE): -3.0, (0, TWO): -3.0}
+    assert verdict("task", 1, found, None, judged=judged).attempts == ((TWO, ONE),)
+
+
+def test_contenders_are_the_grids_with_the_most_votes_of_more_than_there_are_attempts():
+    rows = [((i,),) for i in range(9)] + [((0, 1),)]
+    found = [candidate(grid, test=1) for i, grid in enumerate(rows) for _ in range(i + 1)]
+    assert contenders(found, 1) == rows[:1:-1]
+    assert len(contenders(found, 1)) == CONTENDERS
+    assert contenders(found, 0) == []
+    assert contenders([candidate(ONE), candidate(TWO), candidate(None)], 0) == []
+
+
+def test_contenders_are_of_the_adapter_where_it_answered_validly():
+    base = [candidate(grid) for grid in (ONE, TWO, THREE)]
+    taught = [replace(candidate(((i,),)), adapter=3) for i in range(4, 7)]
+    assert contenders([*base, *taught], 0) == [((4,),), ((5,),), ((6,),)]
+    assert contenders([*base, *taught[:1]], 0) == []
+
+
+@given(candidates(), st.dictionaries(st.sampled_from([(0, ONE), (1, ONE), (0, TWO)]), NATS))
+def test_what_a_verdict_knows_of_likelihoods_gives_the_same_verdict_again(found, judged):
+    result = verdict("task", 2, found, None, judged=judged)
+    assert result.judged.items() <= judged.items()
+    assert verdict("task", 2, found, None, judged=result.judged) == result
 
 
 def test_an_answer_of_no_tokens_does_not_divide_by_zero():

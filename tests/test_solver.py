@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
 import anyio
 import pytest
-from small import solutions, task
+from small import candidate, grid, solutions, task
 
 from arcd import events
 from arcd.backends import Adapter, Request, Trained, TrainRequest
@@ -19,7 +19,7 @@ from arcd.errors import EngineFailed, SampleRefused
 from arcd.ledger import Ledger
 from arcd.prompts import TooLong
 from arcd.rates import Stretch
-from arcd.selection import Candidate, Verdict
+from arcd.selection import CONTENDERS, Candidate, Verdict
 from arcd.solver import Assignment, Rig, build_lessons, build_questions, build_requests, solve
 from arcd.tasks import Task
 
@@ -47,6 +47,8 @@ class Bench:
     engine: type[FakeEngine] = FakeEngine
     seen: list[events.Event] = field(default_factory=list)
     serials: count = field(default_factory=count)
+    engines: list[FakeEngine] = field(default_factory=list)
+    """Those that were made."""
 
     async def solve(self, **left: object) -> Verdict:
         """The verdict, with what earlier attempts have left."""
@@ -55,6 +57,7 @@ class Bench:
 
     def rig(self) -> Rig:
         engine = self.engine(CellEncoding(), solutions([self.task]), self.trainer.trained)
+        self.engines.append(engine)
         return Rig(
             self.trainer, engine, CellEncoding(), Ledger(), serial=lambda: next(self.serials)
         )
@@ -260,6 +263,102 @@ async def test_when_all_samples_are_there_only_the_vote_is_left():
     assert bench.seen[0] == events.Started("t", 8, 0)
     assert bench.trainer.asked == []
     assert verdict.ranked == before.ranked
+
+
+@dataclass
+class Divided(Bench):
+    """Its samples were drawn by adapter 7; of eleven grids the right one has the fewest votes."""
+
+    engine: type[FakeEngine] = Asked
+
+    def __post_init__(self) -> None:
+        self.task = task(tests=2)
+        self.trainer.trained[7] = "t"
+        self.right = solutions([self.task])["t"][1]
+        wrong = [grid(side, side, colour) for side in (2, 3) for colour in range(5)]
+        second = [*wrong[:3], *wrong[:2], *wrong]
+        # Likelier than the other grids with one vote, it is a contender.
+        found = replace(candidate(self.task, 1, 15, self.right, 7), logprob=-0.1)
+        self.drawn = (
+            *(candidate(self.task, 0, i, grid(3, 3), 7) for i in range(16)),
+            *(candidate(self.task, 1, i, g, 7) for i, g in enumerate(second)),
+            found,
+        )
+
+    async def judge(self, **left: object) -> Verdict:
+        adapter = Adapter(7, Path("adapter-7"))
+        return await self.solve(adapter=adapter, candidates=self.drawn, **left)
+
+    @property
+    def asked(self) -> list[Request]:
+        return self.engines[-1].requests
+
+
+async def test_where_answers_differ_the_likeliest_wins():
+    bench = Divided()
+    verdict = await bench.judge()
+    sure, divided = verdict.ranked
+    assert [vote.likelihood for vote in sure] == [None], "there is nothing to choose from"
+    tokens = len(CellEncoding().answer(bench.right))
+    assert (divided[0].grid, divided[0].count) == (bench.right, 1)
+    assert divided[0].likelihood == pytest.approx(-0.1 * tokens)
+    assert verdict.notes == ()
+    assert "Sampled" not in bench.kinds
+
+
+async def test_all_contenders_are_judged_in_the_same_views():
+    bench = Divided()
+    verdict = await bench.judge()
+    asked = [q for q in build_questions(bench.task, bench.config, CellEncoding()) if q.test == 1]
+    views = asked[: bench.config.sample.judging_views]
+    judged = [vote.grid for vote in verdict.ranked[1] if vote.likelihood is not None]
+    wanted = {(q, tuple(CellEncoding().answer(q.view.apply(g)))) for q in views for g in judged}
+    assert len(judged) == CONTENDERS
+    assert {(request.question, request.answer) for request in bench.asked} == wanted
+    assert len(bench.asked) == len(wanted)
+
+
+async def test_a_view_in_which_an_answer_does_not_fit_judges_none():
+    longest = 1 + max(
+        len(q.tokens) + len(CellEncoding().answer(Divided().right))
+        for q in build_questions(task(tests=2), Config(), CellEncoding())
+    )
+    for limit, views in ((longest, 8), (longest - 1, 0)):
+        settings = [f"engine.max_model_len={limit}"]
+        bench = Divided(config=resolve(settings=settings))
+        verdict = await bench.judge()
+        assert len(bench.asked) == views * CONTENDERS
+        assert bool(verdict.judged) == bool(views)
+
+
+async def test_without_judging_views_votes_decide():
+    bench = Divided(config=resolve(settings=["sample.judging_views=0"]))
+    verdict = await bench.judge()
+    assert bench.asked == []
+    assert [vote.count for vote in verdict.ranked[1]] == [3, 3, 2] + [1] * 8
+
+
+async def test_the_base_does_not_judge_what_an_adapter_drew():
+    bench = Divided()
+    verdict = await bench.solve(candidates=bench.drawn)
+    assert bench.asked == []
+    assert verdict.judged == {}
+
+
+async def test_where_the_engine_does_not_judge_votes_decide_and_a_note_says_so():
+    bench = Divided(engine=RefusesAll)
+    verdict = await bench.judge()
+    assert verdict.ranked[1][0].count == 3
+    assert verdict.notes == ("votes alone decided: no",)
+
+
+async def test_judging_that_takes_too_long_is_ended_and_votes_decide():
+    bench = Divided(engine=Unending)
+    bench.drawn = bench.drawn[1:]  # one is left to sample
+    verdict = await bench.judge(patience=lambda: 0.05)
+    assert verdict.ranked[1][0].count == 3
+    assert verdict.judged == {}
+    assert verdict.notes == ("sampling took more than 0 s and was ended",)
 
 
 class Unending(FakeEngine):

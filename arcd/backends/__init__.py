@@ -56,17 +56,22 @@ class TrainingStep:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample of a question; `seed` decides it where the temperature is not 0 (greedy)."""
+    """One sample of a question; `seed` decides it where the temperature is not 0 (greedy).
+
+    With an `answer`, its end token included, nothing is sampled: that is the completion, and how
+    likely it is in its logprobs.
+    """
 
     question: Question
     sample: int
     seed: int
     temperature: float = 0.0
+    answer: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished sample: its tokens, the end token included, and the logprob of each in nats.
+    """A finished request: its tokens, the end token included, and the logprob of each in nats.
 
     `finish` is "stop" where the model ended the answer and "length" where the limit did.
     """

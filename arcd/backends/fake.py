@@ -83,6 +83,8 @@ class FakeTrainer:
 class FakeEngine:
     """Answers from `solutions` with the adapter of the task; else it repeats the prompt.
 
+    What it would answer has a logprob of -0.1 a token, any other answer one of -1.
+
     A repetition ends where the prompt has an end token, or at the limit. Every answer takes
     `seconds_per_token` times its length, all requests side by side. Adapters of tasks in `broken`
     are refused.
@@ -138,13 +140,15 @@ class FakeEngine:
         question = request.question
         taught = adapter is not None and self._task_of(adapter) == question.task
         knows = taught and question.task in self.solutions
-        tokens = self._solution(question) if knows else self._repetition(question)
-        tokens = tokens[: question.max_new_tokens]
-        await anyio.sleep(self.seconds_per_token * len(tokens))
+        likely = self._solution(question) if knows else self._repetition(question)
+        likely = likely[: question.max_new_tokens]
+        tokens = likely if request.answer is None else request.answer
+        await anyio.sleep(self.seconds_per_token * (len(tokens) if request.answer is None else 1))
         self.steps += 1
-        closed = tokens[-1] == self.encoding.end
+        closed = request.answer is not None or tokens[-1] == self.encoding.end
         finish: Literal["stop", "length"] = "stop" if closed else "length"
-        deliver(Completion(request, tuple(tokens), (-0.1,) * len(tokens), finish))
+        logprob = -0.1 if list(tokens) == likely else -1.0
+        deliver(Completion(request, tuple(tokens), (logprob,) * len(tokens), finish))
 
     def _task_of(self, adapter: Adapter) -> str | None:
         """An adapter of an earlier life is known by the file in its folder."""

@@ -377,7 +377,7 @@ class _Worker:
 
     def _ask(self, call: _Call, request: Request, lora: Any) -> None:
         name = str(next(self._ids))
-        prompt = {"prompt_token_ids": list(request.question.tokens)}
+        prompt = {"prompt_token_ids": [*request.question.tokens, *(request.answer or ())]}
         self._engine.add_request(name, prompt, self._params(request), lora_request=lora)
         self._open[name] = call, request
         self._log.begin(name)
@@ -387,8 +387,11 @@ class _Worker:
         from vllm.sampling_params import RequestOutputKind
 
         settings = self._settings
+        given = request.answer is not None
         return SamplingParams(
-            max_tokens=request.question.max_new_tokens,
+            # vLLM generates one token at least, also where only the prompt is of interest.
+            max_tokens=1 if given else request.question.max_new_tokens,
+            prompt_logprobs=0 if given else None,
             temperature=request.temperature,
             seed=request.seed if request.temperature > 0 else None,
             allowed_token_ids=settings.answer_tokens,
@@ -414,20 +417,25 @@ class _Worker:
         self._log.step(time.monotonic() - begun)
         for output in outputs:
             call, request = self._open.pop(output.request_id)
-            made = output.outputs[0]
-            self._log.finish(output.request_id, len(request.question.tokens), len(made.token_ids))
-            self._answer(call, _completion(request, made))
+            read, made = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+            self._log.finish(output.request_id, read, made)
+            self._answer(call, _completion(request, output))
         self.stretches.extend(self._log.take())
         if self._open and not self._engine.has_unfinished_requests():
             raise RuntimeError(f"vLLM lost {len(self._open)} requests")
 
 
 def _completion(request: Request, output: Any) -> Completion | SampleRefused:
-    if output.finish_reason not in ("stop", "length"):
-        return SampleRefused(f"vLLM gave a request up: {output.finish_reason}")
-    tokens = tuple(output.token_ids)
-    logprobs = (place[token].logprob for place, token in zip(output.logprobs, tokens, strict=True))
-    return Completion(request, tokens, tuple(logprobs), output.finish_reason)
+    made = output.outputs[0]
+    if made.finish_reason not in ("stop", "length"):
+        return SampleRefused(f"vLLM gave a request up: {made.finish_reason}")
+    if request.answer is None:
+        tokens, places, finish = tuple(made.token_ids), made.logprobs, made.finish_reason
+    else:
+        tokens, finish = request.answer, "stop"
+        places = output.prompt_logprobs[-len(tokens) :]
+    logprobs = (place[token].logprob for place, token in zip(places, tokens, strict=True))
+    return Completion(request, tokens, tuple(logprobs), finish)
 
 
 def _failed(kind: type[_Failure], error: BaseException, what: str | None = None) -> _Failure:

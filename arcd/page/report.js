@@ -378,7 +378,7 @@ const tasks = {
       (task.ranked[i] || []).forEach((vote, place) => {
         const name = place < 2 ? `attempt ${place + 1}` : `candidate ${place + 1}`;
         const verdict = truth ? (truth === vote.grid ? " ✓" : " ✗") : "";
-        shown.push(this.figure(`${name}${verdict}, ${vote.votes} vote${vote.votes === 1 ? "" : "s"}, ${vote.logprob.toFixed(3)} nats a token`, vote.grid, truth));
+        shown.push(this.figure(`${name}${verdict}, ${vote.votes} vote${vote.votes === 1 ? "" : "s"}, ${vote.likely}`, vote.grid, truth));
       });
       const others = task.others[i] ? `, and ${task.others[i]} other candidates` : "";
       card.append(make("h4", {}, `test ${i + 1} of ${task.tests.length}${others}`), make("div", { class: "grids" }, ...shown));

@@ -1,0 +1,54 @@
+"""Judging: how likely the leading answers to a task are, each seen in several views.
+
+A sample was likely in the one view that it was drawn in; a right answer is likely in all of them.
+Knows nothing of how verdicts come about or of where answers were drawn.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from arcd.backends import Adapter, Completion, Engine, Request
+from arcd.config import Config
+from arcd.encoding import Encoding
+from arcd.grids import Grid
+from arcd.prompts import Question, TooLong
+from arcd.selection import Candidate, Judged, contenders
+
+
+async def judge(
+    questions: Iterable[Question | TooLong],
+    candidates: Sequence[Candidate],
+    adapter: Adapter | None,
+    engine: Engine,
+    encoding: Encoding,
+    config: Config,
+) -> Judged:
+    """The log-likelihood of each contender in the first views that its test was asked in.
+
+    All contenders of a test are judged in the same views; one in which any of them does not fit is
+    left out. Raises as `Engine.sample` does.
+    """
+    grids: dict[Request, tuple[int, Grid]] = {}
+    views = min(config.sample.samples, config.sample.judging_views)
+    asked = [question for question in questions if isinstance(question, Question)]
+    for test in sorted({question.test for question in asked}):
+        found = contenders(candidates, test)
+        for question in [question for question in asked if question.test == test][:views]:
+            answers = [tuple(encoding.answer(question.view.apply(grid))) for grid in found]
+            longest = max((len(answer) for answer in answers), default=0)
+            # The engine generates one token after them.
+            if len(question.tokens) + longest >= config.engine.max_model_len:
+                continue
+            for place, (grid, answer) in enumerate(zip(found, answers, strict=True)):
+                grids[Request(question, place, seed=0, answer=answer)] = test, grid
+
+    logprobs: dict[tuple[int, Grid], list[float]] = defaultdict(list)
+
+    def deliver(completion: Completion) -> None:
+        logprobs[grids[completion.request]].append(sum(completion.logprobs))
+
+    if grids:
+        await engine.sample(list(grids), adapter, deliver)
+    # Sorted before summing: a mean must not depend on the order in which its terms came.
+    return {key: fmean(sorted(found)) for key, found in logprobs.items()}
