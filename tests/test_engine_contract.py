@@ -235,7 +235,9 @@ async def test_there_is_one_logprob_for_each_token(subject: Subject):
 
 
 async def test_a_given_answer_is_as_likely_as_when_it_was_sampled(subject: Subject):
-    requests = [ask(subject.closing, 9), ask(subject.endless, 30, sample=1)]
+    # The last is read in more than one step.
+    prompts = [(subject.closing, 9), (subject.endless, 30), (subject.closing * 200, 9)]
+    requests = [ask(prompt, limit, sample=i) for i, (prompt, limit) in enumerate(prompts)]
     for adapter in (None, subject.adapters[0]):
         sampled: list[Completion] = []
         await subject.engine.sample(requests, adapter, sampled.append)

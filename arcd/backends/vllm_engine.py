@@ -36,8 +36,13 @@ from arcd.errors import ArcdError, EngineFailed, MissingPackage, SampleRefused
 from arcd.ledger import Ledger
 from arcd.rates import Stretch
 
-CPU_CHUNK = 2048
-"""Prompt tokens in one step on a CPU: 0.15 s, in which nobody is heard (5M model, one core)."""
+STEP_TOKENS = 2048
+"""Tokens in one step: 0.15 s on a CPU, in which nobody is heard (5M model, one core)."""
+
+PROMPT_TOKENS = 512
+"""Of one prompt in one step, beside others. Where an answer is judged, vLLM holds logits and
+logprobs for all of them, which it does not plan for (vllm issue 5907): 0.5 GB with a vocabulary of
+150 000; all of a long prompt at once can take a GPU's memory."""
 
 PATIENCE = 30.0
 """Seconds that closing waits for the step in hand. A thread that is busy for longer is stuck in
@@ -469,6 +474,8 @@ def _start_vllm(settings: _Settings) -> Any:
         "enable_lora": True,
         "max_lora_rank": settings.rank,
         "max_loras": config.max_loras,
+        "max_num_batched_tokens": max(STEP_TOKENS, config.max_num_seqs),
+        "long_prefill_token_threshold": min(PROMPT_TOKENS, config.max_model_len),
         "enable_prefix_caching": True,
         "skip_tokenizer_init": True,
         "load_format": "safetensors",  # nothing is unpickled
@@ -486,7 +493,6 @@ def _start_vllm(settings: _Settings) -> Any:
 def _cpu_arguments(config: EngineConfig) -> dict[str, object]:
     return {
         "enforce_eager": True,
-        "max_num_batched_tokens": max(CPU_CHUNK, config.max_num_seqs),
         # A request without an adapter has slot -1, and on a CPU vLLM indexes its weights with that:
         # in one batch with adapters the base would answer with the last slot's (0.32, torch_ops).
         # Slots fill from the first, so with one more than is ever used the last one stays zero.
