@@ -173,6 +173,10 @@ class Config(_Section):
     def _check(self) -> Self:
         if self.budget.seconds is not None and self.train.share > 1:
             raise ValueError("a budget is kept task by task: train.share must be 1")
+        if "lm_head" in self.train.target_modules and self.sample.judging_views:
+            raise ValueError(
+                "vLLM does not judge with adapters of lm_head: sample.judging_views must be 0"
+            )
         return self
 
 

@@ -76,6 +76,10 @@ def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, valu
         ("train.lr=inf", "train.lr: Input should be a finite number"),
         ("train.rank=7", "train: rank must be one of 1, 8, 16, 32, 64, 128, 256, 320, 512"),
         ("train.target_modules=[]", "train: target_modules must not be empty"),
+        (
+            'train.target_modules=["lm_head"]',
+            "config: vLLM does not judge with adapters of lm_head",
+        ),
         ("train.schedule=wild", "train.schedule: Input should be 'constant', 'linear' or "),
         ("sample.views=17", "sample: views cannot exceed samples"),
         ("sample.views=8", "sample: greedy samples of one view are all alike: "),

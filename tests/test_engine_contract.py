@@ -244,8 +244,13 @@ async def test_a_given_answer_is_as_likely_as_when_it_was_sampled(subject: Subje
         given = {replace(c.request, answer=c.tokens): c for c in sampled}
         other = replace(requests[1], answer=(INPUT, OUTPUT, subject.end))
         found: list[Completion] = []
-        # Beside one that is sampled, as it is in the batch of several tasks.
-        await subject.engine.sample([*given, requests[0], other], adapter, found.append)
+        # Beside the samples of another task, more of them than there are tokens in a prompt.
+        others: list[Completion] = []
+        async with anyio.create_task_group() as calls:
+            beside = [ask(subject.endless, 20, task="other", sample=i) for i in range(24)]
+            calls.start_soon(subject.engine.sample, beside, subject.adapters[1], others.append)
+            await subject.engine.sample([*given, requests[0], other], adapter, found.append)
+        assert len(others) == len(beside)
         by_request = {completion.request: completion for completion in found}
         assert set(by_request) == {*given, requests[0], other}
         for request, completion in given.items():

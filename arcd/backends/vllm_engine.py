@@ -382,7 +382,7 @@ class _Worker:
 
     def _ask(self, call: _Call, request: Request, lora: Any) -> None:
         name = str(next(self._ids))
-        prompt = {"prompt_token_ids": [*request.question.tokens, *(request.answer or ())]}
+        prompt = {"prompt_token_ids": _prompt(request)}
         self._engine.add_request(name, prompt, self._params(request), lora_request=lora)
         self._open[name] = call, request
         self._log.begin(name)
@@ -422,12 +422,16 @@ class _Worker:
         self._log.step(time.monotonic() - begun)
         for output in outputs:
             call, request = self._open.pop(output.request_id)
-            read, made = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
-            self._log.finish(output.request_id, read, made)
+            made = len(output.outputs[0].token_ids)
+            self._log.finish(output.request_id, len(_prompt(request)), made)
             self._answer(call, _completion(request, output))
         self.stretches.extend(self._log.take())
         if self._open and not self._engine.has_unfinished_requests():
             raise RuntimeError(f"vLLM lost {len(self._open)} requests")
+
+
+def _prompt(request: Request) -> list[int]:
+    return [*request.question.tokens, *(request.answer or ())]
 
 
 def _completion(request: Request, output: Any) -> Completion | SampleRefused:

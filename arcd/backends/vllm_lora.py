@@ -50,6 +50,10 @@ class GroupedPunica(PunicaWrapperCPU):  # type: ignore[misc]  # vllm is untyped 
         **kwargs: Any,
     ) -> None:
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if len(x) != len(self.sampler_indices):
+            # Logits of a prompt, of which nobody says whose they are. vLLM itself takes the rows
+            # for those of samples; only an adapter of `lm_head` would notice.
+            return
         width = min(y.shape[-1], lora_b_stacked.shape[-2])  # either may be padded
         up = lora_b_stacked[..., :width, :]
         _add(self._samples, y[:, :width], x, lora_a_stacked, up, scale)
