@@ -384,7 +384,7 @@ def pretrain(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train a small base model from scratch on ARC-AGI-1 training tasks; resumable."""
+    """Train a small base model from scratch on training tasks of ARC-AGI-1 and 2; resumable."""
     from dataclasses import asdict
 
     from arcd import basemodel
@@ -412,7 +412,10 @@ def pretrain(
 
     kind = basemodel.pick_device(device, "auto").kind
     training.pretrain(folder, recipe, rearc, kind, report, unseen=measured)
-    out.print(f"model {folder / 'model'}", markup=False, highlight=False)
+    if as_json:
+        print(json.dumps({"model": str(folder / "model")}))
+    else:
+        out.print(f"model {folder / 'model'}", markup=False, highlight=False)
 
 
 def _truth(solutions: Path | None, answers: str) -> "Solutions":

@@ -1,10 +1,10 @@
 """Selection: from the candidates of a test to its two attempts.
 
 A vote is a sample, asked in one view. Where there are more grids than attempts, those with the most
-votes are judged in several views, as the ARChitects did (Kaggle's ARC Prize, 2024): the likeliest
-wins. Where nobody judged, or grids are equally likely, votes decide; among equals the mean of
-logprob per token; among those the smaller grid in the order of its cells. The result does not
-depend on the order of the candidates. Knows nothing of who made or judged them.
+votes are judged in several views, as the ARChitects did (Kaggle's ARC Prize, 2024): the one with
+the largest product of votes and likelihood wins. Where nobody judged, votes alone decide; among
+equals the mean of logprob per token; among those the smaller grid in the order of its cells. The
+result does not depend on the order of the candidates. Knows nothing of who made or judged them.
 """
 
 import math
@@ -114,8 +114,8 @@ def rank(
 
 def _merit(vote: Vote) -> tuple[float, int, float, Grid]:
     """Least for the best."""
-    likelihood = -math.inf if vote.likelihood is None else vote.likelihood
-    return -likelihood, -vote.count, -vote.mean_logprob, vote.grid
+    judged = -math.inf if vote.likelihood is None else vote.likelihood + math.log(vote.count)
+    return -judged, -vote.count, -vote.mean_logprob, vote.grid
 
 
 def contenders(candidates: Iterable[Candidate], test: int) -> list[Grid]:

@@ -67,7 +67,7 @@ def test_a_tie_goes_to_the_smaller_grid():
     assert [vote.grid for vote in rank([candidate(TWO), candidate(ONE)])] == [ONE, TWO]
 
 
-def test_the_likeliest_of_the_judged_wins_whatever_the_votes_say():
+def test_the_judged_come_first_in_the_order_of_votes_times_likelihood():
     found = [candidate(ONE), candidate(ONE), candidate(TWO), candidate(THREE, -0.1)]
     judged = {(0, ONE): -9.0, (0, TWO): -3.0, (1, THREE): -1.0}
     ranked = verdict("task", 1, found, None, judged=judged).ranked
@@ -78,10 +78,11 @@ def test_the_likeliest_of_the_judged_wins_whatever_the_votes_say():
     ]
 
 
-def test_between_equally_likely_grids_votes_decide():
+def test_twice_the_votes_are_worth_half_the_likelihood():
     found = [candidate(ONE), candidate(TWO), candidate(TWO)]
-    judged = {(0, ONE): -3.0, (0, TWO): -3.0}
-    assert verdict("task", 1, found, None, judged=judged).attempts == ((TWO, ONE),)
+    for likelihood, attempts in ((-3.0, (TWO, ONE)), (-3.6, (TWO, ONE)), (-3.8, (ONE, TWO))):
+        judged = {(0, ONE): -3.0, (0, TWO): likelihood}
+        assert verdict("task", 1, found, None, judged=judged).attempts == (attempts,)
 
 
 def test_contenders_are_the_grids_with_the_most_votes_of_more_than_there_are_attempts():
