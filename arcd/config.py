@@ -94,9 +94,9 @@ class SampleConfig(_Section):
     """Different views they are spread over; by default one for each sample."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
-    judging_views: Count = 8
+    judging_views: Count = 0
     """Views in which the likelihoods of the grids with the most votes are compared, at most one for
-    each sample; 0: votes decide."""
+    each sample; 0: votes alone decide."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -138,9 +138,9 @@ class Disagreeing(FakeEngine):
 SETTINGS = ["train.steps=20", "train.batch_size=1", "sample.samples=4"]
 
 
-def job(works: Works, budget: float, reserve: float = 10) -> int:
+def job(works: Works, budget: float, *settings: str, reserve: float = 10) -> int:
     limits = [f"budget.seconds={budget}", f"budget.reserve={reserve}"]
-    return works.submit(settings=[*SETTINGS, *limits])
+    return works.submit(settings=[*SETTINGS, *limits, *settings])
 
 
 @pytest.fixture
@@ -314,7 +314,7 @@ async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is
         engine=Disagreeing,
     )
     made.append(works)
-    number = job(works, 205)
+    number = job(works, 205, "sample.judging_views=4")
     await works.finish()
     verdicts = list(works.store.verdicts(number))
     assert any(TIME_IS_UP in verdict.notes for verdict in verdicts)

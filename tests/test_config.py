@@ -76,10 +76,6 @@ def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, valu
         ("train.lr=inf", "train.lr: Input should be a finite number"),
         ("train.rank=7", "train: rank must be one of 1, 8, 16, 32, 64, 128, 256, 320, 512"),
         ("train.target_modules=[]", "train: target_modules must not be empty"),
-        (
-            'train.target_modules=["lm_head"]',
-            "config: vLLM does not judge with adapters of lm_head",
-        ),
         ("train.schedule=wild", "train.schedule: Input should be 'constant', 'linear' or "),
         ("sample.views=17", "sample: views cannot exceed samples"),
         ("sample.views=8", "sample: greedy samples of one view are all alike: "),
@@ -89,6 +85,12 @@ def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, valu
 )
 def test_what_makes_no_sense_is_refused_in_one_line_naming_the_key(setting, reason):
     assert refusal(setting).startswith(reason)
+
+
+def test_what_the_engine_cannot_judge_is_refused():
+    settings = ['train.target_modules=["lm_head"]', "sample.judging_views=1"]
+    assert refusal(*settings).startswith("config: vLLM does not judge with adapters of lm_head")
+    assert resolve(settings=settings[:1]).sample.judging_views == 0
 
 
 def test_a_value_is_not_a_section():

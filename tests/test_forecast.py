@@ -23,9 +23,7 @@ SETTINGS = {
 
 
 def configured(**changed: int) -> Config:
-    """Without judging, unless that is what is changed."""
-    values = {key: low for key, (low, _) in SETTINGS.items()} | {"sample.judging_views": 0}
-    values |= changed
+    values = {key: low for key, (low, _) in SETTINGS.items()} | changed
     return resolve(settings=[f"{key}={value}" for key, value in values.items()])
 
 
@@ -108,7 +106,8 @@ def test_tokens_are_those_of_an_encoding_with_one_for_each_cell(of):
 
 @given(tasks())
 def test_no_prompt_is_longer_than_it_may_be(of):
-    config = resolve(settings=["train.max_seq_len=20", "engine.max_model_len=30"])
+    limits = ["train.max_seq_len=20", "engine.max_model_len=30"]
+    config = resolve(settings=[*limits, "sample.judging_views=8"])
     found = work(of, config)
     assert found.train <= config.train.steps * config.train.batch_size * 20
     judged = CONTENDERS * config.sample.judging_views

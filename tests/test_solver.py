@@ -270,6 +270,7 @@ class Divided(Bench):
     """Its samples were drawn by adapter 7; of eleven grids the right one has the fewest votes."""
 
     engine: type[FakeEngine] = Asked
+    config: Config = field(default_factory=lambda: resolve(settings=["sample.judging_views=8"]))
 
     def __post_init__(self) -> None:
         self.task = task(tests=2)
@@ -324,7 +325,7 @@ async def test_a_view_in_which_an_answer_does_not_fit_judges_none():
         for q in build_questions(task(tests=2), Config(), CellEncoding())
     )
     for limit, views in ((longest, 8), (longest - 1, 0)):
-        settings = [f"engine.max_model_len={limit}"]
+        settings = [f"engine.max_model_len={limit}", "sample.judging_views=8"]
         bench = Divided(config=resolve(settings=settings))
         verdict = await bench.judge()
         assert len(bench.asked) == views * CONTENDERS
@@ -332,7 +333,7 @@ async def test_a_view_in_which_an_answer_does_not_fit_judges_none():
 
 
 async def test_without_judging_views_votes_decide():
-    bench = Divided(config=resolve(settings=["sample.judging_views=0"]))
+    bench = Divided(config=Config())
     verdict = await bench.judge()
     assert bench.asked == []
     assert [vote.count for vote in verdict.ranked[1]] == [3, 3, 2] + [1] * 8
