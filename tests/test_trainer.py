@@ -1,5 +1,6 @@
 """The LoRA trainer on a tiny model: resets, schedules, starts, shapes, cancellation."""
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -174,6 +175,29 @@ async def test_a_start_that_does_not_fit_fails_its_task_alone(base: Path, tmp_pa
     with pytest.raises(TrainerFailed, match="no adapter in it"):
         await used.train(wanted(base, target_modules=("q_proj",), start=tmp_path), ignore)
     assert same(await used.train(wanted(base), ignore), first)
+
+
+async def test_a_training_that_is_cancelled_at_its_very_end_leaves_nothing(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    used = trainer(base, tmp_path)
+    save, loop, scope = used._save, asyncio.get_running_loop(), anyio.CancelScope()
+    saved: list[Path] = []
+
+    def save_and_cancel(*given):
+        adapter = save(*given)
+        saved.append(adapter.path)
+        cancelled = threading.Event()
+        loop.call_soon_threadsafe(lambda: (scope.cancel(), cancelled.set()))
+        cancelled.wait()
+        return adapter
+
+    monkeypatch.setattr(used, "_save", save_and_cancel)
+    with scope:
+        await used.train(wanted(base), ignore)
+    assert scope.cancelled_caught
+    assert [path.parent for path in saved] == [tmp_path]
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(

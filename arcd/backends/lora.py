@@ -103,7 +103,8 @@ class LoraTrainer:
             course.cancelled = True
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([work])
-            work.exception()  # that it was cancelled is known
+            if work.exception() is None:  # it came to its end all the same
+                shutil.rmtree(work.result().adapter.path, ignore_errors=True)
             raise
         course.check()
         return work.result()
