@@ -343,7 +343,7 @@ store.submit(JOB)
 for i in range(20):
     store.append(1, sampled(sample=i), events.Noted("a", "x" * 300))
     store.serial()
-print(store.path.with_name("arcd.db-wal").stat().st_size)
+print(store.path.with_name("arcd.db-wal").stat().st_size, flush=True)
 store.append(1, sampled(sample=20), events.Noted("a", "y" * 9000))
 os._exit(9)
 """
