@@ -1,7 +1,7 @@
 """The command line: one function for each verb; heavy imports only inside them.
 
-Exit code 0: done; 1: failed; 2: the input or the usage was wrong. Results go to standard output,
-progress and errors to standard error.
+Exit code 0: done; 1: failed; 2: the input or the usage was wrong; 130: interrupted. Results go to
+standard output, progress and errors to standard error.
 """
 
 import json
@@ -364,7 +364,7 @@ def pretrain(
     folder: Annotated[Path, typer.Argument(help="Run folder; an unfinished run goes on")],
     steps: Annotated[int, typer.Option(min=1)],
     rearc: Annotated[
-        Path | None, typer.Option(help="re-arc examples, {id: [pair, ...]} as .json.gz")
+        Path | None, typer.Option(help="re-arc examples, .json.gz: pairs for each task id")
     ] = None,
     width: Annotated[int, typer.Option(min=64, help="A multiple of 64")] = 256,
     layers: Annotated[int, typer.Option(min=1)] = 6,

@@ -111,7 +111,7 @@ class Daemon:
         self._desk.store.close()
 
     async def _work(self, open_rig: OpenRig, find_platform: Callable[[Options], Platform]) -> None:
-        """Load the models, work off jobs until told to stop, write the last word."""
+        """Load the models, work through jobs until told to stop, write the last word."""
         begun = time.monotonic()
         with self._ledger.span("host", "load"):
             self._platform = await to_thread.run_sync(find_platform, self._options)

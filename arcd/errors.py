@@ -76,7 +76,7 @@ class NoJob(BadJob):
 
 
 class MissingPackage(ArcdError):
-    """A package that this command needs is not installed; try: pip install 'arcd[cpu]'."""
+    """A package that this command needs is not installed: see the README on CPU and GPU."""
 
 
 class TrainerFailed(ArcdError):

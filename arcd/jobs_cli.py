@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 out = Console()
 err = Console(stderr=True)
 
-HomeOption = Annotated[Path | None, typer.Option(help="Where arcd keeps its jobs [env: ARCD_HOME]")]
+HomeOption = Annotated[Path | None, typer.Option(help="Where arcd keeps its jobs; else ARCD_HOME")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
 JobNumber = Annotated[int, typer.Argument(help="The job's number", metavar="JOB")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.steps=64")]
@@ -73,7 +73,7 @@ def serve(
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
-    """Load the base model once and work off jobs until Ctrl-C; a second Ctrl-C ends it at once."""
+    """Load the base model once and work through jobs until Ctrl-C; a second one ends it at once."""
     from arcd import basemodel
     from arcd import config as configuration
     from arcd.options import Options
@@ -499,7 +499,7 @@ def _print_status(status: dict[str, Any]) -> None:
 
 def _print_forecast(forecast: dict[str, Any]) -> None:
     if forecast["seconds"]:
-        _say(f"  about {forecast['seconds']:.0f} s of work wait")
+        _say(f"  about {forecast['seconds']:.0f} s of work left")
     for lane, ratio in forecast["accuracy"].items():
         low, middle, high = (f"{ratio[decile]:.2f}" for decile in ("p10", "p50", "p90"))
         _say(f"  predicted / taken, {lane}: {middle} (a tenth below {low}, a tenth above {high})")

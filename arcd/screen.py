@@ -152,7 +152,7 @@ def _clock(scene: Scene, job: Job, now: float, width: int) -> list[Text]:
         return [_barred("budget", 1.0, late, width)]
     words = f"{_duration(remains)} left of {_duration(job.budget)}"
     if left is not None:
-        words += f"  {_duration(left)} of work wait"
+        words += f"  {_duration(left)} of work left"
     return [_barred("budget", used / job.budget, Text(words), width)]
 
 

@@ -32,3 +32,4 @@ show arcd show "$solved" --job "$job"
 show arcd report "$job" --out "$ARCD_HOME/report.html"
 show arcd stop
 cat <&3 >/dev/null
+printf '\nTo go on in this shell:\n  export PATH="%s/.venv/bin:$PATH" ARCD_HOME="%s"\n' "$PWD" "$ARCD_HOME"

