@@ -1,8 +1,9 @@
 """Pretraining of arcd's own base model from scratch: resumable, on a CPU's cores or on a GPU.
 
-A run is a folder with one checkpoint, written to a temporary name and renamed. Every batch is a
-pure function of (seed, worker, step), so a run that was killed goes on as if it had not been. On a
-CPU, single-threaded workers that average their gradients beat threads inside one process.
+A run is a folder, locked like a home, with one checkpoint, written to a temporary name and renamed.
+Every batch is a pure function of (seed, worker, step), so a run that was killed goes on as if it
+had not been. On a CPU, single-threaded workers that average their gradients beat threads inside one
+process.
 """
 
 import os
@@ -22,7 +23,7 @@ from arcd.cellmodel import CellModel
 from arcd.corpus import Corpus, batch, open_corpus
 from arcd.encoding import PAD, CellEncoding
 from arcd.errors import BadBase
-from arcd.processes import cores
+from arcd.processes import HomeLock, cores
 from arcd.prompts import IGNORED, Lesson, lesson
 from arcd.seeds import generator
 from arcd.tasks import Pair, TaskSet
@@ -91,22 +92,25 @@ def pretrain(
 
     `unseen` are tasks with solutions that are measured and never trained on. `report` is called in
     the first worker every `every` steps, each followed by a checkpoint. Raises BadBase where the
-    folder holds a run of another shape.
+    folder holds a run of another shape, HomeInUse while another process trains in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    corpus = open_corpus(rearc)
-    if recipe.workers == 1:
-        _work(0, folder, recipe, corpus, device, report, every, unseen)
-        return
-    meeting = folder / f"meeting-{os.getpid()}"
-    # Forked, so that the workers share the corpus; no thread has been started yet.
-    start_processes(  # type: ignore[no-untyped-call]
-        _join,
-        (meeting, folder, recipe, corpus, device, report, every, unseen),
-        recipe.workers,
-        start_method="fork",
-    )
-    meeting.unlink(missing_ok=True)
+    with HomeLock.take(folder):
+        _check_shape(folder, recipe)
+        corpus = open_corpus(rearc)
+        if recipe.workers == 1:
+            _work(0, folder, recipe, corpus, device, report, every, unseen)
+            return
+        meeting = folder / "meeting"
+        # Workers that met at the file of a run that was killed would wait for its dead.
+        meeting.unlink(missing_ok=True)
+        # Forked, so that the workers share the corpus, and the lock if this process is killed; no
+        # thread has been started yet.
+        start_processes(  # type: ignore[no-untyped-call]
+            _join,
+            (meeting, folder, recipe, corpus, device, report, every, unseen),
+            recipe.workers,
+            start_method="fork",
+        )
 
 
 def _join(
@@ -299,6 +303,16 @@ def _save(
     temporary.replace(folder / "checkpoint.pt")
 
 
+def _check_shape(folder: Path, recipe: Recipe) -> None:
+    """Before there are workers: what is raised in one reaches nobody as it is."""
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        begun = torch.load(path, mmap=True, map_location="cpu", weights_only=True)["recipe"]
+        for key in ("width", "layers"):
+            if begun[key] != getattr(recipe, key):
+                raise BadBase(f"{path}: was begun with {key}={begun[key]}")
+
+
 def _restore(
     folder: Path,
     recipe: Recipe,
@@ -311,9 +325,6 @@ def _restore(
     if not path.exists():
         return 0, 0
     state = torch.load(path, map_location=device, weights_only=True)
-    for key in ("width", "layers"):
-        if state["recipe"][key] != getattr(recipe, key):
-            raise BadBase(f"{path}: was begun with {key}={state['recipe'][key]}")
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel, CellTables  # noqa: E402
 from arcd.encoding import SPECIALS, CellEncoding  # noqa: E402
-from arcd.errors import BadBase  # noqa: E402
+from arcd.errors import BadBase, HomeInUse  # noqa: E402
 from arcd.pretrain import Progress, Recipe, pretrain, rate, unseen_lessons  # noqa: E402
 from arcd.prompts import IGNORED  # noqa: E402
 from arcd.tasks import load  # noqa: E402
@@ -108,16 +108,20 @@ RUN = """
 import sys
 from pathlib import Path
 from arcd.pretrain import Recipe, pretrain
-recipe = Recipe(steps=6, width=64, layers=1, batch_tokens=1024, max_seq_len=1024, warmup=2)
+shape = dict(width=64, layers=1, batch_tokens=1024, max_seq_len=1024)
+recipe = Recipe(steps=6, warmup=2, workers=int(sys.argv[2]), **shape)
 def report(now):
     print(now.step, flush=True)
 pretrain(Path(sys.argv[1]), recipe, None, "cpu", report, every=1)
 """
 
 
-def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(tmp_path: Path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(
+    tmp_path: Path, workers: int
+):
     def begin(folder: Path) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", RUN, str(folder)]
+        command = [sys.executable, "-c", RUN, str(folder), str(workers)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     with begin(tmp_path / "whole") as whole:
@@ -164,7 +168,17 @@ def test_two_workers_average_their_gradients(tmp_path: Path):
 def test_a_run_of_another_shape_is_not_mixed_up(tmp_path: Path):
     pretrain(tmp_path, TINY, None, "cpu", ignore)
     with pytest.raises(BadBase, match="was begun with layers=1"):
-        pretrain(tmp_path, replace(TINY, layers=2), None, "cpu", ignore)
+        pretrain(tmp_path, replace(TINY, layers=2, workers=2), None, "cpu", ignore)
+
+
+def test_a_folder_is_trained_in_by_one_run_at_a_time(tmp_path: Path):
+    def intrude(progress: Progress) -> None:
+        with pytest.raises(HomeInUse, match=f"{tmp_path}: in use"):
+            pretrain(tmp_path, TINY, None, "cpu", ignore)
+
+    seen: list[Progress] = []
+    pretrain(tmp_path, TINY, None, "cpu", lambda now: (seen.append(now), intrude(now)), every=4)
+    assert [progress.step for progress in seen] == [4]
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero():
