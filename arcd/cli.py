@@ -331,7 +331,7 @@ def sweep(
     from arcd import tables, wire
     from arcd import tasks as taskfiles
     from arcd.client import Client
-    from arcd.errors import BadConfig
+    from arcd.errors import BadConfig, BadTask
     from arcd.history import History
 
     given = configuration.tree(config, settings or ())
@@ -339,6 +339,8 @@ def sweep(
     if not isinstance(named, str | None) or not (tasks or named):
         raise BadConfig(f'{config}: say what to try: --tasks, or tasks = "..." in the file')
     found = taskfiles.load(tasks or str(named))
+    if not found.solutions:
+        raise BadTask(f"{found.name}: no solutions to compare the answers with")
     points = list(sweeping.points(sweeping.axes(over)))
     trees = [configuration.with_settings(given, point) for point in points]
     place, trials = Home.at(home), []

@@ -16,7 +16,10 @@ Step = Callable[[Grid], Grid]
 
 
 def compose(pairs: Sequence[Pair], rng: random.Random) -> tuple[Pair, ...]:
-    """The pairs with one side of all of them changed in one way; as they are if none would fit."""
+    """The pairs with one side of all of them changed in one way.
+
+    As they are if that makes a grid too large.
+    """
     step = rng.choice(STEPS)(rng)
     if rng.random() < 0.5:
         changed = tuple(Pair(step(pair.input), pair.output) for pair in pairs)

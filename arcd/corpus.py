@@ -8,6 +8,7 @@ of ARC-AGI-1 or 2: most of the first's are among the training tasks of the secon
 import gzip
 import json
 import random
+import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from arcd.tasks import Pair, Task, load
 from arcd.views import spread
 
 ORIGINALS = 0.1
-"""Share of lessons made from a task's own pairs rather than generated ones."""
+"""Share of lessons made from a task's own pairs where there are generated ones."""
 
 SHOWN = (2, 5)
 """Fewest and most pairs shown before the target."""
@@ -38,6 +39,9 @@ TRAINING = ("arc2-train", "arc1-train")
 
 HELD_OUT = 10
 """Generated examples of each task that are kept for measuring, never trained on."""
+
+FEWEST = HELD_OUT + SHOWN[0] + 1
+"""Generated examples that a task must have to be of use."""
 
 
 _Pool = tuple[list[Pair], list[int]]
@@ -58,7 +62,8 @@ class Corpus:
     ) -> Lesson:
         """A lesson in a random view, with loss on all outputs but the first.
 
-        With probability `composed` it is of a composed task.
+        With probability `composed` it is of a composed task, unless the step that was drawn makes
+        grids too large. The held out ones are of `generated`.
         """
         encoding = CellEncoding()
         while True:
@@ -77,7 +82,7 @@ class Corpus:
 
     def _draw(self, rng: random.Random, limit: int, *, held_out: bool) -> Task | None:
         """Pairs of a task, none larger than its share of `limit` tokens; None if it has too few."""
-        task_id = rng.choice(self._measured if held_out else self._ids)
+        task_id = rng.choice(self._generated if held_out else self._ids)
         source = "generated"
         if task_id not in self.generated or (not held_out and rng.random() < ORIGINALS):
             source = "own"
@@ -90,14 +95,18 @@ class Corpus:
             Task(task_id, tuple(rng.sample(fitting, count)), ()) if len(fitting) >= count else None
         )
 
+    @property
+    def examples(self) -> int:
+        """How many generated pairs there are."""
+        return sum(map(len, self.generated.values()))
+
     @cached_property
     def _ids(self) -> list[str]:
         return list(self.own)
 
     @cached_property
-    def _measured(self) -> list[str]:
-        """Those with examples that are kept for measuring, where there are any."""
-        return list(self.generated or self.own)
+    def _generated(self) -> list[str]:
+        return list(self.generated)
 
     @cached_property
     def _by_size(self) -> dict[str, dict[str, _Pool]]:
@@ -129,7 +138,7 @@ def open_corpus(rearc: Path | None) -> Corpus:
     A training task that shares a pair with an evaluation task, in whatever view, is left out with
     its generated examples: 40853293 is 070dd51e of the evaluation set under another name. A
     generated pair that equals one by chance, such as a uniform 3x3 grid, is dropped. Raises BadTask
-    if the file has any task that is not a training task.
+    if the file has any task that is not a training task, or too few examples of one.
     """
     forbidden = Forbidden.evaluation()
     training = {name: load(name) for name in TRAINING}
@@ -139,13 +148,17 @@ def open_corpus(rearc: Path | None) -> Corpus:
     generated = _read(rearc) if rearc else {}
     for task_id in generated.keys() - (known - forbidden.ids):
         raise BadTask(f"{rearc}: task {task_id}: not an ARC-AGI-1 training task")
+    kept = {
+        i: tuple(pair for pair in pool if not forbidden.has(pair))
+        for i, pool in generated.items()
+        if i not in left_out
+    }
+    for task_id, pool in kept.items():
+        if len(pool) < FEWEST:
+            raise BadTask(f"{rearc}: task {task_id}: {len(pool)} examples, {FEWEST} are needed")
     return Corpus(
         {i: pool for i, pool in own.items() if i not in left_out},
-        {
-            i: tuple(pair for pair in pool if not forbidden.has(pair))
-            for i, pool in generated.items()
-            if i not in left_out
-        },
+        kept,
         tuple(sorted(left_out)),
         forbidden,
     )
@@ -159,8 +172,8 @@ def _read(path: Path) -> dict[str, tuple[Pair, ...]]:
             task_id: tuple(Pair(to_grid(p["input"]), to_grid(p["output"])) for p in pairs)
             for task_id, pairs in value.items()
         }
-    except OSError as error:
-        raise BadTask(f"{path}: {error.strerror or error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadTask(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, BadGrid) as error:
         raise BadTask(f"{path}: not a re-arc file: {error}") from None
 
@@ -175,7 +188,7 @@ def batch(
     limit: int,
     composed: float = 0.0,
 ) -> list[Lesson]:
-    """The lessons of one step of one worker: at most `tokens` in all, padding included.
+    """The lessons of one step of one worker: at most `tokens` in all, padded, or a single one.
 
     A pure function of its arguments, so that a run resumes where it stopped. Its lessons are of a
     length up to `limit` that is drawn for the step, each octave as likely: most rules show as well

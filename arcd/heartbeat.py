@@ -5,15 +5,15 @@ would not mend. The daemon's side is here too: the pulse that sends, and what a 
 first of all. Knows nothing of what a lane does, and nothing of when silence is too long.
 """
 
-import ctypes
 import faulthandler
 import json
 import os
 import signal
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
+
+from arcd.processes import die_with_parent
 
 T = TypeVar("T")
 
@@ -26,8 +26,6 @@ SUPERVISOR_PID = "ARCD_SUPERVISOR_PID"
 LONGEST_MESSAGE = 600
 """Characters of a failure's message that are sent: at most 6 bytes each in JSON, so that a line
 stays below the 4096 bytes (PIPE_BUF) that a pipe takes whole or not at all."""
-
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +122,12 @@ class Pulse:
 def prepare_child(stacks: Path) -> None:
     """Tie this process to its supervisor; write all stacks to a file whenever SIGUSR1 comes.
 
-    To be called first of all, by the process that the supervisor itself has started. On Linux the
-    kernel kills this process when the supervisor's thread that started it ends.
+    To be called first of all, by the process that the supervisor itself has started.
     """
-    if sys.platform == "linux":
-        _die_with_parent()
+    die_with_parent()
     if os.getppid() != int(os.environ[SUPERVISOR_PID]):
         os._exit(1)  # the supervisor was gone before the kernel was asked
     # Written in C and by the signal's own thread, so that it works while the GIL is held; open for
     # good, and appended to, because the stacks of the last life must outlast the start of this one.
     file = stacks.open("a", encoding="utf-8")
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
-
-
-def _die_with_parent() -> None:
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")

@@ -7,6 +7,9 @@ process.
 """
 
 import os
+import pickle
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,20 +18,26 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from arcd.cellmodel import CellModel
 from arcd.corpus import Corpus, batch, open_corpus
 from arcd.encoding import PAD, CellEncoding
-from arcd.errors import BadBase
-from arcd.processes import HomeLock, cores
+from arcd.errors import ArcdError, BadBase, BadConfig, BadTask, TrainerFailed
+from arcd.forbidden import Forbidden, all_pairs
+from arcd.processes import HomeLock, cores, die_with_parent
 from arcd.prompts import IGNORED, Lesson, lesson
 from arcd.seeds import generator
-from arcd.tasks import Pair, TaskSet
+from arcd.tasks import Pair, Task, TaskSet
 from arcd.tensors import collate
 from arcd.views import identity
+
+CHECKPOINT = "checkpoint.pt"
+
+CHANGEABLE = {"steps", "lr", "batch_tokens", "workers", "compiled"}
+"""What of a recipe may change while a run goes on: how long, how fast, on which machine."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Recipe:
     composed: float = 0.5
     """Share of the lessons that are of composed tasks."""
     batch_tokens: int = 4096
-    """Tokens of one worker's batch at most, padding included."""
+    """Tokens of one worker's batch at most, padding included, unless a single lesson has more."""
     workers: int = 1
     lr: float = 4e-3
     warmup: int = 100
@@ -65,10 +74,11 @@ class Progress:
     steps: int
     loss: float
     held_out: float | None
-    """Of examples of the training tasks that are not trained on."""
+    """Of generated examples of the training tasks that are not trained on."""
     unseen: float | None
     """Of the tests of tasks that are not trained on."""
     tokens: int
+    """So far; as many of each worker as the first has had."""
     tokens_per_second: float
 
 
@@ -91,26 +101,41 @@ def pretrain(
     """Train, or go on training, in `folder`; the finished model is in `folder/model`.
 
     `unseen` are tasks with solutions that are measured and never trained on. `report` is called in
-    the first worker every `every` steps, each followed by a checkpoint. Raises BadBase where the
-    folder holds a run of another shape, HomeInUse while another process trains in it.
+    the first worker every `every` steps, after a checkpoint. A run may go on with more steps,
+    another learning rate, other batches and workers, but not with another model or other data.
+
+    Raises BadBase where the folder holds a run that cannot go on as this one, BadConfig where the
+    recipe is impossible, BadTask where the data cannot be read or something in `unseen` is trained
+    on, HomeInUse while another process trains in the folder, TrainerFailed where a worker dies or
+    the gradient is not finite.
     """
-    with HomeLock.take(folder):
-        _check_shape(folder, recipe)
+    if recipe.width % 64:
+        raise BadConfig(f"width {recipe.width}: not a multiple of 64")
+    if recipe.workers > 1 and device != "cpu":
+        raise BadConfig(f"{recipe.workers} workers: only on a CPU")
+    with HomeLock.take(folder, private=False):
         corpus = open_corpus(rearc)
+        _check_begun(folder, recipe, corpus)
+        if unseen:
+            _check_unseen(unseen, recipe, corpus)
         if recipe.workers == 1:
             _work(0, folder, recipe, corpus, device, report, every, unseen)
             return
         meeting = folder / "meeting"
         # Workers that met at the file of a run that was killed would wait for its dead.
         meeting.unlink(missing_ok=True)
-        # Forked, so that the workers share the corpus, and the lock if this process is killed; no
-        # thread has been started yet.
-        start_processes(  # type: ignore[no-untyped-call]
-            _join,
-            (meeting, folder, recipe, corpus, device, report, every, unseen),
-            recipe.workers,
-            start_method="fork",
-        )
+        try:
+            # Forked, so that the workers share the corpus; no thread has been started yet.
+            start_processes(  # type: ignore[no-untyped-call]
+                _join,
+                (meeting, folder, recipe, corpus, device, report, every, unseen),
+                recipe.workers,
+                start_method="fork",
+            )
+        except ProcessException as error:
+            # The last line of the worker's traceback, or what became of it.
+            last = str(error).strip().splitlines()[-1]
+            raise TrainerFailed(re.sub(r"^arcd\.errors\.\w+: ", "", last)) from error
 
 
 def _join(
@@ -124,6 +149,7 @@ def _join(
     every: int,
     unseen: TaskSet | None,
 ) -> None:
+    die_with_parent()  # they share its lock: one that stayed would keep the folder from the next
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{meeting.absolute()}", rank=worker, world_size=recipe.workers
@@ -153,8 +179,10 @@ def _work(
     parallel = DistributedDataParallel(model) if recipe.workers > 1 else model
     measures: dict[str, list[Lesson]] = {}
     if worker == 0:
-        measures = {"held out": held_out_lessons(corpus, recipe)}
-        measures["unseen"] = unseen_lessons(unseen, recipe) if unseen else []
+        measures = {
+            "held out": held_out_lessons(corpus, recipe) if corpus.generated else [],
+            "unseen": unseen_lessons(unseen, recipe) if unseen else [],
+        }
     losses: list[Tensor] = []
     clock, counted = time.monotonic(), tokens
     batches = _batches(corpus, recipe, worker, first, prefetch=device != "cpu")
@@ -168,7 +196,7 @@ def _work(
                 for name, lessons in measures.items()
                 if done % (5 * every) == 0 or done == recipe.steps
             }
-            _save(folder, recipe, done, tokens, model, optimizers)
+            _save(folder, recipe, corpus, done, tokens, model, optimizers)
             loss = float(torch.stack(losses).mean())
             seconds = time.monotonic() - clock
             rates = (tokens - counted) / seconds
@@ -177,7 +205,7 @@ def _work(
             losses.clear()
             clock, counted = time.monotonic(), tokens
     if worker == 0:
-        model.export(folder / "model")
+        _export(model, folder)
 
 
 def _step(
@@ -193,7 +221,11 @@ def _step(
             group["lr"] = recipe.lr * share
     loss: Tensor = model(*collate(lessons, PAD, device)).mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    try:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+    except RuntimeError as error:
+        # Before it gets into the weights, and with them into the only checkpoint.
+        raise TrainerFailed("the gradient is not finite: try a lower --lr") from error
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -244,7 +276,13 @@ def _batches(
         batch_size=None,
         sampler=range(first, recipe.steps),
         num_workers=cores() if prefetch else 0,
+        worker_init_fn=_tie if prefetch else None,
     )
+
+
+def _tie(worker: int) -> None:
+    # It shares the lock of the run, and could wait for a dead reader for ever.
+    die_with_parent()
 
 
 def held_out_lessons(corpus: Corpus, recipe: Recipe) -> list[Lesson]:
@@ -283,6 +321,7 @@ def _nats(model: CellModel, lessons: list[Lesson], device: str) -> float | None:
 def _save(
     folder: Path,
     recipe: Recipe,
+    corpus: Corpus,
     step: int,
     tokens: int,
     model: CellModel,
@@ -290,27 +329,58 @@ def _save(
 ) -> None:
     state = {
         "recipe": asdict(recipe),
+        "examples": corpus.examples,
         "step": step,
         "tokens": tokens,
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     temporary = folder / "checkpoint.tmp"
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / "checkpoint.pt")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / CHECKPOINT)
+    except (OSError, RuntimeError) as error:  # the latter is how torch says that a disk is full
+        raise ArcdError(f"{folder / CHECKPOINT}: not written: {error}") from None
 
 
-def _check_shape(folder: Path, recipe: Recipe) -> None:
+def _export(model: CellModel, folder: Path) -> None:
+    """The model whole or not at all: it must not be mixed with one of fewer steps."""
+    fresh = folder / "model.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.export(fresh)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    fresh.rename(folder / "model")
+
+
+def _check_begun(folder: Path, recipe: Recipe, corpus: Corpus) -> None:
     """Before there are workers: what is raised in one reaches nobody as it is."""
-    path = folder / "checkpoint.pt"
-    if path.exists():
-        begun = torch.load(path, mmap=True, map_location="cpu", weights_only=True)["recipe"]
-        for key in ("width", "layers"):
-            if begun[key] != getattr(recipe, key):
-                raise BadBase(f"{path}: was begun with {key}={begun[key]}")
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return
+    try:
+        state = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        begun = {**state["recipe"], "re-arc examples": state["examples"]}
+    except (OSError, EOFError, RuntimeError, pickle.PickleError, KeyError, TypeError) as error:
+        raise BadBase(f"{path}: not a checkpoint of a pretraining: {error}") from None
+    wanted = {**asdict(recipe), "re-arc examples": corpus.examples}
+    for key, value in begun.items():
+        if key not in CHANGEABLE and wanted.get(key) != value:
+            raise BadBase(f"{path}: was begun with {key}={value}, not {wanted.get(key)}")
+    if state["step"] > recipe.steps:
+        raise BadBase(f"{path}: is at step {state['step']} already, past {recipe.steps}")
+
+
+def _check_unseen(unseen: TaskSet, recipe: Recipe, corpus: Corpus) -> None:
+    own = tuple(Task(task_id, pool, ()) for task_id, pool in corpus.own.items())
+    known = Forbidden([TaskSet("trained on", own, {})])
+    for task in unseen.tasks:
+        if task.id in known.ids or any(map(known.has, all_pairs(task, unseen))):
+            raise BadTask(f"{unseen.name}: task {task.id}: is trained on, so it is not unseen")
+    if not unseen_lessons(unseen, recipe):
+        raise BadTask(f"{unseen.name}: no test with a solution that fits a lesson")
 
 
 def _restore(
@@ -321,7 +391,7 @@ def _restore(
     device: str,
 ) -> tuple[int, int]:
     """(next step, tokens so far) of the checkpoint in the folder, or of a new run."""
-    path = folder / "checkpoint.pt"
+    path = folder / CHECKPOINT
     if not path.exists():
         return 0, 0
     state = torch.load(path, map_location=device, weights_only=True)

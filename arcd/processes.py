@@ -5,11 +5,13 @@ The lock is a `flock` on an open file that supervisor and daemon share, so that 
 when both are gone, however they went. Knows nothing of what the processes do.
 """
 
+import ctypes
 import fcntl
 import json
 import os
 import signal
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +22,8 @@ from typing import Self
 from arcd.errors import ArcdError, HomeInUse
 
 PROC = Path("/proc")
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 PATIENCE = 5.0
 """Seconds to wait for a home whose supervisor is gone: the kernel is ending its daemon."""
@@ -144,14 +148,17 @@ class HomeLock:
         self.fd = fd
 
     @classmethod
-    def take(cls, home: Path, patience: float = PATIENCE) -> "HomeLock":
-        """Make the home private to its owner and lock it.
+    def take(cls, home: Path, patience: float = PATIENCE, *, private: bool = True) -> "HomeLock":
+        """Lock a home, made private to its owner, or another folder that is one run's at a time.
 
         A daemon whose supervisor is gone is killed. Raises HomeInUse if another arcd is alive or
         will not go within `patience` seconds, ArcdError if the folder cannot be used.
         """
         with _explained(home), ExitStack() as undo:
-            _make_private(home)
+            if private:
+                _make_private(home)
+            else:
+                home.mkdir(parents=True, exist_ok=True)
             fd = os.open(home / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             lock = undo.enter_context(cls(home, fd))
             lock._wait(patience)
@@ -212,6 +219,14 @@ class HomeLock:
     def _in_use(self, holder: Process | None) -> str:
         known = f" with pid {holder.pid}" if holder else ""
         return f"{self.home}: in use by arcd{known}"
+
+
+def die_with_parent() -> None:
+    """On Linux the kernel kills this process when its parent's thread that started it ends."""
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        if prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def _kill_orphan(daemon: Process) -> None:

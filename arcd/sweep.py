@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from arcd.errors import BadConfig
+from arcd.errors import BadConfig, BadJob
 from arcd.history import History
 from arcd.metrics import Report
-from arcd.state import Lane
+from arcd.state import JobState, Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,12 @@ class Trial:
     """A point of the grid that is done: its settings, its job, how good and how long.
 
     `wall` is from the first task's start to the last answer, `lanes` what training and sampling
-    took; seconds.
+    took; seconds. `tasks` are all that were done, also those without solutions.
     """
 
     settings: dict[str, str]
     job: int
+    tasks: int
     report: Report
     wall: float
     lanes: dict[Lane, float]
@@ -44,7 +45,7 @@ class Trial:
             "score": self.report.score,
             **self.report.total.to_json(),
             "seconds": self.wall,
-            "seconds_per_task": self.wall / len(self.report.tasks),
+            "seconds_per_task": self.wall / self.tasks,
             "train_seconds": self.lanes["train"],
             "infer_seconds": self.lanes["infer"],
         }
@@ -83,13 +84,16 @@ def points(grid: Iterable[Axis]) -> Iterator[dict[str, str]]:
 
 
 def trial(settings: dict[str, str], history: History, report: Report) -> Trial:
-    """What a finished job came to."""
+    """What a finished job came to. Raises BadJob if it was cancelled before it was."""
+    job = history.state.jobs[history.job]
+    if job.state is JobState.cancelled:
+        raise BadJob(f"job {job.id} was cancelled; the same sweep goes on with a new one for it")
     lanes: dict[Lane, float] = {"train": 0.0, "infer": 0.0}
     for span in history.over:
         lanes[span.lane] += span.until(history.at) - span.begin
     begun = min((span.begin for span in history.over), default=0.0)
     ended = max((span.until(history.at) for span in history.over), default=0.0)
-    return Trial(settings, history.job, report, ended - begun, lanes)
+    return Trial(settings, job.id, len(job.tasks), report, ended - begun, lanes)
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from strategies import grids, pairs, views
 
 from arcd import corpus as corpora
 from arcd.compose import STEPS, compose
-from arcd.corpus import HELD_OUT, Corpus, batch, open_corpus
+from arcd.corpus import FEWEST, HELD_OUT, Corpus, batch, open_corpus
 from arcd.encoding import CellEncoding
 from arcd.errors import BadTask
 from arcd.forbidden import Forbidden, canonical
@@ -83,9 +83,25 @@ def test_a_file_with_an_evaluation_task_is_refused_whole(tmp_path: Path, name: s
 def test_a_pair_of_an_evaluation_task_under_another_name_is_dropped(tmp_path: Path):
     pair = load("arc1-eval:1").tasks[0].train[0]
     turned = View(True, 3, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1), ()).pair(pair)
-    mine = Pair(grid(3, 4), grid(4, 3))
-    found = open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair, mine, turned))
-    assert found.generated == {"007bbfb7": (mine,)}
+    mine = tuple(Pair(grid(3, 4, i), grid(4, 3, i)) for i in range(FEWEST))
+    found = open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair, *mine, turned))
+    assert found.generated == {"007bbfb7": mine}
+
+
+def test_too_few_examples_of_a_task_are_refused(tmp_path: Path):
+    pair = load("arc1-eval:1").tasks[0].train[0]
+    mine = [Pair(grid(3, 4, i), grid(4, 3, i)) for i in range(FEWEST - 1)]
+    with pytest.raises(BadTask, match=f"task 007bbfb7: {FEWEST - 1} examples, {FEWEST} are needed"):
+        open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair, *mine))
+
+
+def test_a_file_that_is_cut_off_or_damaged_is_refused_in_a_line(tmp_path: Path):
+    path = packed(tmp_path / "a.json.gz", "007bbfb7", *[Pair(grid(3, 4), grid(4, 3))] * 99)
+    whole = path.read_bytes()
+    for wrong in (whole[:40], whole[:30] + bytes(9) + whole[39:], b"{}"):
+        path.write_bytes(wrong)
+        with pytest.raises(BadTask, match=f"^{path}: .+$"):
+            open_corpus(path)
 
 
 def test_a_training_task_that_shares_a_pair_in_another_view_is_left_out(

@@ -14,7 +14,8 @@ BACKENDS = ("fake", "lora", "pool", "steplog")
 PLUGIN = ("vllm_plugin", "vllm_cpu", "vllm_lora")
 RANKS = (
     ("arcd", "errors"),
-    ("grids", "config", "seeds", "ledger", "home", "processes", "heartbeat", "palette", "files"),
+    ("grids", "config", "seeds", "ledger", "home", "processes", "palette", "files"),
+    ("heartbeat",),
     ("tasks", "encoding", "options", "watchdog"),
     ("views", "metrics", "basemodel", "supervisor"),
     ("prompts", "selection", "compose", "forbidden"),

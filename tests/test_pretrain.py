@@ -13,10 +13,11 @@ torch = pytest.importorskip("torch")
 from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel, CellTables  # noqa: E402
 from arcd.encoding import SPECIALS, CellEncoding  # noqa: E402
-from arcd.errors import BadBase, HomeInUse  # noqa: E402
+from arcd.errors import BadBase, BadConfig, BadTask, HomeInUse, TrainerFailed  # noqa: E402
 from arcd.pretrain import Progress, Recipe, pretrain, rate, unseen_lessons  # noqa: E402
 from arcd.prompts import IGNORED  # noqa: E402
-from arcd.tasks import load  # noqa: E402
+from arcd.tasks import Pair, TaskSet, load  # noqa: E402
+from arcd.views import View  # noqa: E402
 
 pytestmark = pytest.mark.engine
 
@@ -167,8 +168,65 @@ def test_two_workers_average_their_gradients(tmp_path: Path):
 
 def test_a_run_of_another_shape_is_not_mixed_up(tmp_path: Path):
     pretrain(tmp_path, TINY, None, "cpu", ignore)
-    with pytest.raises(BadBase, match="was begun with layers=1"):
-        pretrain(tmp_path, replace(TINY, layers=2, workers=2), None, "cpu", ignore)
+    for key, value in (("layers", 2), ("composed", 0.0), ("seed", 1)):
+        other = replace(TINY, workers=2, **{key: value})
+        with pytest.raises(BadBase, match=f"was begun with {key}=.*, not {value}$"):
+            pretrain(tmp_path, other, None, "cpu", ignore)
+    with pytest.raises(BadBase, match=r"is at step 4 already, past 3$"):
+        pretrain(tmp_path, replace(TINY, steps=3), None, "cpu", ignore)
+    longer: list[Progress] = []
+    pretrain(tmp_path, replace(TINY, steps=5, lr=1e-3, workers=2), None, "cpu", ignore, every=1)
+    pretrain(tmp_path, replace(TINY, steps=6), None, "cpu", longer.append, every=1)
+    assert [progress.step for progress in longer] == [6]
+
+
+def test_what_is_no_checkpoint_is_told_in_a_line(tmp_path: Path):
+    for wrong in (b"", b"junk", b"PK" + bytes(100)):
+        (tmp_path / "checkpoint.pt").write_bytes(wrong)
+        with pytest.raises(BadBase, match=f"^{tmp_path}/checkpoint.pt: not a checkpoint"):
+            pretrain(tmp_path, TINY, None, "cpu", ignore)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "device", "said"),
+    [
+        (replace(TINY, width=100), "cpu", "width 100: not a multiple of 64"),
+        (replace(TINY, workers=2), "cuda", "2 workers: only on a CPU"),
+    ],
+)
+def test_an_impossible_recipe_is_refused(tmp_path: Path, recipe: Recipe, device: str, said: str):
+    with pytest.raises(BadConfig, match=said):
+        pretrain(tmp_path / "run", recipe, None, device, ignore)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_gradient_that_is_not_finite_ends_the_run_and_spoils_nothing(
+    tmp_path: Path, workers: int
+):
+    pretrain(tmp_path, TINY, None, "cpu", ignore)
+    kept = final(tmp_path)
+    wild = replace(TINY, steps=12, lr=1e38, workers=workers)
+    with pytest.raises(TrainerFailed, match=r"^the gradient is not finite"):
+        pretrain(tmp_path, wild, None, "cpu", ignore, every=100)
+    for name, value in final(tmp_path).items():
+        assert torch.equal(value, kept[name])
+
+
+def test_what_is_trained_on_is_not_unseen(tmp_path: Path):
+    with pytest.raises(BadTask, match=r"arc1-train:1: task .*: is trained on"):
+        pretrain(tmp_path, TINY, None, "cpu", ignore, unseen=load("arc1-train:1"))
+    (task,) = load("arc1-train:1").tasks
+    other = replace(task, id="other", train=tuple(map(turned, task.train)))
+    with pytest.raises(BadTask, match="mine: task other: is trained on"):
+        pretrain(tmp_path, TINY, None, "cpu", ignore, unseen=TaskSet("mine", (other,), {}))
+    blind = replace(load("arc1-eval:1"), solutions={})
+    with pytest.raises(BadTask, match="no test with a solution"):
+        pretrain(tmp_path, TINY, None, "cpu", ignore, unseen=blind)
+
+
+def turned(pair: Pair) -> Pair:
+    return View(True, 1, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1), ()).pair(pair)
 
 
 def test_a_folder_is_trained_in_by_one_run_at_a_time(tmp_path: Path):

@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_daemon import Running
 
-from arcd.errors import BadConfig
-from arcd.sweep import Axis, axes, points
+from arcd.errors import BadConfig, BadJob
+from arcd.grids import to_lists
+from arcd.history import History
+from arcd.metrics import evaluate
+from arcd.state import Job
+from arcd.sweep import Axis, axes, points, trial
+from arcd.tasks import load
 
 
 def test_axes_are_keys_with_their_values():
@@ -67,6 +72,28 @@ def test_a_sweep_does_each_point_once(tmp_path: Path, config: Path):
         assert len(running.client.jobs()) == 4
     finally:
         running.close()
+
+
+def test_tasks_without_solutions_are_refused(tmp_path: Path, config: Path):
+    (task,) = load("arc1-train:1").tasks
+    asked = [{"input": to_lists(test)} for test in task.tests]
+    shown = [{"input": to_lists(p.input), "output": to_lists(p.output)} for p in task.train]
+    blind = tmp_path / "blind.json"
+    blind.write_text(json.dumps({"train": shown, "test": asked}))
+    running = Running(tmp_path / "home").wait("loading")
+    try:
+        done = running.arcd("sweep", config, "--over", "train.steps=1", "--tasks", blind)
+        assert (done.returncode, "no solutions to compare" in done.stderr) == (2, True)
+        assert running.client.jobs() == []
+    finally:
+        running.close()
+
+
+def test_a_sweep_ends_at_a_job_that_is_cancelled():
+    history = History(1, solutions={})
+    history.state.jobs[1] = Job(1, "a", 1, 0.0, {}, 1, cancelled=True)
+    with pytest.raises(BadJob, match="job 1 was cancelled"):
+        trial({}, history, evaluate({"a": (((1,),),)}, {}))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from arcd.backends.lora import LoraTrainer, factor  # noqa: E402
 from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel  # noqa: E402
 from arcd.config import TrainConfig, resolve  # noqa: E402
-from arcd.errors import StoreFailed, TrainerFailed  # noqa: E402
+from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed  # noqa: E402
 from arcd.ledger import Ledger  # noqa: E402
 from arcd.prompts import Lesson  # noqa: E402
 from arcd.solver import build_lessons  # noqa: E402
@@ -256,6 +256,32 @@ async def test_target_modules_that_the_base_lacks_fail_their_task_alone(base: Pa
     with pytest.raises(TrainerFailed, match="c_attn"):
         await used.train(wanted(base, target_modules=("c_attn",)), ignore)
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(base: Path, tmp_path: Path):
+    place = tmp_path / "adapters"
+    place.write_text("")
+    used = trainer(base, place)
+    with pytest.raises(TrainerFailed, match="File exists"):
+        await used.train(wanted(base), ignore)
+    place.unlink()
+    assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+async def test_a_step_that_failed_leaves_no_scaler_that_refuses_the_next(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    half = Device("cpu", "float16")
+    used = LoraTrainer(load_model(base, half), base, tmp_path, half, 0, Ledger(), cores=lambda: 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", _full)
+        with pytest.raises(OutOfMemory):
+            await used.train(wanted(base), ignore)
+    assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+def _full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

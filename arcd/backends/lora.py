@@ -149,17 +149,20 @@ class LoraTrainer:
     def _save(self, lora: "_Lora", serial: int) -> Adapter:
         """A PEFT folder, on the disk and complete before it has its name."""
         adapter = Adapter(serial, self._folder / f"adapter-{serial}")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=".writing-"))
         try:
-            lora.save(temporary)
-            (temporary / MARKER).write_text(json.dumps(self._marker) + "\n")
-            for file in temporary.iterdir():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            temporary.replace(adapter.path)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=".writing-"))
+            try:
+                lora.save(temporary)
+                (temporary / MARKER).write_text(json.dumps(self._marker) + "\n")
+                for file in temporary.iterdir():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+                temporary.replace(adapter.path)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise TrainerFailed(f"{adapter.path}: {error}") from error
         return adapter
 
@@ -219,8 +222,7 @@ class _Lora:
         self._layers = [m for m in self._peft.modules() if isinstance(m, LoraLayer)]
         self._parameters = [p for p in self._peft.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=config.weight_decay)
-        # Only fp16 gradients can underflow; elsewhere the scaler is a no-op.
-        self._scaler = torch.amp.GradScaler(device.kind, enabled=device.dtype == "float16")
+        self._scaler = self._fresh_scaler()
 
     def suits(self, config: TrainConfig) -> bool:
         """Whether another training can have these tensors: only its course may differ."""
@@ -251,6 +253,12 @@ class _Lora:
                 for name, parameter in self._live().items():
                     parameter.copy_(given[name])
         self._optimizer.state.clear()
+        # One whose step failed half-way refuses the next.
+        self._scaler = self._fresh_scaler()
+
+    def _fresh_scaler(self) -> torch.amp.GradScaler:
+        # Only fp16 gradients can underflow; elsewhere the scaler is a no-op.
+        return torch.amp.GradScaler(self._device.kind, enabled=self._device.dtype == "float16")
 
     def step(self, batch: Sequence[Lesson], lr: float) -> float:
         """One step of the optimizer; the loss before it, in nats per labelled token."""
