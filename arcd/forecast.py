@@ -5,8 +5,9 @@ any task takes with any number of samples. Knows nothing of clocks or of how rat
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from arcd.config import Config
@@ -95,16 +96,23 @@ class Times:
 
 
 class Sizes:
-    """Tokens that grids take in an encoding, counted once for each shape."""
+    """Tokens that grids take in an encoding, counted once for each shape.
+
+    Half of the views lay a grid on its side, where it has as many rows as it had columns, so the
+    mean of both is taken.
+    """
 
     def __init__(self, encoding: Encoding) -> None:
+        def mean(tokens: Callable[[Grid], Sequence[int]], rows: int, columns: int) -> int:
+            return (len(tokens(_blank(rows, columns))) + len(tokens(_blank(columns, rows)))) // 2
+
         @cache
         def asked(rows: int, columns: int) -> int:
-            return len(encoding.question(_blank(rows, columns), first=False))
+            return mean(partial(encoding.question, first=False), rows, columns)
 
         @cache
         def answered(rows: int, columns: int) -> int:
-            return len(encoding.answer(_blank(rows, columns)))
+            return mean(encoding.answer, rows, columns)
 
         self._asked, self._answered = asked, answered
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from small import task
 from strategies import tasks
@@ -11,9 +11,11 @@ from strategies import tasks
 from arcd.config import Config, resolve
 from arcd.encoding import CellEncoding
 from arcd.forecast import NO_WORK, Rates, Sizes, Times, Work, times, work
+from arcd.grids import Grid
 from arcd.prompts import Lesson, Question
 from arcd.selection import ATTEMPTS, CONTENDERS
 from arcd.solver import build_lessons, build_questions
+from arcd.tasks import Pair, Task
 
 SETTINGS = {
     "train.steps": (5, 6),
@@ -90,7 +92,13 @@ def test_without_steps_nothing_is_trained():
     assert work(task(), resolve(settings=["train.steps=0"])).train == 0
 
 
+def narrow(*heights: int) -> list[Grid]:
+    """Grids of one column: on their sides they have one row, and fewer ends of rows."""
+    return [((0,),) * height for height in heights]
+
+
 @given(tasks(max_pairs=3, max_side=8))
+@example(Task("00010000", (Pair(*narrow(1, 5)), Pair(*narrow(5, 6))), tuple(narrow(6))))
 def test_tokens_are_those_of_an_encoding_with_one_for_each_cell(of):
     assume(len(of.train) > 1)
     config, encoding = configured(), CellEncoding()
