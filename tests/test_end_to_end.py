@@ -151,10 +151,12 @@ def test_the_same_seed_gives_the_same_lessons_and_questions(runs: list[Done]):
     assert provenance(first) == provenance(second)
 
     def trained(run: Done) -> list[Any]:
-        found = run.records(events.Trained)
-        return sorted((event.task, event.tokens, round(event.loss, 2)) for event in found)
+        return sorted(run.records(events.Trained), key=lambda event: event.task)
 
-    assert trained(first) == trained(second)
+    for one, two in zip(trained(first), trained(second), strict=True):
+        assert (one.task, one.tokens) == (two.task, two.tokens)
+        # Its last digits depend on how many threads there were.
+        assert one.loss == pytest.approx(two.loss, abs=0.01)
 
 
 def test_the_ledger_accounts_for_the_wall_time_of_each_lane(runs: list[Done]):
