@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from arcd.config import Precision, TrainConfig
 from arcd.encoding import CellEncoding, Encoding, GridText, TextEncoding
 from arcd.errors import BadBase, BadConfig, MissingPackage
-from arcd.processes import cores
+from arcd.system.processes import cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,13 +19,13 @@ from typing import Any
 
 from arcd import events, foreground, wire
 from arcd.agenda import Item, makespan, ordered
+from arcd.arc.tasks import TaskSet
 from arcd.errors import ArcdError, BadConfig
 from arcd.events import Record
 from arcd.forecast import Times
-from arcd.ledger import LANES, Account
 from arcd.options import Options
-from arcd.processes import cores
-from arcd.tasks import TaskSet
+from arcd.system.ledger import LANES, Account
+from arcd.system.processes import cores
 from arcd.watchdog import Limits
 
 

@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import anyio
 
+from arcd.arc.grids import COLOURS, Grid
+from arcd.arc.tasks import Pair, Task
 from arcd.backends import Adapter, TrainRequest
 from arcd.config import Config
 from arcd.errors import SampleRefused, TrainerFailed
-from arcd.grids import COLOURS, Grid
 from arcd.prompts import Question, TooLong
 from arcd.rates import Measured
-from arcd.seeds import generator
 from arcd.solver import Rig, build_lessons, build_questions, build_requests
-from arcd.tasks import Pair, Task
+from arcd.system.seeds import generator
 
 LIMIT = 20.0
 """Seconds after which it ends with what it has: a base of billions is slow on a CPU."""

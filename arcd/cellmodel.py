@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from arcd.arc.grids import COLOURS, MAX_SIDE
 from arcd.encoding import BEGIN, CELLS, END, PAD, SPECIALS, CellEncoding
-from arcd.grids import COLOURS, MAX_SIDE
 from arcd.prompts import IGNORED
 
 SHARD = "15MB"

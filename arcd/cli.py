@@ -16,15 +16,15 @@ from rich.console import Console
 
 from arcd import jobs_cli
 from arcd.errors import known
-from arcd.home import Home
 from arcd.jobs_cli import HomeOption
 from arcd.palette import Palette
+from arcd.system.home import Home
 
 if TYPE_CHECKING:
-    from arcd.metrics import Report
+    from arcd.arc.metrics import Report
+    from arcd.arc.tasks import Solutions
     from arcd.store import Store
     from arcd.supervisor import Incident
-    from arcd.tasks import Solutions
 
 app = typer.Typer(
     name="arcd",
@@ -85,7 +85,7 @@ def run(
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
     from arcd import basemodel, foreground, live, tables, wire
     from arcd import config as configuration
-    from arcd import tasks as taskfiles
+    from arcd.arc import tasks as taskfiles
     from arcd.client import Client
     from arcd.options import Options
     from arcd.watchdog import Limits
@@ -157,7 +157,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Metrics of a submission's attempts, or of all samples and the attempts of a job."""
-    from arcd import metrics, submission, tables
+    from arcd import tables
+    from arcd.arc import metrics, submission
 
     if answers.isdecimal():
         job = int(answers)
@@ -182,7 +183,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Ensemble two submissions into one; their ids may differ."""
-    from arcd import submission
+    from arcd.arc import submission
 
     merged = submission.merge(submission.read(first), submission.read(second), mode.value)
     submission.write(out_file, merged)
@@ -200,8 +201,8 @@ def show(
     home: HomeOption = None,
 ) -> None:
     """Draw a task's grids and, with a job, its candidates with their votes and likelihood."""
-    from arcd import selection, tasks
     from arcd import show as drawing
+    from arcd.arc import selection, tasks
     from arcd.errors import BadTask
 
     colours = drawing.on(out, palette)
@@ -236,9 +237,9 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write all about a job as one HTML file that needs no network, or its lanes as a trace."""
-    from arcd import files
     from arcd import report as reporting
     from arcd.history import History
+    from arcd.system import files
 
     if out_file is None and trace is None:
         raise typer.BadParameter("give --out FILE or --trace FILE", param_hint="--out")
@@ -293,7 +294,7 @@ def bench(
     from arcd import basemodel, tables
     from arcd import bench as measuring
     from arcd import config as configuration
-    from arcd import tasks as taskfiles
+    from arcd.arc import tasks as taskfiles
     from arcd.options import Options
 
     settled = configuration.resolve(config, settings or ())
@@ -329,7 +330,7 @@ def sweep(
     from arcd import config as configuration
     from arcd import sweep as sweeping
     from arcd import tables, wire
-    from arcd import tasks as taskfiles
+    from arcd.arc import tasks as taskfiles
     from arcd.client import Client
     from arcd.errors import BadConfig, BadTask
     from arcd.history import History
@@ -391,7 +392,7 @@ def pretrain(
 
     from arcd import basemodel
     from arcd import pretrain as training
-    from arcd import tasks as taskfiles
+    from arcd.arc import tasks as taskfiles
 
     measured = taskfiles.load(unseen) if unseen else None
     recipe = training.Recipe(
@@ -421,7 +422,7 @@ def pretrain(
 
 
 def _truth(solutions: Path | None, answers: str) -> "Solutions":
-    from arcd import tasks
+    from arcd.arc import tasks
     from arcd.errors import BadInput
 
     if solutions is None:
@@ -441,7 +442,7 @@ def _store_with(home: Home, job: int) -> "Store":
 
 
 def _evaluate_job(store: "Store", job: int, solutions: Path | None = None) -> "Report":
-    from arcd import metrics, submission
+    from arcd.arc import metrics, submission
 
     truth = _truth(solutions, f"job {job}") if solutions else store.tasks(job).solutions
     attempts = submission.parse(f"job {job}", json.loads(store.submission(job)))

@@ -21,13 +21,13 @@ from typing import Any, Self
 
 import httpx
 
-from arcd import tasks as taskfiles
 from arcd import wire
+from arcd.arc import tasks as taskfiles
+from arcd.arc.tasks import Solutions, TaskSet
 from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob
 from arcd.events import Record
-from arcd.home import Home
 from arcd.state import FINISHED
-from arcd.tasks import Solutions, TaskSet
+from arcd.system.home import Home
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=120.0)
 """Seconds. A stream of events may be silent for as long as a task takes: it has no limit."""

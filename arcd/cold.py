@@ -13,18 +13,18 @@ from pathlib import Path
 import anyio
 from pydantic import BaseModel, ConfigDict
 
+from arcd.arc.selection import Candidate, verdict
+from arcd.arc.tasks import load
 from arcd.backends import Adapter, Completion, TrainRequest
 from arcd.basemodel import load_model, open_encoding, pick_device
 from arcd.config import Config
 from arcd.judging import judge
-from arcd.ledger import Ledger
-from arcd.processes import cores
 from arcd.prompts import TooLong
 from arcd.rig import set_environment
-from arcd.seeds import seed_of
-from arcd.selection import Candidate, verdict
 from arcd.solver import build_lessons, build_questions, build_requests, to_candidate
-from arcd.tasks import load
+from arcd.system.ledger import Ledger
+from arcd.system.processes import cores
+from arcd.system.seeds import seed_of
 
 
 class Part(BaseModel):

@@ -8,9 +8,9 @@ rules than examples of each. Pure. Knows nothing of training.
 import random
 from collections.abc import Callable, Sequence
 
-from arcd.grids import COLOURS, MAX_SIDE, Grid, shape
-from arcd.tasks import Pair
-from arcd.views import DIHEDRAL, PLAIN_COLOURS, View
+from arcd.arc.grids import COLOURS, MAX_SIDE, Grid, shape
+from arcd.arc.tasks import Pair
+from arcd.arc.views import DIHEDRAL, PLAIN_COLOURS, View
 
 Step = Callable[[Grid], Grid]
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from arcd.arc.grids import to_grid
+from arcd.arc.tasks import Pair, Task, load
+from arcd.arc.views import spread
 from arcd.compose import compose
 from arcd.encoding import CellEncoding
 from arcd.errors import BadGrid, BadTask
 from arcd.forbidden import Forbidden, all_pairs
-from arcd.grids import to_grid
 from arcd.prompts import Lesson, lesson
-from arcd.seeds import generator
-from arcd.tasks import Pair, Task, load
-from arcd.views import spread
+from arcd.system.seeds import generator
 
 ORIGINALS = 0.1
 """Share of lessons made from a task's own pairs where there are generated ones."""

@@ -34,8 +34,6 @@ from arcd.desk import Desk
 from arcd.errors import EngineFailed, known
 from arcd.events import Record
 from arcd.heartbeat import Beat, Failure, Lane, Pulse, prepare_child
-from arcd.home import Home
-from arcd.ledger import Ledger
 from arcd.options import Options
 from arcd.publisher import Publisher
 from arcd.rates import Measured
@@ -44,6 +42,8 @@ from arcd.scheduler import Scheduler
 from arcd.solver import Rig
 from arcd.state import Job
 from arcd.store import NewJob, Store
+from arcd.system.home import Home
+from arcd.system.ledger import Ledger
 from arcd.wire import Forecast, Health, Prediction
 
 BEAT = 0.5

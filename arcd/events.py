@@ -15,8 +15,8 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
+from arcd.arc.selection import Candidate, Verdict
 from arcd.forecast import Times
-from arcd.selection import Candidate, Verdict
 
 
 @dataclass(frozen=True, slots=True)

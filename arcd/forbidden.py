@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
-from arcd.grids import Grid, shape
-from arcd.tasks import Pair, Task, TaskSet, load
-from arcd.views import DIHEDRAL, PLAIN_COLOURS, View
+from arcd.arc.grids import Grid, shape
+from arcd.arc.tasks import Pair, Task, TaskSet, load
+from arcd.arc.views import DIHEDRAL, PLAIN_COLOURS, View
 
 EVALUATION = ("arc1-eval", "arc2-eval")
 

@@ -10,11 +10,11 @@ from dataclasses import astuple, dataclass, replace
 from functools import cache, partial
 from typing import Any
 
+from arcd.arc.grids import Grid, shape
+from arcd.arc.selection import ATTEMPTS, CONTENDERS
+from arcd.arc.tasks import Task
 from arcd.config import Config
 from arcd.encoding import CellEncoding, Encoding
-from arcd.grids import Grid, shape
-from arcd.selection import ATTEMPTS, CONTENDERS
-from arcd.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)

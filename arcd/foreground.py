@@ -17,16 +17,16 @@ from typing import Any
 import anyio
 from anyio import from_thread, to_thread
 
-from arcd import files
 from arcd.client import RETRY, Client
 from arcd.errors import BadJob, DaemonFailed, NoDaemon, RunInterrupted
-from arcd.home import Home
-from arcd.ledger import Account
 from arcd.live import Watch
 from arcd.options import Options
-from arcd.processes import HomeLock
 from arcd.store import Store, path_in
 from arcd.supervisor import Incident, Supervisor
+from arcd.system import files
+from arcd.system.home import Home
+from arcd.system.ledger import Account
+from arcd.system.processes import HomeLock
 from arcd.watchdog import Limits
 from arcd.wire import Order
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from arcd.processes import die_with_parent
+from arcd.system.processes import die_with_parent
 
 T = TypeVar("T")
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from arcd import events
+from arcd.arc.selection import Verdict
+from arcd.arc.tasks import Solutions
 from arcd.events import Record
 from arcd.lines import line
-from arcd.selection import Verdict
 from arcd.state import Job, Lane, Phase, State
-from arcd.tasks import Solutions
 
 RECENT = 10.0
 """Seconds over which the speed of sampling is taken."""

@@ -25,10 +25,10 @@ from arcd.palette import Palette
 
 if TYPE_CHECKING:
     from arcd.client import Client
-    from arcd.home import Home
     from arcd.live import Display
     from arcd.stored import Stored
     from arcd.supervisor import Incident
+    from arcd.system.home import Home
 
 out = Console()
 err = Console(stderr=True)
@@ -122,9 +122,9 @@ class _Serving:
 
     async def run(self) -> int:
         from arcd.foreground import ENDING, command
-        from arcd.home import Home
-        from arcd.processes import HomeLock
         from arcd.supervisor import Supervisor
+        from arcd.system.home import Home
+        from arcd.system.processes import HomeLock
         from arcd.watchdog import Limits
 
         options = self._options
@@ -182,8 +182,8 @@ def submit(
 ) -> None:
     """Give the running daemon a job."""
     from arcd import config as configuration
-    from arcd import tasks as taskfiles
     from arcd import wire
+    from arcd.arc import tasks as taskfiles
 
     found = taskfiles.load(tasks, skip_invalid=skip_invalid)
     found = found.with_solutions(solutions) if solutions else found
@@ -283,7 +283,7 @@ def result(
     as_json: Json = False,
 ) -> None:
     """Write the job's submission: complete and valid at any time, also while the job runs."""
-    from arcd import submission
+    from arcd.arc import submission
 
     with _reading(home) as reader:
         found, now = reader.result(job), reader.job(job)
@@ -337,7 +337,7 @@ def stop(
     as_json: Json = False,
 ) -> None:
     """End the daemon in order: finish or set aside what is in hand, write the submissions."""
-    from arcd.processes import HomeLock
+    from arcd.system.processes import HomeLock
 
     with _client(home) as client:
         client.stop()
@@ -368,7 +368,7 @@ def budget_settings(budget: str | None, reserve: str | None) -> list[str]:
 
 
 def _home(given: Path | None) -> "Home":
-    from arcd.home import Home
+    from arcd.system.home import Home
 
     return Home.at(given)
 

@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
+from arcd.arc.grids import Grid
+from arcd.arc.selection import Candidate, Judged, contenders
 from arcd.backends import Adapter, Completion, Engine, Request
 from arcd.config import Config
 from arcd.encoding import Encoding
-from arcd.grids import Grid
 from arcd.prompts import Question, TooLong
-from arcd.selection import Candidate, Judged, contenders
 
 
 async def judge(

@@ -4,10 +4,10 @@ Pure functions of a record and the state after it. Knows nothing of who sends th
 """
 
 from arcd import events
+from arcd.arc.selection import Verdict
+from arcd.arc.tasks import Solutions
 from arcd.events import Record
-from arcd.selection import Verdict
 from arcd.state import Phase, State
-from arcd.tasks import Solutions
 
 
 def line(record: Record, state: State, solutions: Solutions) -> str | None:

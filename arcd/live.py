@@ -16,13 +16,13 @@ from rich.live import Live
 from rich.text import Text
 
 from arcd import show
+from arcd.arc.tasks import Solutions
 from arcd.events import Record
 from arcd.history import History
 from arcd.lines import line
 from arcd.palette import Palette
 from arcd.screen import Outlook, Scene, draw
 from arcd.state import State
-from arcd.tasks import Solutions
 
 FRAMES = 4
 """A second."""

@@ -22,17 +22,17 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from arcd.arc.tasks import Pair, Task, TaskSet
+from arcd.arc.views import identity
 from arcd.cellmodel import CellModel
 from arcd.corpus import Corpus, batch, open_corpus
 from arcd.encoding import PAD, CellEncoding
 from arcd.errors import ArcdError, BadBase, BadConfig, BadTask, TrainerFailed
 from arcd.forbidden import Forbidden, all_pairs
-from arcd.processes import HomeLock, cores, die_with_parent
 from arcd.prompts import IGNORED, Lesson, lesson
-from arcd.seeds import generator
-from arcd.tasks import Pair, Task, TaskSet
+from arcd.system.processes import HomeLock, cores, die_with_parent
+from arcd.system.seeds import generator
 from arcd.tensors import collate
-from arcd.views import identity
 
 CHECKPOINT = "checkpoint.pt"
 

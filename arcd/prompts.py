@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from arcd.arc.grids import MAX_SIDE, Grid, shape
+from arcd.arc.tasks import Pair, Task
+from arcd.arc.views import View
 from arcd.encoding import Encoding
-from arcd.grids import MAX_SIDE, Grid, shape
-from arcd.tasks import Pair, Task
-from arcd.views import View
 
 IGNORED = -100
 """The label of a token without loss (PyTorch's `ignore_index`)."""

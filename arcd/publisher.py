@@ -15,12 +15,13 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from arcd import events, files
+from arcd import events
 from arcd.desk import Desk
 from arcd.errors import ArcdError
 from arcd.events import Record
-from arcd.home import Home
 from arcd.store import Store
+from arcd.system import files
+from arcd.system.home import Home
 
 REST = 4.0
 """A file is written again after this many times as long as it took: at most a fifth of the time

@@ -11,15 +11,15 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
+from arcd.arc.grids import Grid
+from arcd.arc.metrics import Report
+from arcd.arc.selection import Verdict, Vote
+from arcd.arc.tasks import Task, TaskSet
 from arcd.config import Config
-from arcd.grids import Grid
 from arcd.history import History, Span
-from arcd.metrics import Report
 from arcd.palette import Palette
-from arcd.selection import Verdict, Vote
 from arcd.show import likely
 from arcd.state import Job, Lane, TaskState
-from arcd.tasks import Task, TaskSet
 
 SHOWN = 6
 """Candidates of a test at most."""

@@ -16,9 +16,9 @@ from arcd.backends.pool import TrainerPool
 from arcd.basemodel import Device, load_model, open_encoding, twin
 from arcd.config import Config
 from arcd.errors import MissingPackage
-from arcd.ledger import Ledger
-from arcd.processes import cores
 from arcd.solver import Rig
+from arcd.system.ledger import Ledger
+from arcd.system.processes import cores
 
 SWITCH = 0.0005
 """Seconds that a thread may keep Python to itself while others wait, instead of 0.005: trainers and

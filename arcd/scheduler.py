@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 from arcd import config as configuration
 from arcd import events
 from arcd.agenda import Agenda, Item, ordered
+from arcd.arc.selection import NOT_JUDGED, verdict
 from arcd.backends import Adapter
 from arcd.budget import Pace, Share, cheap, share
 from arcd.config import Config
@@ -25,7 +26,6 @@ from arcd.desk import Desk
 from arcd.events import Record
 from arcd.forecast import Sizes, Times, Work, times, work
 from arcd.rates import Measured
-from arcd.selection import NOT_JUDGED, verdict
 from arcd.solver import Assignment, Rig, solve
 from arcd.state import Job, Phase, TaskState
 

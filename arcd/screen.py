@@ -13,10 +13,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from arcd import show
+from arcd.arc.selection import Verdict
 from arcd.events import Training
 from arcd.history import History, Span
 from arcd.palette import Palette
-from arcd.selection import Verdict
 from arcd.state import Job, JobState, Lane, Phase
 
 LEVELS = "▁▂▃▄▅▆▇█"

@@ -26,9 +26,9 @@ from arcd import __version__
 from arcd.config import Config
 from arcd.desk import Desk
 from arcd.errors import ArcdError, BadInput, BadJob, NoJob
-from arcd.home import Home
 from arcd.state import Job
 from arcd.store import NewJob
+from arcd.system.home import Home
 from arcd.wire import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
 
 Server = uvicorn.Server

@@ -13,10 +13,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from arcd.grids import Grid, shape
+from arcd.arc.grids import Grid, shape
+from arcd.arc.selection import ATTEMPTS, Verdict, Vote
+from arcd.arc.tasks import Task
 from arcd.palette import Palette
-from arcd.selection import ATTEMPTS, Verdict, Vote
-from arcd.tasks import Task
 
 SHOWN = 6
 """Candidates drawn for a test at most."""

@@ -12,6 +12,9 @@ from pathlib import Path
 import anyio
 
 from arcd import events, prompts
+from arcd.arc.selection import NOT_JUDGED, Candidate, Judged, Verdict, verdict
+from arcd.arc.tasks import Task
+from arcd.arc.views import View, spread
 from arcd.backends import (
     Adapter,
     Completion,
@@ -27,12 +30,9 @@ from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.events import Emit
 from arcd.forecast import Times
 from arcd.judging import judge
-from arcd.ledger import Ledger
 from arcd.prompts import Lesson, Question, TooLong
-from arcd.seeds import generator, seed_of
-from arcd.selection import NOT_JUDGED, Candidate, Judged, Verdict, verdict
-from arcd.tasks import Task
-from arcd.views import View, spread
+from arcd.system.ledger import Ledger
+from arcd.system.seeds import generator, seed_of
 
 
 @dataclass(frozen=True)

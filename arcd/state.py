@@ -11,9 +11,9 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from arcd import events
+from arcd.arc.selection import Verdict
 from arcd.events import Record
 from arcd.forecast import Times
-from arcd.selection import Verdict
 
 Lane = Literal["train", "infer"]
 

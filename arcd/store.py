@@ -18,14 +18,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from arcd import events, submission
+from arcd import events
+from arcd.arc import submission
+from arcd.arc.grids import Grid, to_grid
+from arcd.arc.selection import Candidate, Verdict
+from arcd.arc.tasks import Task, TaskSet, from_challenges, to_challenge, to_challenges
 from arcd.config import Config
 from arcd.errors import StoreFailed
 from arcd.events import Event, Record
-from arcd.grids import Grid, to_grid
-from arcd.selection import Candidate, Verdict
 from arcd.state import State
-from arcd.tasks import Task, TaskSet, from_challenges, to_challenge, to_challenges
 
 VERSION = 2
 """Of the schema, in SQLite's user_version."""

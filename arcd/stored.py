@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from arcd.errors import NoJob
-from arcd.home import Home
 from arcd.store import Store
+from arcd.system.home import Home
 
 
 class Stored:

@@ -25,7 +25,7 @@ import anyio.abc
 
 from arcd.errors import DaemonFailed
 from arcd.heartbeat import PULSE_FD, SUPERVISOR_PID, Beat, Failure, from_line
-from arcd.processes import HomeLock, Process, identify, kill_group, send, sweep_group
+from arcd.system.processes import HomeLock, Process, identify, kill_group, send, sweep_group
 from arcd.watchdog import Limits, Watchdog
 
 LIVES = 3

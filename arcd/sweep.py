@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from arcd.arc.metrics import Report
 from arcd.errors import BadConfig, BadJob
 from arcd.history import History
-from arcd.metrics import Report
 from arcd.state import JobState, Lane
 
 

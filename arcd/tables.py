@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from arcd.ledger import LANES, Account
+from arcd.system.ledger import LANES, Account
 
 if TYPE_CHECKING:
+    from arcd.arc.metrics import Metrics, Report
     from arcd.bench import Comparison
-    from arcd.metrics import Metrics, Report
     from arcd.sweep import Trial
 
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
 
 from arcd import config as configuration
+from arcd.arc.tasks import TaskSet, from_challenges, solutions_of, to_challenges
 from arcd.config import Config
 from arcd.errors import BadInput, BadJob, BadTask
 from arcd.store import NewJob
-from arcd.tasks import TaskSet, from_challenges, solutions_of, to_challenges
 
 MAX_BODY = 256 << 20
 """Bytes of a request; 20000 tasks of the usual size are 100 MB."""

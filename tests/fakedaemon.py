@@ -18,16 +18,17 @@ from pathlib import Path
 
 import anyio
 
-from arcd import daemon, events, files, store
+from arcd import daemon, events, store
+from arcd.arc.tasks import load
 from arcd.backends import Completion
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.basemodel import Device
 from arcd.encoding import CellEncoding
-from arcd.home import Home
 from arcd.options import Options
 from arcd.solver import Rig
 from arcd.store import Store
-from arcd.tasks import load
+from arcd.system import files
+from arcd.system.home import Home
 
 SOLUTIONS = "arc1-train:4"
 """Tasks whose solutions the fake engine knows."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from small import candidate
 
 from arcd import events
+from arcd.arc.grids import Grid
+from arcd.arc.selection import verdict
+from arcd.arc.tasks import Solutions, Task
 from arcd.events import Record
 from arcd.forecast import Times
-from arcd.grids import Grid
 from arcd.history import History
-from arcd.selection import verdict
-from arcd.tasks import Solutions, Task
 
 BEGIN = 1_800_000_000.0
 DAEMON = events.DaemonStarted(7, "0.1.0", "models/base", "f", "cpu", "bfloat16")

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from arcd.grids import Grid
-from arcd.selection import Candidate
-from arcd.tasks import Pair, Solutions, Task, TaskSet
-from arcd.views import identity
+from arcd.arc.grids import Grid
+from arcd.arc.selection import Candidate
+from arcd.arc.tasks import Pair, Solutions, Task, TaskSet
+from arcd.arc.views import identity
 
 
 def grid(rows: int, columns: int, colour: int = 1) -> Grid:

@@ -8,12 +8,12 @@ from typing import Any
 from hypothesis import strategies as st
 
 from arcd import events
+from arcd.arc.grids import COLOURS, MAX_SIDE, Grid
+from arcd.arc.selection import Candidate, Verdict, Vote, verdict
+from arcd.arc.tasks import Pair, Task
+from arcd.arc.views import View
 from arcd.encoding import LAYERS, CellEncoding, Encoding, GridText, TextEncoding
-from arcd.grids import COLOURS, MAX_SIDE, Grid
-from arcd.selection import Candidate, Verdict, Vote, verdict
 from arcd.state import Phase, State
-from arcd.tasks import Pair, Task
-from arcd.views import View
 
 LAYERINGS = tuple(
     "+".join((*layers, "digits"))

@@ -6,7 +6,7 @@ import pytest
 
 from arcd.bench import Cold, Comparison, Resident
 from arcd.forecast import Times
-from arcd.ledger import Account
+from arcd.system.ledger import Account
 
 
 def run(wall: float, loading: float, train: float, infer: float, times: dict[str, Times]):

@@ -15,6 +15,8 @@ from small import candidate, task, task_set
 from test_scheduler import Trainer, Works
 
 from arcd import events
+from arcd.arc.selection import Candidate, verdict
+from arcd.arc.tasks import Task
 from arcd.backends import Trained, TrainRequest
 from arcd.backends.fake import FakeEngine
 from arcd.budget import LEAST, Pace, cheap, seconds, share
@@ -22,9 +24,7 @@ from arcd.config import resolve
 from arcd.errors import BadConfig
 from arcd.forecast import Times
 from arcd.scheduler import ROUNDS, TIME_IS_UP
-from arcd.selection import Candidate, verdict
 from arcd.state import JobState
-from arcd.tasks import Task
 
 CONFIG = resolve(settings=["train.steps=100", "sample.samples=40"])
 

@@ -15,9 +15,9 @@ from arcd.calibration import LIMIT, calibrate
 from arcd.config import resolve
 from arcd.encoding import CellEncoding
 from arcd.forecast import COLD, times, work
-from arcd.ledger import Ledger
 from arcd.rates import Measured
 from arcd.solver import Rig
+from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 

@@ -11,16 +11,16 @@ from small import grid, task
 from strategies import grids, pairs, views
 
 from arcd import corpus as corpora
+from arcd.arc.grids import MAX_SIDE, shape, to_grid, to_lists
+from arcd.arc.tasks import Pair, TaskSet, load
+from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.compose import STEPS, compose
 from arcd.corpus import FEWEST, HELD_OUT, Corpus, batch, open_corpus
 from arcd.encoding import CellEncoding
 from arcd.errors import BadTask
 from arcd.forbidden import Forbidden, canonical
-from arcd.grids import MAX_SIDE, shape, to_grid, to_lists
 from arcd.prompts import IGNORED
-from arcd.seeds import generator
-from arcd.tasks import Pair, TaskSet, load
-from arcd.views import PLAIN_COLOURS, View
+from arcd.system.seeds import generator
 
 FORBIDDEN = Forbidden.evaluation()
 SEEDS = st.integers(0, 10**6)

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 from fakedaemon import SOLUTIONS, Plan
 
-from arcd import Client, events, submission
+from arcd import Client, events
+from arcd.arc import submission
+from arcd.arc.tasks import load
 from arcd.basemodel import bundled
 from arcd.config import resolve
 from arcd.errors import BadInput, BadJob, NoDaemon, NoJob
 from arcd.heartbeat import SUPERVISOR_PID
 from arcd.options import Options
 from arcd.store import Store, path_in
-from arcd.tasks import load
 
 SETTINGS = {"train": {"steps": 2}, "sample": {"samples": 3}}
 SMALL = ["--set", "train.steps=2", "--set", "sample.samples=3"]

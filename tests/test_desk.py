@@ -10,11 +10,11 @@ from small import candidate, task, task_set
 
 from arcd import desk as desk_module
 from arcd import events
+from arcd.arc.selection import verdict
 from arcd.config import Config
 from arcd.desk import Desk
 from arcd.errors import BadJob, NoJob, StoreFailed
 from arcd.events import Record
-from arcd.selection import verdict
 from arcd.state import JobState
 from arcd.store import NewJob, Store
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from arcd import events, submission
+from arcd import events
+from arcd.arc import submission
 from arcd.client import Client
 from arcd.errors import StoreFailed
 from arcd.store import Store

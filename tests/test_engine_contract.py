@@ -12,14 +12,14 @@ from pathlib import Path
 import anyio
 import pytest
 
+from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.backends import Adapter, Completion, Engine, Request
 from arcd.backends.fake import FakeEngine
 from arcd.backends.vllm_engine import VllmEngine, vllm_engine
 from arcd.config import EngineConfig
 from arcd.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, PAD, CellEncoding
-from arcd.ledger import Ledger
 from arcd.prompts import Question
-from arcd.views import PLAIN_COLOURS, View
+from arcd.system.ledger import Ledger
 
 # A warning in the middle of a vLLM step is no reason to end the engine.
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("default")]

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from small import task
 from strategies import tasks
 
+from arcd.arc.grids import Grid
+from arcd.arc.selection import ATTEMPTS, CONTENDERS
+from arcd.arc.tasks import Pair, Task
 from arcd.config import Config, resolve
 from arcd.encoding import CellEncoding
 from arcd.forecast import NO_WORK, Rates, Sizes, Times, Work, times, work
-from arcd.grids import Grid
 from arcd.prompts import Lesson, Question
-from arcd.selection import ATTEMPTS, CONTENDERS
 from arcd.solver import build_lessons, build_questions
-from arcd.tasks import Pair, Task
 
 SETTINGS = {
     "train.steps": (5, 6),

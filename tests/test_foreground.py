@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from arcd import events, submission, wire
+from arcd import events, wire
+from arcd.arc import submission
+from arcd.arc.selection import verdict
+from arcd.arc.tasks import load
 from arcd.config import Config
 from arcd.errors import ArcdError
 from arcd.foreground import _write_where_the_daemon_could_not as write
-from arcd.home import Home
-from arcd.selection import verdict
 from arcd.store import NewJob, Store
-from arcd.tasks import load
+from arcd.system.home import Home
 
 TASKS = load("arc1-train:2")
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from strategies import grids
 
+from arcd.arc.grids import shape, to_grid, to_lists
 from arcd.errors import BadGrid
-from arcd.grids import shape, to_grid, to_lists
 
 
 @given(grids())

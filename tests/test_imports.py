@@ -10,18 +10,28 @@ import arcd
 
 PACKAGE = Path(arcd.__file__).parent
 
+ROOMS = ("system", "arc", "model", "jobs", "backends.vllm", "pretrain", "display", "cli")
 BACKENDS = ("fake", "lora", "pool", "steplog")
 PLUGIN = ("vllm_plugin", "vllm_cpu", "vllm_lora")
 RANKS = (
-    ("arcd", "errors"),
-    ("grids", "config", "seeds", "ledger", "home", "processes", "palette", "files"),
+    ("arcd", "errors", *ROOMS),
+    (
+        "arc.grids",
+        "config",
+        "system.seeds",
+        "system.ledger",
+        "system.home",
+        "system.processes",
+        "palette",
+        "system.files",
+    ),
     ("heartbeat",),
-    ("tasks", "encoding", "options", "watchdog"),
-    ("views", "metrics", "basemodel", "supervisor"),
-    ("prompts", "selection", "compose", "forbidden"),
+    ("arc.tasks", "encoding", "options", "watchdog"),
+    ("arc.views", "arc.metrics", "basemodel", "supervisor"),
+    ("prompts", "arc.selection", "compose", "forbidden"),
     ("forecast",),
     ("agenda", "budget", "rates"),
-    ("submission", "events", "backends", "show", "tensors", *(f"backends.{m}" for m in PLUGIN)),
+    ("arc.submission", "events", "backends", "show", "tensors", *(f"backends.{m}" for m in PLUGIN)),
     ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
     ("store", "lines", "pretrain", "judging", "backends.vllm_engine"),
     ("solver",),
@@ -84,15 +94,16 @@ def test_a_module_imports_only_modules_of_a_lower_rank(module):
 
 def test_imports_are_seen_wherever_they_stand():
     tree = ast.parse(
-        "import arcd.grids\nfrom arcd import tasks, __version__\n"
-        "from arcd.views import View\n"
+        "import arcd.arc.grids\nfrom arcd import __version__\nfrom arcd.arc import tasks\n"
+        "from arcd.arc.views import View\n"
         "def f():\n    from arcd.backends import fake\n    import json"
     )
-    assert list(imported(tree)) == ["grids", "tasks", "arcd", "views", "backends.fake"]
+    assert list(imported(tree)) == ["arc.grids", "arcd", "arc.tasks", "arc.views", "backends.fake"]
 
 
 @pytest.mark.parametrize(
-    "module", ["tasks", "metrics", "cli", "store", "client", "supervisor", "foreground", "daemon"]
+    "module",
+    ["arc.tasks", "arc.metrics", "cli", "store", "client", "supervisor", "foreground", "daemon"],
 )
 def test_a_light_module_does_not_import_anything_heavy(module):
     heavy = "{'torch', 'numpy', 'transformers', 'peft', 'vllm'}"

@@ -19,17 +19,18 @@ import pytest
 from anyio import to_thread
 from fakedaemon import SOLUTIONS, Plan
 
-from arcd import events, submission
+from arcd import events
+from arcd.arc import submission
+from arcd.arc.tasks import TaskSet, load
 from arcd.basemodel import bundled
 from arcd.client import Client
 from arcd.config import resolve
 from arcd.errors import NoDaemon
 from arcd.options import Options
-from arcd.processes import HomeLock
 from arcd.state import JobState
 from arcd.store import Store
 from arcd.supervisor import Incident, Supervisor
-from arcd.tasks import TaskSet, load
+from arcd.system.processes import HomeLock
 from arcd.watchdog import Limits
 
 pytestmark = pytest.mark.anyio

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from arcd.ledger import LANES, Ledger
+from arcd.system.ledger import LANES, Ledger
 
 
 class Clock:

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import grids
 
+from arcd.arc.metrics import Metrics, evaluate
 from arcd.errors import BadInput
-from arcd.metrics import Metrics, evaluate
 
 RIGHT = ((1, 2), (3, 4))
 NEAR = ((1, 2), (3, 0))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from arcd import processes
 from arcd.errors import ArcdError
-from arcd.processes import (
+from arcd.system import processes
+from arcd.system.processes import (
     HomeInUse,
     HomeLock,
     Process,

@@ -6,11 +6,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import CHARACTERS, ENCODINGS, WORDS, encodings, tasks, text_encoding, views
 
+from arcd.arc.grids import MAX_SIDE
+from arcd.arc.tasks import Pair, Task, load
+from arcd.arc.views import PLAIN_COLOURS, View, identity, spread
 from arcd.encoding import CellEncoding
-from arcd.grids import MAX_SIDE
 from arcd.prompts import IGNORED, Lesson, Question, TooLong, lesson, lessons, question
-from arcd.tasks import Pair, Task, load
-from arcd.views import PLAIN_COLOURS, View, identity, spread
 
 CELLS = CellEncoding()
 AMPLE = 100_000

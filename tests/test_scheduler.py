@@ -17,6 +17,7 @@ from small import candidate, task, task_set
 
 from arcd import agenda, config, events, forecast, scheduler, state
 from arcd.agenda import Item, makespan, ordered
+from arcd.arc.tasks import Task, TaskSet
 from arcd.backends import Adapter, Completion, Trained, TrainRequest
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.budget import PATIENCE, SETTLING
@@ -27,13 +28,12 @@ from arcd.encoding import CellEncoding
 from arcd.errors import EngineFailed, TrainerFailed
 from arcd.events import Record
 from arcd.forecast import Times, times, work
-from arcd.ledger import Ledger
 from arcd.rates import Measured
 from arcd.scheduler import DEATHS, Scheduler
 from arcd.solver import Rig
 from arcd.state import JobState, Phase, State
 from arcd.store import NewJob, Store
-from arcd.tasks import Task, TaskSet
+from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.seeds import generator, seed_of
+from arcd.system.seeds import generator, seed_of
 
 
 def test_a_seed_is_the_same_on_every_machine():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.selection import (
+from arcd.arc.selection import (
     ATTEMPTS,
     CONTENDERS,
     Candidate,
@@ -15,7 +15,7 @@ from arcd.selection import (
     rank,
     verdict,
 )
-from arcd.views import PLAIN_COLOURS, View
+from arcd.arc.views import PLAIN_COLOURS, View
 
 PLAIN = View(False, 0, PLAIN_COLOURS, (0,))
 ONE, TWO, THREE = ((1,),), ((2,),), ((3,),)

@@ -21,15 +21,15 @@ from small import candidate, task
 from starlette.testclient import TestClient
 
 from arcd import events, server, wire
+from arcd.arc.selection import verdict
+from arcd.arc.tasks import load
 from arcd.config import resolve
 from arcd.desk import Desk
 from arcd.errors import ArcdError
 from arcd.forecast import COLD
-from arcd.home import Home
-from arcd.selection import verdict
 from arcd.state import Job, JobState
 from arcd.store import NewJob, Store
-from arcd.tasks import load
+from arcd.system.home import Home
 from arcd.wire import Forecast, Health, Prediction
 
 pytestmark = pytest.mark.filterwarnings("default")

@@ -11,17 +11,17 @@ import pytest
 from small import candidate, grid, solutions, task
 
 from arcd import events
+from arcd.arc.selection import CONTENDERS, Candidate, Verdict
+from arcd.arc.tasks import Task
 from arcd.backends import Adapter, Request, Trained, TrainRequest
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.config import Config, resolve
 from arcd.encoding import CellEncoding
 from arcd.errors import EngineFailed, SampleRefused
-from arcd.ledger import Ledger
 from arcd.prompts import TooLong
 from arcd.rates import Stretch
-from arcd.selection import CONTENDERS, Candidate, Verdict
 from arcd.solver import Assignment, Rig, build_lessons, build_questions, build_requests, solve
-from arcd.tasks import Task
+from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 

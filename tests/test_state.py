@@ -9,9 +9,9 @@ from small import candidate, task
 from strategies import Happening, lives
 
 from arcd import events
+from arcd.arc.selection import Verdict, verdict
 from arcd.events import Record
 from arcd.forecast import Times
-from arcd.selection import Verdict, verdict
 from arcd.state import FINISHED, Answer, JobState, Phase, State
 
 DAEMON = events.DaemonStarted(7, "0.1", "base", "f", "cpu", "float32")

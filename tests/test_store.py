@@ -28,15 +28,17 @@ from small import candidate, grid, task
 from strategies import EVENTS, Happening, lives
 from strategies import tasks as any_tasks
 
-from arcd import events, files, submission
+from arcd import events
+from arcd.arc import submission
+from arcd.arc.selection import Verdict, verdict
+from arcd.arc.tasks import Pair, Task, TaskSet
 from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
 from arcd.events import Record
 from arcd.forecast import Times
-from arcd.selection import Verdict, verdict
 from arcd.state import JobState, Phase, State
 from arcd.store import VERSION, NewJob, Store, path_in
-from arcd.tasks import Pair, Task, TaskSet
+from arcd.system import files
 
 # Of this file alone: the stores that are kept must not change with helpers.
 ONE, TWO = ((1, 2), (3, 4)), ((5,),)

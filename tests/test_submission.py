@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import grids
 
-from arcd import files, submission
+from arcd.arc import submission
+from arcd.arc.selection import Verdict, Vote
+from arcd.arc.tasks import Pair, Task, load
 from arcd.errors import ArcdError, BadSubmission
-from arcd.selection import Verdict, Vote
-from arcd.tasks import Pair, Task, load
+from arcd.system import files
 
 A, B, C, D = (((colour,),) for colour in (1, 2, 3, 4))
 NONE = ((0,),)

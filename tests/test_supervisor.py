@@ -16,8 +16,8 @@ import arcd
 from arcd import supervisor
 from arcd.errors import ArcdError, DaemonFailed, HomeInUse
 from arcd.heartbeat import PULSE_FD, SUPERVISOR_PID
-from arcd.processes import HomeLock
 from arcd.supervisor import Incident, Supervisor
+from arcd.system.processes import HomeLock
 from arcd.watchdog import Limits
 
 pytestmark = [

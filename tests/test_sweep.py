@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_daemon import Running
 
+from arcd.arc.grids import to_lists
+from arcd.arc.metrics import evaluate
+from arcd.arc.tasks import load
 from arcd.errors import BadConfig, BadJob
-from arcd.grids import to_lists
 from arcd.history import History
-from arcd.metrics import evaluate
 from arcd.state import Job
 from arcd.sweep import Axis, axes, points, trial
-from arcd.tasks import load
 
 
 def test_axes_are_keys_with_their_values():

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import tasks as any_tasks
 
-from arcd.errors import BadTask
-from arcd.tasks import (
+from arcd.arc.tasks import (
     BUNDLED,
     Pair,
     Task,
@@ -19,6 +18,7 @@ from arcd.tasks import (
     solutions_of,
     to_challenges,
 )
+from arcd.errors import BadTask
 
 GRID = [[1, 2], [3, 4]]
 PAIR = {"input": GRID, "output": [[5]]}

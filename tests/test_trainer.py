@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file  # noqa: E402
 
+from arcd.arc.tasks import load
 from arcd.backends import (  # noqa: E402
     Trained,
     TrainingStep,
@@ -24,10 +25,9 @@ from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel  # noqa: E402
 from arcd.config import TrainConfig, resolve  # noqa: E402
 from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed  # noqa: E402
-from arcd.ledger import Ledger  # noqa: E402
 from arcd.prompts import Lesson  # noqa: E402
 from arcd.solver import build_lessons  # noqa: E402
-from arcd.tasks import load  # noqa: E402
+from arcd.system.ledger import Ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import grids, tasks, views
 
-from arcd.tasks import Pair
-from arcd.views import DIHEDRAL, PLAIN_COLOURS, View, identity, spread
+from arcd.arc.tasks import Pair
+from arcd.arc.views import DIHEDRAL, PLAIN_COLOURS, View, identity, spread
 
 SIX = ((1, 2, 3), (4, 5, 6))
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import anyio
 
+from arcd.arc.tasks import Solutions
 from arcd.backends import (
     Adapter,
     Completion,
@@ -24,7 +25,6 @@ from arcd.encoding import Encoding
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.prompts import Question
 from arcd.rates import Stretch
-from arcd.tasks import Solutions
 
 
 @dataclass

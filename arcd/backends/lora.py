@@ -35,8 +35,8 @@ from arcd.backends import Adapter, Trained, TrainingStep, TrainRequest
 from arcd.basemodel import MARKER, Device, fingerprint
 from arcd.config import TrainConfig
 from arcd.errors import OutOfMemory, TrainerFailed
-from arcd.ledger import Ledger
 from arcd.prompts import IGNORED, Lesson
+from arcd.system.ledger import Ledger
 from arcd.tensors import collate
 
 

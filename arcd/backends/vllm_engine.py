@@ -33,8 +33,8 @@ from arcd.backends import Adapter, Completion, Request, vllm_plugin
 from arcd.backends.steplog import StepLog
 from arcd.config import EngineConfig
 from arcd.errors import ArcdError, EngineFailed, MissingPackage, SampleRefused
-from arcd.ledger import Ledger
 from arcd.rates import Stretch
+from arcd.system.ledger import Ledger
 
 STEP_TOKENS = 2048
 """Tokens in one step: 0.15 s on a CPU, in which nobody is heard (5M model, one core)."""

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from arcd.grids import Grid
-from arcd.views import View
+from arcd.arc.grids import Grid
+from arcd.arc.views import View
 
 ATTEMPTS = 2
 

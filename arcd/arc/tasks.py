@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arcd.arc.grids import Grid, to_grid
 from arcd.errors import BadGrid, BadTask
-from arcd.grids import Grid, to_grid
 
 BUNDLED = {
     "arc1-train": ("arc1.json", "train"),

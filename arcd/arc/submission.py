@@ -11,11 +11,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
+from arcd.arc.grids import Grid, to_grid, to_lists
+from arcd.arc.selection import ATTEMPTS, Verdict
+from arcd.arc.tasks import Task, read_json
 from arcd.errors import BadGrid, BadSubmission, BadTask
-from arcd.files import write_text
-from arcd.grids import Grid, to_grid, to_lists
-from arcd.selection import ATTEMPTS, Verdict
-from arcd.tasks import Task, read_json
+from arcd.system.files import write_text
 
 BLANK: Grid = ((0,),)
 KEYS = tuple(f"attempt_{i}" for i in range(1, ATTEMPTS + 1))

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from statistics import fmean
 
+from arcd.arc.grids import Grid, shape
+from arcd.arc.tasks import Solutions
 from arcd.errors import BadInput
-from arcd.grids import Grid, shape
-from arcd.tasks import Solutions
 
 Answers = Mapping[str, Sequence[Sequence[Grid | None]]]
 """By task id, for each test in order, its answers; None is an answer that is not a grid."""

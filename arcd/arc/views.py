@@ -8,8 +8,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from arcd.grids import COLOURS, Grid
-from arcd.tasks import Pair, Task
+from arcd.arc.grids import COLOURS, Grid
+from arcd.arc.tasks import Pair, Task
 
 DIHEDRAL = tuple((flip, turns) for flip in (False, True) for turns in range(4))
 """The symmetries of the square: (horizontal flip first?, quarter turns counter-clockwise)."""
