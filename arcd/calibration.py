@@ -11,10 +11,10 @@ import anyio
 
 from arcd.arc.grids import COLOURS, Grid
 from arcd.arc.tasks import Pair, Task
-from arcd.backends import Adapter, TrainRequest
+from arcd.backends.protocols import Adapter, TrainRequest
 from arcd.config import Config
 from arcd.errors import SampleRefused, TrainerFailed
-from arcd.prompts import Question, TooLong
+from arcd.model.prompts import Question, TooLong
 from arcd.rates import Measured
 from arcd.solver import Rig, build_lessons, build_questions, build_requests
 from arcd.system.seeds import generator

@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from arcd.arc.grids import COLOURS, MAX_SIDE
-from arcd.encoding import BEGIN, CELLS, END, PAD, SPECIALS, CellEncoding
-from arcd.prompts import IGNORED
+from arcd.model.encoding import BEGIN, CELLS, END, PAD, SPECIALS, CellEncoding
+from arcd.model.prompts import IGNORED
 
 SHARD = "15MB"
 """Largest file of an exported model."""

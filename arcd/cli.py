@@ -83,10 +83,11 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
-    from arcd import basemodel, foreground, live, tables, wire
     from arcd import config as configuration
+    from arcd import foreground, live, tables, wire
     from arcd.arc import tasks as taskfiles
     from arcd.client import Client
+    from arcd.model import base_model
     from arcd.options import Options
     from arcd.watchdog import Limits
 
@@ -97,8 +98,8 @@ def run(
     for line in found.skipped:
         err.print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
     place = Home.at(home)
-    model = (base or basemodel.bundled()).absolute()
-    basemodel.check_wishes(model, settled.encoding, device)
+    model = (base or base_model.bundled()).absolute()
+    base_model.check_wishes(model, settled.encoding, device)
     options = Options(
         home=place.path,
         base=model,
@@ -265,11 +266,11 @@ def report(
 @app.command()
 def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) -> None:
     """Report versions, device and memory, and solve one task to see that everything works."""
-    from arcd import basemodel
     from arcd.doctor import examine
+    from arcd.model import base_model
 
     findings = []
-    for finding in examine(base or basemodel.bundled(), device):
+    for finding in examine(base or base_model.bundled(), device):
         findings.append(finding)
         if not as_json:
             mark = "[green]ok  [/]" if finding.ok else "[red]fail[/]"
@@ -291,15 +292,16 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time the same tasks without arcd, with arcd one at a time, and with arcd as it is."""
-    from arcd import basemodel, tables
     from arcd import bench as measuring
     from arcd import config as configuration
+    from arcd import tables
     from arcd.arc import tasks as taskfiles
+    from arcd.model import base_model
     from arcd.options import Options
 
     settled = configuration.resolve(config, settings or ())
-    model = (base or basemodel.bundled()).absolute()
-    basemodel.check_wishes(model, settled.encoding, device)
+    model = (base or base_model.bundled()).absolute()
+    base_model.check_wishes(model, settled.encoding, device)
     found = taskfiles.load(tasks)
     options = Options(home=Path(), base=model, device=device, config=settled)
     report = err.print if not as_json else lambda text: None
@@ -390,9 +392,9 @@ def pretrain(
     """Train a small base model from scratch on training tasks of ARC-AGI-1 and 2; resumable."""
     from dataclasses import asdict
 
-    from arcd import basemodel
     from arcd import pretrain as training
     from arcd.arc import tasks as taskfiles
+    from arcd.model import base_model
 
     measured = taskfiles.load(unseen) if unseen else None
     recipe = training.Recipe(
@@ -413,7 +415,7 @@ def pretrain(
         else:
             err.print(str(now), highlight=False, markup=False)
 
-    kind = basemodel.pick_device(device, "auto").kind
+    kind = base_model.pick_device(device, "auto").kind
     training.pretrain(folder, recipe, rearc, kind, report, unseen=measured)
     if as_json:
         print(json.dumps({"model": str(folder / "model")}))

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict
 
 from arcd.arc.selection import Candidate, verdict
 from arcd.arc.tasks import load
-from arcd.backends import Adapter, Completion, TrainRequest
-from arcd.basemodel import load_model, open_encoding, pick_device
+from arcd.backends.protocols import Adapter, Completion, TrainRequest
+from arcd.backends.runtime import set_environment
 from arcd.config import Config
 from arcd.judging import judge
-from arcd.prompts import TooLong
-from arcd.rig import set_environment
+from arcd.model.base_model import load_model, open_encoding, pick_device
+from arcd.model.prompts import TooLong
 from arcd.solver import build_lessons, build_questions, build_requests, to_candidate
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
@@ -42,7 +42,7 @@ class Part(BaseModel):
 
 async def train(part: Part) -> None:
     """Leave the task's adapter in the folder."""
-    from arcd.backends.lora import LoraTrainer
+    from arcd.backends.lora_trainer import LoraTrainer
 
     (task,) = (task for task in load(part.tasks).tasks if task.id == part.task)
     device = pick_device(part.device, part.config.precision)
@@ -60,7 +60,7 @@ async def train(part: Part) -> None:
 
 async def sample(part: Part) -> None:
     """Leave the task's verdict in the folder."""
-    from arcd.backends.vllm_engine import vllm_engine
+    from arcd.backends.vllm.engine import vllm_engine
 
     (task,) = (task for task in load(part.tasks).tasks if task.id == part.task)
     device = pick_device(part.device, part.config.precision)

@@ -19,10 +19,10 @@ from arcd.arc.grids import to_grid
 from arcd.arc.tasks import Pair, Task, load
 from arcd.arc.views import spread
 from arcd.compose import compose
-from arcd.encoding import CellEncoding
 from arcd.errors import BadGrid, BadTask
 from arcd.forbidden import Forbidden, all_pairs
-from arcd.prompts import Lesson, lesson
+from arcd.model.encoding import CellEncoding
+from arcd.model.prompts import Lesson, lesson
 from arcd.system.seeds import generator
 
 ORIGINALS = 0.1

@@ -22,22 +22,16 @@ import anyio
 from anyio import to_thread
 
 from arcd import __version__, events, lines, server
-from arcd.basemodel import (
-    Device,
-    check,
-    check_training,
-    fingerprint,
-    pick_device,
-)
+from arcd.backends.runtime import set_environment
 from arcd.calibration import calibrate
 from arcd.desk import Desk
 from arcd.errors import EngineFailed, known
 from arcd.events import Record
 from arcd.heartbeat import Beat, Failure, Lane, Pulse, prepare_child
+from arcd.model.base_model import Device, check, check_training, fingerprint, pick_device
 from arcd.options import Options
 from arcd.publisher import Publisher
 from arcd.rates import Measured
-from arcd.rig import set_environment
 from arcd.scheduler import Scheduler
 from arcd.solver import Rig
 from arcd.state import Job
@@ -333,7 +327,7 @@ async def real_rig(
     serial: Callable[[], int],
 ) -> AsyncIterator[Rig]:
     """The real trainer and the real engine."""
-    from arcd.rig import open_rig
+    from arcd.backends.runtime import open_rig
 
     async with open_rig(
         options.base,

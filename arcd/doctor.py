@@ -14,9 +14,9 @@ from pathlib import Path
 
 from arcd import __version__, events, wire
 from arcd.arc.tasks import load
-from arcd.basemodel import check, pick_device
 from arcd.config import Config, resolve
 from arcd.errors import ArcdError, known
+from arcd.model.base_model import check, pick_device
 from arcd.options import Options
 from arcd.system.processes import cores
 from arcd.watchdog import Limits

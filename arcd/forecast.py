@@ -14,7 +14,7 @@ from arcd.arc.grids import Grid, shape
 from arcd.arc.selection import ATTEMPTS, CONTENDERS
 from arcd.arc.tasks import Task
 from arcd.config import Config
-from arcd.encoding import CellEncoding, Encoding
+from arcd.model.encoding import CellEncoding, Encoding
 
 
 @dataclass(frozen=True, slots=True)

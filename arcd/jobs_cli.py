@@ -74,14 +74,14 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Load the base model once and work through jobs until Ctrl-C; a second one ends it at once."""
-    from arcd import basemodel
     from arcd import config as configuration
+    from arcd.model import base_model
     from arcd.options import Options
 
     place = _home(home)
-    model = (base or basemodel.bundled()).absolute()
+    model = (base or base_model.bundled()).absolute()
     settled = configuration.resolve(config, settings or ())
-    basemodel.check_wishes(model, settled.encoding, device)
+    base_model.check_wishes(model, settled.encoding, device)
     if port is not None:
         host = host or "127.0.0.1"
     options = Options(

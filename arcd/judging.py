@@ -10,10 +10,10 @@ from statistics import fmean
 
 from arcd.arc.grids import Grid
 from arcd.arc.selection import Candidate, Judged, contenders
-from arcd.backends import Adapter, Completion, Engine, Request
+from arcd.backends.protocols import Adapter, Completion, Engine, Request
 from arcd.config import Config
-from arcd.encoding import Encoding
-from arcd.prompts import Question, TooLong
+from arcd.model.encoding import Encoding
+from arcd.model.prompts import Question, TooLong
 
 
 async def judge(

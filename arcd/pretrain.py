@@ -26,13 +26,13 @@ from arcd.arc.tasks import Pair, Task, TaskSet
 from arcd.arc.views import identity
 from arcd.cellmodel import CellModel
 from arcd.corpus import Corpus, batch, open_corpus
-from arcd.encoding import PAD, CellEncoding
 from arcd.errors import ArcdError, BadBase, BadConfig, BadTask, TrainerFailed
 from arcd.forbidden import Forbidden, all_pairs
-from arcd.prompts import IGNORED, Lesson, lesson
+from arcd.model.collate import collate
+from arcd.model.encoding import PAD, CellEncoding
+from arcd.model.prompts import IGNORED, Lesson, lesson
 from arcd.system.processes import HomeLock, cores, die_with_parent
 from arcd.system.seeds import generator
-from arcd.tensors import collate
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -19,7 +19,7 @@ from arcd import config as configuration
 from arcd import events
 from arcd.agenda import Agenda, Item, ordered
 from arcd.arc.selection import NOT_JUDGED, verdict
-from arcd.backends import Adapter
+from arcd.backends.protocols import Adapter
 from arcd.budget import Pace, Share, cheap, share
 from arcd.config import Config
 from arcd.desk import Desk

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import anyio
 
-from arcd import events, prompts
+from arcd import events
 from arcd.arc.selection import NOT_JUDGED, Candidate, Judged, Verdict, verdict
 from arcd.arc.tasks import Task
 from arcd.arc.views import View, spread
-from arcd.backends import (
+from arcd.backends.protocols import (
     Adapter,
     Completion,
     Engine,
@@ -25,12 +25,13 @@ from arcd.backends import (
     TrainRequest,
 )
 from arcd.config import Config
-from arcd.encoding import Encoding
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.events import Emit
 from arcd.forecast import Times
 from arcd.judging import judge
-from arcd.prompts import Lesson, Question, TooLong
+from arcd.model import prompts
+from arcd.model.encoding import Encoding
+from arcd.model.prompts import Lesson, Question, TooLong
 from arcd.system.ledger import Ledger
 from arcd.system.seeds import generator, seed_of
 

@@ -20,10 +20,10 @@ import anyio
 
 from arcd import daemon, events, store
 from arcd.arc.tasks import load
-from arcd.backends import Completion
 from arcd.backends.fake import FakeEngine, FakeTrainer
-from arcd.basemodel import Device
-from arcd.encoding import CellEncoding
+from arcd.backends.protocols import Completion
+from arcd.model.base_model import Device
+from arcd.model.encoding import CellEncoding
 from arcd.options import Options
 from arcd.solver import Rig
 from arcd.store import Store

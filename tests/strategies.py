@@ -12,7 +12,7 @@ from arcd.arc.grids import COLOURS, MAX_SIDE, Grid
 from arcd.arc.selection import Candidate, Verdict, Vote, verdict
 from arcd.arc.tasks import Pair, Task
 from arcd.arc.views import View
-from arcd.encoding import LAYERS, CellEncoding, Encoding, GridText, TextEncoding
+from arcd.model.encoding import LAYERS, CellEncoding, Encoding, GridText, TextEncoding
 from arcd.state import Phase, State
 
 LAYERINGS = tuple(

@@ -17,8 +17,8 @@ from test_scheduler import Trainer, Works
 from arcd import events
 from arcd.arc.selection import Candidate, verdict
 from arcd.arc.tasks import Task
-from arcd.backends import Trained, TrainRequest
 from arcd.backends.fake import FakeEngine
+from arcd.backends.protocols import Trained, TrainRequest
 from arcd.budget import LEAST, Pace, cheap, seconds, share
 from arcd.config import resolve
 from arcd.errors import BadConfig

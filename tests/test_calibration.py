@@ -10,11 +10,11 @@ import virtual
 from small import task
 
 from arcd.backends.fake import FakeEngine, FakeTrainer
-from arcd.backends.pool import TrainerPool
+from arcd.backends.trainer_pool import TrainerPool
 from arcd.calibration import LIMIT, calibrate
 from arcd.config import resolve
-from arcd.encoding import CellEncoding
 from arcd.forecast import COLD, times, work
+from arcd.model.encoding import CellEncoding
 from arcd.rates import Measured
 from arcd.solver import Rig
 from arcd.system.ledger import Ledger

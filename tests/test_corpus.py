@@ -16,10 +16,10 @@ from arcd.arc.tasks import Pair, TaskSet, load
 from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.compose import STEPS, compose
 from arcd.corpus import FEWEST, HELD_OUT, Corpus, batch, open_corpus
-from arcd.encoding import CellEncoding
 from arcd.errors import BadTask
 from arcd.forbidden import Forbidden, canonical
-from arcd.prompts import IGNORED
+from arcd.model.encoding import CellEncoding
+from arcd.model.prompts import IGNORED
 from arcd.system.seeds import generator
 
 FORBIDDEN = Forbidden.evaluation()

@@ -16,10 +16,10 @@ from fakedaemon import SOLUTIONS, Plan
 from arcd import Client, events
 from arcd.arc import submission
 from arcd.arc.tasks import load
-from arcd.basemodel import bundled
 from arcd.config import resolve
 from arcd.errors import BadInput, BadJob, NoDaemon, NoJob
 from arcd.heartbeat import SUPERVISOR_PID
+from arcd.model.base_model import bundled
 from arcd.options import Options
 from arcd.store import Store, path_in
 

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import CHARACTERS, LAYERINGS, WORDS, FakeTokenizer, grids, text_encoding
 
-from arcd.encoding import (
+from arcd.errors import BadBase, BadConfig
+from arcd.model.encoding import (
     BEGIN,
     END,
     INPUT,
@@ -15,7 +16,6 @@ from arcd.encoding import (
     TextEncoding,
     cell_token,
 )
-from arcd.errors import BadBase, BadConfig
 
 CELLS = CellEncoding()
 TEXTS = {

@@ -27,8 +27,9 @@ from test_engine_contract import (
     write_toy_base,
 )
 
-from arcd.backends import Adapter, Completion, Request, vllm_engine
-from arcd.backends.vllm_engine import VllmEngine
+from arcd.backends.protocols import Adapter, Completion, Request
+from arcd.backends.vllm import engine as vllm_engine
+from arcd.backends.vllm.engine import VllmEngine
 from arcd.errors import EngineFailed, SampleRefused
 
 pytest.importorskip("vllm")
@@ -507,4 +508,4 @@ def test_on_a_cpu_vllm_applies_adapters_our_way():
 
     if not current_platform.is_cpu():
         pytest.skip("vLLM is not built for a CPU")
-    assert current_platform.get_punica_wrapper() == "arcd.backends.vllm_lora.GroupedPunica"
+    assert current_platform.get_punica_wrapper() == "arcd.backends.vllm.grouped_lora.GroupedPunica"

@@ -13,12 +13,12 @@ import anyio
 import pytest
 
 from arcd.arc.views import PLAIN_COLOURS, View
-from arcd.backends import Adapter, Completion, Engine, Request
 from arcd.backends.fake import FakeEngine
-from arcd.backends.vllm_engine import VllmEngine, vllm_engine
+from arcd.backends.protocols import Adapter, Completion, Engine, Request
+from arcd.backends.vllm.engine import VllmEngine, vllm_engine
 from arcd.config import EngineConfig
-from arcd.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, PAD, CellEncoding
-from arcd.prompts import Question
+from arcd.model.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, PAD, CellEncoding
+from arcd.model.prompts import Question
 from arcd.system.ledger import Ledger
 
 # A warning in the middle of a vLLM step is no reason to end the engine.

@@ -10,9 +10,19 @@ import arcd
 
 PACKAGE = Path(arcd.__file__).parent
 
-ROOMS = ("system", "arc", "model", "jobs", "backends.vllm", "pretrain", "display", "cli")
-BACKENDS = ("fake", "lora", "pool", "steplog")
-PLUGIN = ("vllm_plugin", "vllm_cpu", "vllm_lora")
+ROOMS = (
+    "system",
+    "arc",
+    "model",
+    "jobs",
+    "backends",
+    "backends.vllm",
+    "pretrain",
+    "display",
+    "cli",
+)
+BACKENDS = ("fake", "lora_trainer", "trainer_pool", "vllm.step_log")
+PLUGIN = ("vllm.plugin", "vllm.cpu_platform", "vllm.grouped_lora")
 RANKS = (
     ("arcd", "errors", *ROOMS),
     (
@@ -26,16 +36,23 @@ RANKS = (
         "system.files",
     ),
     ("heartbeat",),
-    ("arc.tasks", "encoding", "options", "watchdog"),
-    ("arc.views", "arc.metrics", "basemodel", "supervisor"),
-    ("prompts", "arc.selection", "compose", "forbidden"),
+    ("arc.tasks", "model.encoding", "options", "watchdog"),
+    ("arc.views", "arc.metrics", "model.base_model", "supervisor"),
+    ("model.prompts", "arc.selection", "compose", "forbidden"),
     ("forecast",),
     ("agenda", "budget", "rates"),
-    ("arc.submission", "events", "backends", "show", "tensors", *(f"backends.{m}" for m in PLUGIN)),
+    (
+        "arc.submission",
+        "events",
+        "backends.protocols",
+        "show",
+        "model.collate",
+        *(f"backends.{m}" for m in PLUGIN),
+    ),
     ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
-    ("store", "lines", "pretrain", "judging", "backends.vllm_engine"),
+    ("store", "lines", "pretrain", "judging", "backends.vllm.engine"),
     ("solver",),
-    ("desk", "wire", "rig", "calibration", "history", "stored"),
+    ("desk", "wire", "backends.runtime", "calibration", "history", "stored"),
     ("publisher", "scheduler", "server", "client", "screen", "report", "sweep"),
     ("daemon", "live"),
     ("foreground",),

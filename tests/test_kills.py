@@ -22,10 +22,10 @@ from fakedaemon import SOLUTIONS, Plan
 from arcd import events
 from arcd.arc import submission
 from arcd.arc.tasks import TaskSet, load
-from arcd.basemodel import bundled
 from arcd.client import Client
 from arcd.config import resolve
 from arcd.errors import NoDaemon
+from arcd.model.base_model import bundled
 from arcd.options import Options
 from arcd.state import JobState
 from arcd.store import Store

@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch")
 from peft import PeftModel  # noqa: E402
 
 from arcd.arc.tasks import load
-from arcd.backends import Completion, Trained, TrainRequest  # noqa: E402
-from arcd.backends.lora import LoraTrainer  # noqa: E402
-from arcd.backends.vllm_engine import vllm_engine  # noqa: E402
-from arcd.basemodel import Device, DTypeName, bundled, load_model, open_encoding  # noqa: E402
+from arcd.backends.lora_trainer import LoraTrainer
+from arcd.backends.protocols import Completion, Trained, TrainRequest
+from arcd.backends.vllm.engine import vllm_engine
 from arcd.config import Config, resolve  # noqa: E402
+from arcd.model.base_model import Device, DTypeName, bundled, load_model, open_encoding
 from arcd.solver import build_lessons, build_questions, build_requests  # noqa: E402
 from arcd.system.ledger import Ledger
 

@@ -7,13 +7,13 @@ import pytest
 import virtual
 from small import task
 
-from arcd.backends import Trained, TrainRequest
 from arcd.backends.fake import FakeTrainer
-from arcd.backends.pool import TrainerPool
+from arcd.backends.protocols import Trained, TrainRequest
+from arcd.backends.runtime import _Cores
+from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import resolve
-from arcd.encoding import CellEncoding
 from arcd.errors import TrainerFailed
-from arcd.rig import _Cores
+from arcd.model.encoding import CellEncoding
 from arcd.solver import build_lessons
 
 pytestmark = pytest.mark.anyio
@@ -119,7 +119,7 @@ def test_threads_never_outnumber_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, trainings: int
 ):
     """OpenMP counts the threads of all teams that were ever made, without their masters."""
-    monkeypatch.setattr("arcd.rig.cores", lambda: cores)
+    monkeypatch.setattr("arcd.backends.runtime.cores", lambda: cores)
     share = _Cores(trainings)
     largest = [
         max(

@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 
 from arcd.arc.tasks import Pair, TaskSet, load
 from arcd.arc.views import View
-from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
 from arcd.cellmodel import CellModel, CellTables  # noqa: E402
-from arcd.encoding import SPECIALS, CellEncoding  # noqa: E402
 from arcd.errors import BadBase, BadConfig, BadTask, HomeInUse, TrainerFailed  # noqa: E402
+from arcd.model.base_model import Device, load_model, open_encoding
+from arcd.model.encoding import SPECIALS, CellEncoding
+from arcd.model.prompts import IGNORED
 from arcd.pretrain import Progress, Recipe, pretrain, rate, unseen_lessons  # noqa: E402
-from arcd.prompts import IGNORED  # noqa: E402
 
 pytestmark = pytest.mark.engine
 

@@ -9,8 +9,8 @@ from strategies import CHARACTERS, ENCODINGS, WORDS, encodings, tasks, text_enco
 from arcd.arc.grids import MAX_SIDE
 from arcd.arc.tasks import Pair, Task, load
 from arcd.arc.views import PLAIN_COLOURS, View, identity, spread
-from arcd.encoding import CellEncoding
-from arcd.prompts import IGNORED, Lesson, Question, TooLong, lesson, lessons, question
+from arcd.model.encoding import CellEncoding
+from arcd.model.prompts import IGNORED, Lesson, Question, TooLong, lesson, lessons, question
 
 CELLS = CellEncoding()
 AMPLE = 100_000

@@ -18,16 +18,16 @@ from small import candidate, task, task_set
 from arcd import agenda, config, events, forecast, scheduler, state
 from arcd.agenda import Item, makespan, ordered
 from arcd.arc.tasks import Task, TaskSet
-from arcd.backends import Adapter, Completion, Trained, TrainRequest
 from arcd.backends.fake import FakeEngine, FakeTrainer
+from arcd.backends.protocols import Adapter, Completion, Trained, TrainRequest
 from arcd.budget import PATIENCE, SETTLING
 from arcd.calibration import calibrate
 from arcd.config import Config, resolve
 from arcd.desk import Desk
-from arcd.encoding import CellEncoding
 from arcd.errors import EngineFailed, TrainerFailed
 from arcd.events import Record
 from arcd.forecast import Times, times, work
+from arcd.model.encoding import CellEncoding
 from arcd.rates import Measured
 from arcd.scheduler import DEATHS, Scheduler
 from arcd.solver import Rig

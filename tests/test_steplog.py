@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.backends.steplog import FEWEST, StepLog
+from arcd.backends.vllm.step_log import FEWEST, StepLog
 from arcd.rates import Stretch
 
 

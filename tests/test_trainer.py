@@ -14,18 +14,14 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
 
 from arcd.arc.tasks import load
-from arcd.backends import (  # noqa: E402
-    Trained,
-    TrainingStep,
-    TrainRequest,
-    lora,
-)
-from arcd.backends.lora import LoraTrainer, factor  # noqa: E402
-from arcd.basemodel import Device, load_model, open_encoding  # noqa: E402
+from arcd.backends import lora_trainer
+from arcd.backends.lora_trainer import LoraTrainer, factor
+from arcd.backends.protocols import Trained, TrainingStep, TrainRequest
 from arcd.cellmodel import CellModel  # noqa: E402
 from arcd.config import TrainConfig, resolve  # noqa: E402
 from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed  # noqa: E402
-from arcd.prompts import Lesson  # noqa: E402
+from arcd.model.base_model import Device, load_model, open_encoding
+from arcd.model.prompts import Lesson
 from arcd.solver import build_lessons  # noqa: E402
 from arcd.system.ledger import Ledger
 
@@ -236,13 +232,13 @@ async def test_all_trainings_are_in_one_thread_whoever_else_needs_threads(
 ):
     """OpenMP keeps a team for each that has ever had one; too many make all of them slow."""
     seen: set[int] = set()
-    step = lora._Lora.step
+    step = lora_trainer._Lora.step
 
     def noted(self, batch, lr) -> float:
         seen.add(threading.get_ident())
         return step(self, batch, lr)
 
-    monkeypatch.setattr(lora._Lora, "step", noted)
+    monkeypatch.setattr(lora_trainer._Lora, "step", noted)
     used = trainer(base, tmp_path)
     async with anyio.create_task_group() as others:
         for serial in range(3):

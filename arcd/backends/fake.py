@@ -13,7 +13,7 @@ from typing import Literal
 import anyio
 
 from arcd.arc.tasks import Solutions
-from arcd.backends import (
+from arcd.backends.protocols import (
     Adapter,
     Completion,
     Request,
@@ -21,9 +21,9 @@ from arcd.backends import (
     TrainingStep,
     TrainRequest,
 )
-from arcd.encoding import Encoding
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
-from arcd.prompts import Question
+from arcd.model.encoding import Encoding
+from arcd.model.prompts import Question
 from arcd.rates import Stretch
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from arcd.arc.grids import MAX_SIDE, Grid, shape
 from arcd.arc.tasks import Pair, Task
 from arcd.arc.views import View
-from arcd.encoding import Encoding
+from arcd.model.encoding import Encoding
 
 IGNORED = -100
 """The label of a token without loss (PyTorch's `ignore_index`)."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from arcd.backends import Engine
-from arcd.backends.pool import TrainerPool
-from arcd.basemodel import Device, load_model, open_encoding, twin
+from arcd.backends.protocols import Engine
+from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import Config
 from arcd.errors import MissingPackage
+from arcd.model.base_model import Device, load_model, open_encoding, twin
 from arcd.solver import Rig
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
@@ -51,8 +51,8 @@ async def open_rig(
 ) -> AsyncIterator[Rig]:
     """A rig on the base that serves adapters of at most `rank`, kept under `adapters`."""
     try:
-        from arcd.backends.lora import LoraTrainer
-        from arcd.backends.vllm_engine import vllm_engine
+        from arcd.backends.lora_trainer import LoraTrainer
+        from arcd.backends.vllm.engine import vllm_engine
     except ImportError:
         raise MissingPackage from None
     sys.setswitchinterval(SWITCH)

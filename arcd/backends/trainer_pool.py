@@ -6,7 +6,7 @@ the trainers are.
 
 from collections.abc import Callable, Sequence
 
-from arcd.backends import Trained, Trainer, TrainingStep, TrainRequest
+from arcd.backends.protocols import Trained, Trainer, TrainingStep, TrainRequest
 
 
 class TrainerPool:

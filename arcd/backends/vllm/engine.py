@@ -29,8 +29,9 @@ from typing import Any, TypeVar
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from arcd.backends import Adapter, Completion, Request, vllm_plugin
-from arcd.backends.steplog import StepLog
+from arcd.backends.protocols import Adapter, Completion, Request
+from arcd.backends.vllm import plugin
+from arcd.backends.vllm.step_log import StepLog
 from arcd.config import EngineConfig
 from arcd.errors import ArcdError, EngineFailed, MissingPackage, SampleRefused
 from arcd.rates import Stretch
@@ -513,7 +514,7 @@ def _set_environment(config: EngineConfig) -> None:
         # The newer runner takes at most 1024 allowed tokens; a cell encoding has 9002.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_NO_USAGE_STATS": "1",
-        vllm_plugin.WANTED: "1",
+        plugin.WANTED: "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
     }

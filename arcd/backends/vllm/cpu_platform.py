@@ -8,4 +8,4 @@ class GroupedCpuPlatform(CpuPlatform):  # type: ignore[misc]  # vllm is untyped 
 
     @classmethod
     def get_punica_wrapper(cls) -> str:
-        return "arcd.backends.vllm_lora.GroupedPunica"
+        return "arcd.backends.vllm.grouped_lora.GroupedPunica"

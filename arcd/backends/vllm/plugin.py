@@ -18,4 +18,4 @@ def plugin() -> str | None:
 
     if cpu_platform_plugin() is None:
         return None
-    return "arcd.backends.vllm_cpu.GroupedCpuPlatform"
+    return "arcd.backends.vllm.cpu_platform.GroupedCpuPlatform"

@@ -31,13 +31,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from arcd.backends import Adapter, Trained, TrainingStep, TrainRequest
-from arcd.basemodel import MARKER, Device, fingerprint
+from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
 from arcd.config import TrainConfig
 from arcd.errors import OutOfMemory, TrainerFailed
-from arcd.prompts import IGNORED, Lesson
+from arcd.model.base_model import MARKER, Device, fingerprint
+from arcd.model.collate import collate
+from arcd.model.prompts import IGNORED, Lesson
 from arcd.system.ledger import Ledger
-from arcd.tensors import collate
 
 
 def factor(config: TrainConfig, step: int, steps: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from arcd.prompts import IGNORED, Lesson
+from arcd.model.prompts import IGNORED, Lesson
 
 STRIDE = 64
 """Lengths of batches are multiples of this. A CPU's kernels are made and kept for each shape: fewer

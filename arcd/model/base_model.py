@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from arcd.config import Precision, TrainConfig
-from arcd.encoding import CellEncoding, Encoding, GridText, TextEncoding
 from arcd.errors import BadBase, BadConfig, MissingPackage
+from arcd.model.encoding import CellEncoding, Encoding, GridText, TextEncoding
 from arcd.system.processes import cores
 
 if TYPE_CHECKING:
