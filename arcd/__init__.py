@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from arcd.client import Client as Client
+    from arcd.daemon.client import Client as Client
 
 __version__ = "0.1.0"
 __all__ = ["Client"]
@@ -12,7 +12,7 @@ __all__ = ["Client"]
 def __getattr__(name: str) -> object:
     """`from arcd import Client`, without making everybody else import HTTP."""
     if name == "Client":
-        from arcd.client import Client
+        from arcd.daemon.client import Client
 
         return Client
     raise AttributeError(f"module 'arcd' has no attribute {name!r}")

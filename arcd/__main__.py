@@ -1,5 +1,5 @@
 """`python -m arcd`: the same as the command `arcd`."""
 
-from arcd.cli import main
+from arcd.cli.main import main
 
 main()

@@ -18,15 +18,16 @@ from pathlib import Path
 
 import anyio
 
-from arcd import daemon, events, store
 from arcd.arc.tasks import load
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.backends.protocols import Completion
+from arcd.daemon import process
+from arcd.daemon.options import Options
+from arcd.jobs import events, store
+from arcd.jobs.store import Store
 from arcd.model.base_model import Device
 from arcd.model.encoding import CellEncoding
-from arcd.options import Options
-from arcd.solver import Rig
-from arcd.store import Store
+from arcd.solver.solve import Rig
 from arcd.system import files
 from arcd.system.home import Home
 
@@ -196,10 +197,10 @@ def rig_of(plan: Plan):
     return open_rig
 
 
-def find_platform(options: Options) -> daemon.Platform:
-    return daemon.Platform("fake", Device("cpu", "float32"))
+def find_platform(options: Options) -> process.Platform:
+    return process.Platform("fake", Device("cpu", "float32"))
 
 
 if __name__ == "__main__":
     plan = Plan(**json.loads(sys.argv[2]))
-    sys.exit(daemon.main(rig_of(plan), find_platform))
+    sys.exit(process.main(rig_of(plan), find_platform))

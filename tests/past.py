@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 
 from small import candidate
 
-from arcd import events
 from arcd.arc.grids import Grid
 from arcd.arc.selection import verdict
 from arcd.arc.tasks import Solutions, Task
-from arcd.events import Record
-from arcd.forecast import Times
-from arcd.history import History
+from arcd.jobs import events
+from arcd.jobs.events import Record
+from arcd.jobs.history import History
+from arcd.scheduling.forecast import Times
 
 BEGIN = 1_800_000_000.0
 DAEMON = events.DaemonStarted(7, "0.1.0", "models/base", "f", "cpu", "bfloat16")

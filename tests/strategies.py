@@ -7,13 +7,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from arcd import events
 from arcd.arc.grids import COLOURS, MAX_SIDE, Grid
 from arcd.arc.selection import Candidate, Verdict, Vote, verdict
 from arcd.arc.tasks import Pair, Task
 from arcd.arc.views import View
+from arcd.jobs import events
+from arcd.jobs.state import Phase, State
 from arcd.model.encoding import LAYERS, CellEncoding, Encoding, GridText, TextEncoding
-from arcd.state import Phase, State
 
 LAYERINGS = tuple(
     "+".join((*layers, "digits"))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from arcd.agenda import Agenda, Item, makespan, ordered
-from arcd.forecast import Times
+from arcd.scheduling.fair_queue import Agenda, Item, makespan, ordered
+from arcd.scheduling.forecast import Times
 
 
 def seconds() -> st.SearchStrategy[float]:

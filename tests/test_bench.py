@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from arcd.bench import Cold, Comparison, Resident
-from arcd.forecast import Times
+from arcd.cli.bench import Cold, Comparison, Resident
+from arcd.scheduling.forecast import Times
 from arcd.system.ledger import Account
 
 

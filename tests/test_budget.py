@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from small import candidate, task, task_set
 from test_scheduler import Trainer, Works
 
-from arcd import events
 from arcd.arc.selection import Candidate, verdict
 from arcd.arc.tasks import Task
 from arcd.backends.fake import FakeEngine
 from arcd.backends.protocols import Trained, TrainRequest
-from arcd.budget import LEAST, Pace, cheap, seconds, share
 from arcd.config import resolve
 from arcd.errors import BadConfig
-from arcd.forecast import Times
-from arcd.scheduler import ROUNDS, TIME_IS_UP
-from arcd.state import JobState
+from arcd.jobs import events
+from arcd.jobs.state import JobState
+from arcd.scheduling.budget import LEAST, Pace, cheap, seconds, share
+from arcd.scheduling.forecast import Times
+from arcd.scheduling.scheduler import ROUNDS, TIME_IS_UP
 
 CONFIG = resolve(settings=["train.steps=100", "sample.samples=40"])
 
@@ -249,7 +249,7 @@ async def test_an_adapter_that_is_not_gone_on_with_is_not_kept(
             left.append(len(list((tmp_path / "adapters").glob("*"))))
             return await super()._train(wanted, progress)
 
-    monkeypatch.setattr("arcd.scheduler.ROOM", room)
+    monkeypatch.setattr("arcd.scheduling.scheduler.ROOM", room)
     works = Works(
         tmp_path,
         task_set(*(task(f"t{i}") for i in range(5))),

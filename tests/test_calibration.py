@@ -11,12 +11,12 @@ from small import task
 
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.backends.trainer_pool import TrainerPool
-from arcd.calibration import LIMIT, calibrate
 from arcd.config import resolve
-from arcd.forecast import COLD, times, work
 from arcd.model.encoding import CellEncoding
-from arcd.rates import Measured
-from arcd.solver import Rig
+from arcd.scheduling.calibration import LIMIT, calibrate
+from arcd.scheduling.forecast import COLD, times, work
+from arcd.scheduling.rates import Measured
+from arcd.solver.solve import Rig
 from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from arcd import events
 from arcd.arc.selection import Candidate, verdict
 from arcd.arc.tasks import TaskSet, load
 from arcd.arc.views import identity
 from arcd.config import resolve
-from arcd.store import NewJob, Store
+from arcd.jobs import events
+from arcd.jobs.store import NewJob, Store
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
 TASK = {"train": [PAIR, PAIR], "test": [{"input": [[3, 4]]}]}

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from small import grid, task
 from strategies import grids, pairs, views
 
-from arcd import corpus as corpora
 from arcd.arc.grids import MAX_SIDE, shape, to_grid, to_lists
 from arcd.arc.tasks import Pair, TaskSet, load
 from arcd.arc.views import PLAIN_COLOURS, View
-from arcd.compose import STEPS, compose
-from arcd.corpus import FEWEST, HELD_OUT, Corpus, batch, open_corpus
 from arcd.errors import BadTask
-from arcd.forbidden import Forbidden, canonical
 from arcd.model.encoding import CellEncoding
 from arcd.model.prompts import IGNORED
+from arcd.pretrain import corpus as corpora
+from arcd.pretrain.compose import STEPS, compose
+from arcd.pretrain.corpus import FEWEST, HELD_OUT, Corpus, batch, open_corpus
+from arcd.pretrain.decontamination import Forbidden, canonical
 from arcd.system.seeds import generator
 
 FORBIDDEN = Forbidden.evaluation()

@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 from fakedaemon import SOLUTIONS, Plan
 
-from arcd import Client, events
+from arcd import Client
 from arcd.arc import submission
 from arcd.arc.tasks import load
 from arcd.config import resolve
+from arcd.daemon.heartbeat import SUPERVISOR_PID
+from arcd.daemon.options import Options
 from arcd.errors import BadInput, BadJob, NoDaemon, NoJob
-from arcd.heartbeat import SUPERVISOR_PID
+from arcd.jobs import events
+from arcd.jobs.store import Store, path_in
 from arcd.model.base_model import bundled
-from arcd.options import Options
-from arcd.store import Store, path_in
 
 SETTINGS = {"train": {"steps": 2}, "sample": {"samples": 3}}
 SMALL = ["--set", "train.steps=2", "--set", "sample.samples=3"]

@@ -8,15 +8,15 @@ import pytest
 import virtual
 from small import candidate, task, task_set
 
-from arcd import desk as desk_module
-from arcd import events
 from arcd.arc.selection import verdict
 from arcd.config import Config
-from arcd.desk import Desk
 from arcd.errors import BadJob, NoJob, StoreFailed
-from arcd.events import Record
-from arcd.state import JobState
-from arcd.store import NewJob, Store
+from arcd.jobs import events
+from arcd.jobs import service as desk_module
+from arcd.jobs.events import Record
+from arcd.jobs.service import Desk
+from arcd.jobs.state import JobState
+from arcd.jobs.store import NewJob, Store
 
 pytestmark = pytest.mark.anyio
 

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from arcd import events
 from arcd.arc import submission
-from arcd.client import Client
+from arcd.daemon.client import Client
 from arcd.errors import StoreFailed
-from arcd.store import Store
+from arcd.jobs import events
+from arcd.jobs.store import Store
 
 pytestmark = pytest.mark.engine
 

@@ -64,7 +64,7 @@ def write_toy_base(folder: Path) -> Path:
     import torch
     from torch.nn import functional as F
 
-    from arcd.cellmodel import CellModel
+    from arcd.pretrain.cell_model import CellModel
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from arcd import events, wire
 from arcd.arc import submission
 from arcd.arc.selection import verdict
 from arcd.arc.tasks import load
 from arcd.config import Config
+from arcd.daemon import schema
+from arcd.daemon.foreground import _write_where_the_daemon_could_not as write
 from arcd.errors import ArcdError
-from arcd.foreground import _write_where_the_daemon_could_not as write
-from arcd.store import NewJob, Store
+from arcd.jobs import events
+from arcd.jobs.store import NewJob, Store
 from arcd.system.home import Home
 
 TASKS = load("arc1-train:2")
@@ -33,19 +34,19 @@ def test_a_submission_that_the_daemon_could_not_write_is_written(home: Home, bef
     out = home.path / "out.json"
     if before is not None:
         out.write_text(before)
-    write(home, wire.order(TASKS, outs=(out,)), 1)
+    write(home, schema.order(TASKS, outs=(out,)), 1)
     assert submission.read(out).keys() == {task.id for task in TASKS.tasks}
 
 
 def test_one_that_is_as_it_should_be_is_left_alone(home: Home):
     out = home.path / "out.json"
-    write(home, wire.order(TASKS, outs=(out,)), 1)
+    write(home, schema.order(TASKS, outs=(out,)), 1)
     before = out.stat()
-    write(home, wire.order(TASKS, outs=(out,)), 1)
+    write(home, schema.order(TASKS, outs=(out,)), 1)
     assert out.stat().st_ino == before.st_ino
 
 
 def test_one_that_cannot_be_written_is_an_error_that_names_it(home: Home):
     out = home.path / "gone" / "out.json"
     with pytest.raises(ArcdError, match=r"gone/out\.json: not written"):
-        write(home, wire.order(TASKS, outs=(out,)), 1)
+        write(home, schema.order(TASKS, outs=(out,)), 1)

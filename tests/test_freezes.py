@@ -10,7 +10,7 @@ import pytest
 from fakedaemon import POISONED, Plan
 from test_kills import Bench, check
 
-from arcd.watchdog import Limits
+from arcd.daemon.watchdog import Limits
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.heartbeat import (
+from arcd.daemon.heartbeat import (
     LONGEST_MESSAGE,
     PULSE_FD,
     SUPERVISOR_PID,
@@ -140,7 +140,7 @@ def test_the_pulse_is_found_in_the_environment(monkeypatch):
 def test_without_a_supervisor_a_beat_ends_the_process_at_once():
     code = """
 import os
-from arcd.heartbeat import *
+from arcd.daemon.heartbeat import *
 reading, writing = os.pipe()
 os.close(reading)
 try:
@@ -154,7 +154,7 @@ finally:
 
 PREPARE = """
 import os, pathlib, signal, sys
-from arcd.heartbeat import prepare_child
+from arcd.daemon.heartbeat import prepare_child
 prepare_child(pathlib.Path(sys.argv[1]))
 print("went on")
 os.kill(os.getpid(), signal.SIGUSR1)

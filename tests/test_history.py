@@ -8,10 +8,10 @@ from past import BEGIN, DAEMON, Past
 from small import solutions, task
 from strategies import Happening, lives
 
-from arcd import events
-from arcd.events import Record
-from arcd.history import History
-from arcd.state import Phase
+from arcd.jobs import events
+from arcd.jobs.events import Record
+from arcd.jobs.history import History
+from arcd.jobs.state import Phase
 
 A, B = task("a"), task("b")
 TRUTH = solutions([A, B])

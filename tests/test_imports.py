@@ -1,7 +1,10 @@
+"""The rooms: who may import whom, and who may import what is heavy."""
+
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,120 +13,124 @@ import arcd
 
 PACKAGE = Path(arcd.__file__).parent
 
-ROOMS = (
-    "system",
-    "arc",
-    "model",
-    "jobs",
-    "backends",
-    "backends.vllm",
-    "pretrain",
-    "display",
-    "cli",
+FLOORS = (
+    {"version", "errors"},
+    {"config", "system"},
+    {"arc"},
+    {"model"},
+    {"jobs", "backends", "pretrain"},
+    {"display", "solver"},
+    {"scheduling"},
+    {"daemon"},
+    {"cli"},
 )
-BACKENDS = ("fake", "lora_trainer", "trainer_pool", "vllm.step_log")
-PLUGIN = ("vllm.plugin", "vllm.cpu_platform", "vllm.grouped_lora")
-RANKS = (
-    ("arcd", "errors", *ROOMS),
-    (
-        "arc.grids",
-        "config",
-        "system.seeds",
-        "system.ledger",
-        "system.home",
-        "system.processes",
-        "palette",
-        "system.files",
-    ),
-    ("heartbeat",),
-    ("arc.tasks", "model.encoding", "options", "watchdog"),
-    ("arc.views", "arc.metrics", "model.base_model", "supervisor"),
-    ("model.prompts", "arc.selection", "compose", "forbidden"),
-    ("forecast",),
-    ("agenda", "budget", "rates"),
-    (
-        "arc.submission",
-        "events",
-        "backends.protocols",
-        "show",
-        "model.collate",
-        *(f"backends.{m}" for m in PLUGIN),
-    ),
-    ("state", "corpus", "cellmodel", *(f"backends.{name}" for name in BACKENDS)),
-    ("store", "lines", "pretrain", "judging", "backends.vllm.engine"),
-    ("solver",),
-    ("desk", "wire", "backends.runtime", "calibration", "history", "stored"),
-    ("publisher", "scheduler", "server", "client", "screen", "report", "sweep"),
-    ("daemon", "live"),
-    ("foreground",),
-    ("doctor", "jobs_cli", "bench", "cold"),
-    ("tables",),
-    ("cli",),
-    ("__main__",),
-)
-"""A module imports only modules of a lower rank; `arcd` itself is the version and, when somebody
-asks for it, the client."""
+"""Rooms (sub-packages, and modules beside them) from the lowest floor to the highest.
 
-RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
+A room imports only rooms on lower floors."""
+
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+HEAVY = {
+    "torch": {"model", "backends", "pretrain"},
+    "transformers": {"model", "backends", "pretrain"},
+    "peft": {"backends"},
+    "vllm": {"backends"},
+    "rich": {"display", "cli"},
+    "typer": {"cli"},
+    "fastapi": {"daemon"},
+    "uvicorn": {"daemon"},
+    "httpx": {"daemon"},
+    "ray": set(),
+}
+"""Third-party packages, and the rooms that may import them."""
 
 
 def name_of(path: Path) -> str:
+    """E.g. "arc.grids"; "arc" for the `__init__` of a room; "" for that of arcd itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__") or "arcd"
+    return ".".join(part for part in parts if part != "__init__")
 
 
 MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def imported(tree: ast.Module) -> Iterator[str]:
-    """The modules of arcd that a module imports anywhere, without the `arcd.` in front."""
+    """The full names that a module imports anywhere, `from x import y` as x.y."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are written in full"
-            names = [_whole_name(node.module or "", alias.name) for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name == "arcd" or name.startswith("arcd."):
-                yield name.removeprefix("arcd.")
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _whole_name(module: str, name: str) -> str:
-    """`from arcd import grids` is about a module, `from arcd import __version__` is not."""
-    inner = f"{module}.{name}"
-    return inner if inner.removeprefix("arcd.") in RANK.keys() | MODULES.keys() else module
+def own_imports(module: str) -> set[str]:
+    """The modules of arcd that one of them imports."""
+    found = set()
+    for name in imported(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        package, _, inner = name.partition(".")
+        if package == "arcd":
+            # A name in a module, or the module itself.
+            found.add(inner if inner in MODULES else inner.rpartition(".")[0])
+    return found
 
 
-def test_every_module_has_a_rank():
-    assert set(MODULES) <= set(RANK)
+def test_every_room_has_a_floor():
+    # `arcd` itself hands its client on, and `__main__` starts the command line.
+    assert {room_of(module) for module in MODULES} - {"", "__main__"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", MODULES.keys() - {"", "__main__"})
+def test_a_room_imports_only_rooms_below_it(module):
+    room = room_of(module)
+    for other in own_imports(module):
+        if room_of(other) != room:
+            assert FLOOR[room_of(other)] < FLOOR[room], f"{module} must not import {other}"
+
+
+@pytest.mark.parametrize("room", sorted(FLOOR))
+def test_inside_a_room_no_imports_go_round_in_a_circle(room):
+    inside = {module for module in MODULES if room_of(module) == room}
+    graph = {module: own_imports(module) & inside - {module} for module in inside}
+    assert list(TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_modules_of_a_lower_rank(module):
+def test_what_is_heavy_is_imported_in_its_rooms_alone(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    for other in imported(tree):
-        if (module, other) == ("arcd", "client"):
-            continue
-        assert RANK[other] < RANK[module], f"{module} must not import {other}"
+    for name in imported(tree):
+        rooms = HEAVY.get(name.partition(".")[0])
+        assert rooms is None or room_of(module) in rooms, f"{module} must not import {name}"
 
 
 def test_imports_are_seen_wherever_they_stand():
     tree = ast.parse(
-        "import arcd.arc.grids\nfrom arcd import __version__\nfrom arcd.arc import tasks\n"
-        "from arcd.arc.views import View\n"
-        "def f():\n    from arcd.backends import fake\n    import json"
+        "import arcd.arc.grids\nfrom arcd.arc import tasks\n"
+        "def f():\n    from arcd.backends.fake import FakeTrainer\n    import json"
     )
-    assert list(imported(tree)) == ["arc.grids", "arcd", "arc.tasks", "arc.views", "backends.fake"]
+    found = {"arcd.arc.grids", "arcd.arc.tasks", "arcd.backends.fake.FakeTrainer", "json"}
+    assert set(imported(tree)) == found
 
 
 @pytest.mark.parametrize(
     "module",
-    ["arc.tasks", "arc.metrics", "cli", "store", "client", "supervisor", "foreground", "daemon"],
+    [
+        "arc.tasks",
+        "arc.metrics",
+        "cli.main",
+        "daemon.client",
+        "daemon.foreground",
+        "daemon.process",
+        "daemon.supervisor",
+        "jobs.store",
+    ],
 )
 def test_a_light_module_does_not_import_anything_heavy(module):
-    heavy = "{'torch', 'numpy', 'transformers', 'peft', 'vllm'}"
+    heavy = "{'torch', 'numpy', 'transformers', 'peft', 'vllm', 'ray'}"
     code = f"import sys, arcd.{module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60

@@ -19,19 +19,19 @@ import pytest
 from anyio import to_thread
 from fakedaemon import SOLUTIONS, Plan
 
-from arcd import events
 from arcd.arc import submission
 from arcd.arc.tasks import TaskSet, load
-from arcd.client import Client
 from arcd.config import resolve
+from arcd.daemon.client import Client
+from arcd.daemon.options import Options
+from arcd.daemon.supervisor import Incident, Supervisor
+from arcd.daemon.watchdog import Limits
 from arcd.errors import NoDaemon
+from arcd.jobs import events
+from arcd.jobs.state import JobState
+from arcd.jobs.store import Store
 from arcd.model.base_model import bundled
-from arcd.options import Options
-from arcd.state import JobState
-from arcd.store import Store
-from arcd.supervisor import Incident, Supervisor
-from arcd.system.processes import HomeLock
-from arcd.watchdog import Limits
+from arcd.system.home_lock import HomeLock
 
 pytestmark = pytest.mark.anyio
 

@@ -8,9 +8,9 @@ from past import Past
 from rich.console import Console
 from small import grid, solutions, task
 
-from arcd import events
-from arcd.live import display
-from arcd.palette import Palette
+from arcd.display.live import display
+from arcd.display.palette import Palette
+from arcd.jobs import events
 
 A = task("a")
 TRUTH = solutions([A])

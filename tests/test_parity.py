@@ -10,15 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from peft import PeftModel  # noqa: E402
+from peft import PeftModel
 
 from arcd.arc.tasks import load
 from arcd.backends.lora_trainer import LoraTrainer
 from arcd.backends.protocols import Completion, Trained, TrainRequest
 from arcd.backends.vllm.engine import vllm_engine
-from arcd.config import Config, resolve  # noqa: E402
+from arcd.config import Config, resolve
 from arcd.model.base_model import Device, DTypeName, bundled, load_model, open_encoding
-from arcd.solver import build_lessons, build_questions, build_requests  # noqa: E402
+from arcd.solver.solve import build_lessons, build_questions, build_requests
 from arcd.system.ledger import Ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]

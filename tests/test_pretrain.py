@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 
 from arcd.arc.tasks import Pair, TaskSet, load
 from arcd.arc.views import View
-from arcd.cellmodel import CellModel, CellTables  # noqa: E402
-from arcd.errors import BadBase, BadConfig, BadTask, HomeInUse, TrainerFailed  # noqa: E402
+from arcd.errors import BadBase, BadConfig, BadTask, HomeInUse, TrainerFailed
 from arcd.model.base_model import Device, load_model, open_encoding
 from arcd.model.encoding import SPECIALS, CellEncoding
 from arcd.model.prompts import IGNORED
-from arcd.pretrain import Progress, Recipe, pretrain, rate, unseen_lessons  # noqa: E402
+from arcd.pretrain.cell_model import CellModel, CellTables
+from arcd.pretrain.train import Progress, Recipe, pretrain, rate, unseen_lessons
 
 pytestmark = pytest.mark.engine
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from arcd.errors import ArcdError
+from arcd.errors import ArcdError, HomeInUse
 from arcd.system import processes
+from arcd.system.home_lock import HomeLock
 from arcd.system.processes import (
-    HomeInUse,
-    HomeLock,
     Process,
     alive,
     identify,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcd.forecast import COLD, Rates, times, work
-from arcd.rates import REMEMBERED, LinearFit, Measured, Stretch
+from arcd.scheduling.forecast import COLD, Rates, times, work
+from arcd.scheduling.rates import REMEMBERED, LinearFit, Measured, Stretch
 
 machines = st.builds(
     lambda scale, task, step, token, round_, prompt, row: Rates(

@@ -15,11 +15,12 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 from playwright.sync_api import Error as PlaywrightError
 from small import grid, solutions, task
 
-from arcd import events, report
 from arcd.arc import metrics
 from arcd.arc.grids import Grid
 from arcd.arc.tasks import TaskSet, load
 from arcd.config import Config
+from arcd.display import report
+from arcd.jobs import events
 from arcd.system.ledger import Ledger
 
 LEDGER = Ledger(iter([0.0, 1.0]).__next__).account().to_json()

@@ -15,24 +15,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small import candidate, task, task_set
 
-from arcd import agenda, config, events, forecast, scheduler, state
-from arcd.agenda import Item, makespan, ordered
+from arcd import config
 from arcd.arc.tasks import Task, TaskSet
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.backends.protocols import Adapter, Completion, Trained, TrainRequest
-from arcd.budget import PATIENCE, SETTLING
-from arcd.calibration import calibrate
 from arcd.config import Config, resolve
-from arcd.desk import Desk
 from arcd.errors import EngineFailed, TrainerFailed
-from arcd.events import Record
-from arcd.forecast import Times, times, work
+from arcd.jobs import events, state
+from arcd.jobs.events import Record
+from arcd.jobs.service import Desk
+from arcd.jobs.state import JobState, Phase, State
+from arcd.jobs.store import NewJob, Store
 from arcd.model.encoding import CellEncoding
-from arcd.rates import Measured
-from arcd.scheduler import DEATHS, Scheduler
-from arcd.solver import Rig
-from arcd.state import JobState, Phase, State
-from arcd.store import NewJob, Store
+from arcd.scheduling import fair_queue, forecast, scheduler
+from arcd.scheduling.budget import PATIENCE, SETTLING
+from arcd.scheduling.calibration import calibrate
+from arcd.scheduling.fair_queue import Item, makespan, ordered
+from arcd.scheduling.forecast import Times, times, work
+from arcd.scheduling.rates import Measured
+from arcd.scheduling.scheduler import DEATHS, Scheduler
+from arcd.solver.solve import Rig
 from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
@@ -828,7 +830,7 @@ def seconds_in(profile: cProfile.Profile, *modules: object) -> float:
 async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(build: Build):
     """With the real store, but for the disk's own time: nothing is waited for to reach it.
 
-    The scheduler's time is that in the functions of scheduler, agenda, state and forecast, as
+    The scheduler's time is that in the functions of scheduler, fair_queue, state and forecast, as
     cProfile tells it for a thousand tasks in the middle; profiling makes that rather too much.
     """
     tiny = ["train.steps=1", "train.batch_size=1", "sample.samples=1"]
@@ -852,7 +854,7 @@ async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(bu
     with profiled(profile, works.desk, 4000, 5000):
         async with works.running():
             await measure()
-    per_task = seconds_in(profile, scheduler, agenda, state, forecast, config) / 1000
+    per_task = seconds_in(profile, scheduler, fair_queue, state, forecast, config) / 1000
     grown = resident[MANY] - resident[1000]
     print(f"{per_task * 1e3:.3f} ms and {grown / (MANY - 1000):.0f} bytes for each task")
     assert works.desk.state.jobs[1].state is JobState.done

@@ -15,11 +15,11 @@ from rich.console import Console
 from small import grid, solutions, task
 from strategies import lives
 
-from arcd import events
-from arcd.events import Record
-from arcd.history import History
-from arcd.palette import Palette
-from arcd.screen import LEVELS, Outlook, Scene, draw, sparkline
+from arcd.display.palette import Palette
+from arcd.display.screen import LEVELS, Outlook, Scene, draw, sparkline
+from arcd.jobs import events
+from arcd.jobs.events import Record
+from arcd.jobs.history import History
 
 SCREENS = Path(__file__).parent / "data" / "screens"
 SIZES = ((80, 24), (140, 40))

@@ -20,17 +20,18 @@ from schemathesis.specs.openapi.checks import (
 from small import candidate, task
 from starlette.testclient import TestClient
 
-from arcd import events, server, wire
 from arcd.arc.selection import verdict
 from arcd.arc.tasks import load
 from arcd.config import resolve
-from arcd.desk import Desk
+from arcd.daemon import schema, server
+from arcd.daemon.schema import Forecast, Health, Prediction
 from arcd.errors import ArcdError
-from arcd.forecast import COLD
-from arcd.state import Job, JobState
-from arcd.store import NewJob, Store
+from arcd.jobs import events
+from arcd.jobs.service import Desk
+from arcd.jobs.state import Job, JobState
+from arcd.jobs.store import NewJob, Store
+from arcd.scheduling.forecast import COLD
 from arcd.system.home import Home
-from arcd.wire import Forecast, Health, Prediction
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -62,7 +63,7 @@ class Bench:
     def __init__(self, home: Path, token: str | None = None) -> None:
         # The test client runs each request in a thread of its own, one after the other.
         connect = partial(sqlite3.connect, check_same_thread=False)
-        with patch("arcd.store.sqlite3.connect", connect):
+        with patch("arcd.jobs.store.sqlite3.connect", connect):
             self.desk = Desk(Store(home))
         self.stopped = 0
         self.app = server.application(
@@ -80,7 +81,7 @@ class Bench:
         self.stopped += 1
 
     def order(self, **changes: object) -> dict[str, object]:
-        return {**wire.order(TASKS).model_dump(mode="json"), **changes}
+        return {**schema.order(TASKS).model_dump(mode="json"), **changes}
 
     def submit(self, **changes: object) -> httpx.Response:
         return self.client.post("/jobs", json=self.order(**changes))

@@ -10,17 +10,17 @@ import anyio
 import pytest
 from small import candidate, grid, solutions, task
 
-from arcd import events
 from arcd.arc.selection import CONTENDERS, Candidate, Verdict
 from arcd.arc.tasks import Task
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.backends.protocols import Adapter, Request, Trained, TrainRequest
 from arcd.config import Config, resolve
 from arcd.errors import EngineFailed, SampleRefused
+from arcd.jobs import events
 from arcd.model.encoding import CellEncoding
 from arcd.model.prompts import TooLong
-from arcd.rates import Stretch
-from arcd.solver import Assignment, Rig, build_lessons, build_questions, build_requests, solve
+from arcd.scheduling.rates import Stretch
+from arcd.solver.solve import Assignment, Rig, build_lessons, build_questions, build_requests, solve
 from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio

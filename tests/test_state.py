@@ -8,11 +8,11 @@ from hypothesis import given
 from small import candidate, task
 from strategies import Happening, lives
 
-from arcd import events
 from arcd.arc.selection import Verdict, verdict
-from arcd.events import Record
-from arcd.forecast import Times
-from arcd.state import FINISHED, Answer, JobState, Phase, State
+from arcd.jobs import events
+from arcd.jobs.events import Record
+from arcd.jobs.state import FINISHED, Answer, JobState, Phase, State
+from arcd.scheduling.forecast import Times
 
 DAEMON = events.DaemonStarted(7, "0.1", "base", "f", "cpu", "float32")
 

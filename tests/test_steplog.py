@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcd.backends.vllm.step_log import FEWEST, StepLog
-from arcd.rates import Stretch
+from arcd.scheduling.rates import Stretch
 
 
 @dataclass

@@ -28,16 +28,16 @@ from small import candidate, grid, task
 from strategies import EVENTS, Happening, lives
 from strategies import tasks as any_tasks
 
-from arcd import events
 from arcd.arc import submission
 from arcd.arc.selection import Verdict, verdict
 from arcd.arc.tasks import Pair, Task, TaskSet
 from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
-from arcd.events import Record
-from arcd.forecast import Times
-from arcd.state import JobState, Phase, State
-from arcd.store import VERSION, NewJob, Store, path_in
+from arcd.jobs import events
+from arcd.jobs.events import Record
+from arcd.jobs.state import JobState, Phase, State
+from arcd.jobs.store import VERSION, NewJob, Store, path_in
+from arcd.scheduling.forecast import Times
 from arcd.system import files
 
 # Of this file alone: the stores that are kept must not change with helpers.
@@ -339,7 +339,7 @@ import os, sys
 from pathlib import Path
 from test_store import A, JOB, sampled
 from arcd import events
-from arcd.store import Store
+from arcd.jobs.store import Store
 store = Store(Path(sys.argv[1]))
 store.submit(JOB)
 for i in range(20):
@@ -512,7 +512,7 @@ READ_ONLY = """
 import os, sys
 from pathlib import Path
 from arcd.errors import StoreFailed
-from arcd.store import Store
+from arcd.jobs.store import Store
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)

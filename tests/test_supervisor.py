@@ -13,12 +13,12 @@ import anyio
 import pytest
 
 import arcd
-from arcd import supervisor
+from arcd.daemon import supervisor
+from arcd.daemon.heartbeat import PULSE_FD, SUPERVISOR_PID
+from arcd.daemon.supervisor import Incident, Supervisor
+from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, DaemonFailed, HomeInUse
-from arcd.heartbeat import PULSE_FD, SUPERVISOR_PID
-from arcd.supervisor import Incident, Supervisor
-from arcd.system.processes import HomeLock
-from arcd.watchdog import Limits
+from arcd.system.home_lock import HomeLock
 
 pytestmark = [
     pytest.mark.anyio,
@@ -34,7 +34,7 @@ STRICT = Limits(floor=1, ceiling=20)
 DAEMON = """
 import ctypes, os, signal, subprocess, sys, threading, time
 from pathlib import Path
-from arcd.heartbeat import Beat, Failure, Lane, Pulse, prepare_child
+from arcd.daemon.heartbeat import Beat, Failure, Lane, Pulse, prepare_child
 
 HERE = Path(__file__).parent
 IDLE = Lane(False, 0)
@@ -452,9 +452,9 @@ async def test_a_cancelled_supervisor_takes_its_daemon_along(rig):
 SUPERVISOR = """
 import sys, anyio
 from pathlib import Path
-from arcd.processes import HomeLock
-from arcd.supervisor import Supervisor
-from arcd.watchdog import Limits
+from arcd.system.home_lock import HomeLock
+from arcd.daemon.supervisor import Supervisor
+from arcd.daemon.watchdog import Limits
 
 home = Path(sys.argv[1])
 command = [sys.executable, str(home / "daemon.py")]

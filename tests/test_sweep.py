@@ -12,10 +12,10 @@ from test_daemon import Running
 from arcd.arc.grids import to_lists
 from arcd.arc.metrics import evaluate
 from arcd.arc.tasks import load
+from arcd.cli.sweep import Axis, axes, points, trial
 from arcd.errors import BadConfig, BadJob
-from arcd.history import History
-from arcd.state import Job
-from arcd.sweep import Axis, axes, points, trial
+from arcd.jobs.history import History
+from arcd.jobs.state import Job
 
 
 def test_axes_are_keys_with_their_values():

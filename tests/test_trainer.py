@@ -11,18 +11,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
 from arcd.arc.tasks import load
 from arcd.backends import lora_trainer
 from arcd.backends.lora_trainer import LoraTrainer, factor
 from arcd.backends.protocols import Trained, TrainingStep, TrainRequest
-from arcd.cellmodel import CellModel  # noqa: E402
-from arcd.config import TrainConfig, resolve  # noqa: E402
-from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed  # noqa: E402
+from arcd.config import TrainConfig, resolve
+from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed
 from arcd.model.base_model import Device, load_model, open_encoding
 from arcd.model.prompts import Lesson
-from arcd.solver import build_lessons  # noqa: E402
+from arcd.pretrain.cell_model import CellModel
+from arcd.solver.solve import build_lessons
 from arcd.system.ledger import Ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.heartbeat import Beat, Lane
-from arcd.watchdog import Limits, Watchdog
+from arcd.daemon.heartbeat import Beat, Lane
+from arcd.daemon.watchdog import Limits, Watchdog
 
 LIMITS = Limits()
 IDLE = Lane(busy=False, steps=0)

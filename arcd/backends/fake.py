@@ -24,7 +24,7 @@ from arcd.backends.protocols import (
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.model.encoding import Encoding
 from arcd.model.prompts import Question
-from arcd.rates import Stretch
+from arcd.scheduling.rates import Stretch
 
 
 @dataclass

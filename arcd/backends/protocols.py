@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from arcd.config import TrainConfig
 from arcd.model.prompts import Lesson, Question
-from arcd.rates import Stretch
+from arcd.scheduling.rates import Stretch
 
 
 @dataclass(frozen=True, slots=True)

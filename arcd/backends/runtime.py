@@ -16,7 +16,7 @@ from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import Config
 from arcd.errors import MissingPackage
 from arcd.model.base_model import Device, load_model, open_encoding, twin
-from arcd.solver import Rig
+from arcd.solver.solve import Rig
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
 

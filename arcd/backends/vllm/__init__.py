@@ -1,1 +1,4 @@
-"""vllm"""
+"""vLLM in this process: the engine, its thread, its start, and how it applies adapters on a CPU.
+
+The only room that imports vLLM.
+"""

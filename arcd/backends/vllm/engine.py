@@ -34,7 +34,7 @@ from arcd.backends.vllm import plugin
 from arcd.backends.vllm.step_log import StepLog
 from arcd.config import EngineConfig
 from arcd.errors import ArcdError, EngineFailed, MissingPackage, SampleRefused
-from arcd.rates import Stretch
+from arcd.scheduling.rates import Stretch
 from arcd.system.ledger import Ledger
 
 STEP_TOKENS = 2048

@@ -5,7 +5,7 @@ before. So once all that were open in a step have finished, it is known how many
 it and how many prompt tokens were read by then. Pure; used by one thread.
 """
 
-from arcd.rates import Stretch
+from arcd.scheduling.rates import Stretch
 
 FEWEST = 32
 """Steps that are told together, unless nothing is open."""

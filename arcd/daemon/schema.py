@@ -1,0 +1,155 @@
+"""The wire: what client and daemon say to each other, as pydantic models; one place for limits.
+
+Everything that comes in is checked here or by `accept`, before anything is written. Knows nothing
+of how it travels.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
+
+from arcd import config as configuration
+from arcd.arc.tasks import TaskSet, from_challenges, solutions_of, to_challenges
+from arcd.config import Config
+from arcd.errors import BadInput, BadJob, BadTask
+from arcd.jobs.store import NewJob
+
+MAX_BODY = 256 << 20
+"""Bytes of a request; 20000 tasks of the usual size are 100 MB."""
+
+MAX_TASKS = 20_000
+MAX_GRIDS = 200
+"""Of one task: pairs count twice, tests once."""
+
+Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
+TaskId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
+Priority = Annotated[int, Strict(), Field(ge=1, le=100)]
+JobNumber = Annotated[int, Field(ge=1, le=2**53)]
+
+
+TakeUp = Literal["never", "unfinished", "done"]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Order(_Message):
+    """A job to be done: tasks as in a challenges file, solutions as in a solutions file."""
+
+    name: Name
+    tasks: Annotated[dict[TaskId, Any], Field(min_length=1, max_length=MAX_TASKS)]
+    solutions: dict[TaskId, Any] = {}
+    priority: Priority = 10
+    """Jobs share the machine in proportion to their priorities."""
+    settings: dict[str, Any] = {}
+    """Over the daemon's configuration, e.g. {"train": {"steps": 30}}."""
+    outs: Annotated[list[str], Field(max_length=10)] = []
+    """Absolute paths on the daemon's machine where the submission is kept as well."""
+    take_up: TakeUp = "never"
+    """Go on with an unfinished job that asks for the same, or be content with one that is done."""
+
+
+class Status(BaseModel):
+    """A job and how far it is."""
+
+    job: int
+    name: str
+    priority: int
+    state: Literal["queued", "running", "paused", "done", "cancelled", "failed"]
+    submitted: float
+    tasks: int
+    waiting: int
+    started: int
+    trained: int
+    answered: int
+    retriable: int
+    """Answered tasks that failed or are doubtful."""
+
+
+class Prediction(BaseModel):
+    """Seconds that the parts of a task should take."""
+
+    train: float
+    infer: float
+
+
+class Forecast(BaseModel):
+    """What is still to come of a job, and how good such predictions were."""
+
+    job: int
+    seconds: float | None
+    """Of the longer lane, for what waits; None while the models load and where no daemon runs."""
+    tasks: dict[str, Prediction]
+    """Of each task that waits or is in hand."""
+    accuracy: dict[Literal["train", "infer"], dict[str, float]]
+    """Predicted over taken, the first, fifth and ninth decile of the answered tasks."""
+
+
+class Health(BaseModel):
+    """The daemon and how it is."""
+
+    state: Literal["loading", "ready", "stopping"]
+    pid: int
+    version: str
+    base: str
+    device: str
+    dtype: str
+    jobs: int
+    rates: dict[str, Any] | None
+    """How fast it trains and samples; None while it loads."""
+    ledger: dict[str, Any]
+
+
+class Problem(BaseModel):
+    """Why a request was refused, in one line."""
+
+    error: str
+
+
+def order(
+    tasks: TaskSet,
+    *,
+    name: str | None = None,
+    priority: int = 10,
+    settings: Mapping[str, Any] | None = None,
+    outs: tuple[Path, ...] = (),
+    take_up: TakeUp = "never",
+) -> Order:
+    """The order for a set of tasks; raises BadInput where its name, say, cannot be used."""
+    try:
+        return Order(
+            name=name or "".join(c if c.isprintable() else "?" for c in tasks.name[-100:]),
+            tasks=to_challenges(tasks),
+            solutions=dict(tasks.solutions),
+            priority=priority,
+            settings=dict(settings or {}),
+            outs=[str(out.absolute()) for out in outs],
+            take_up=take_up,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{where}: {first['msg']}") from None
+
+
+def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
+    """The job that an order asks a daemon of this configuration and base for.
+
+    Raises BadInput, naming job, task and reason.
+    """
+    tasks = from_challenges(order.name, order.tasks)
+    for task in tasks.tasks:
+        if 2 * len(task.train) + len(task.tests) > MAX_GRIDS:
+            raise BadTask(f"{order.name}: task {task.id}: more than {MAX_GRIDS} grids")
+    tasks = tasks.solved_by(order.name, solutions_of(order.name, order.solutions))
+    config = configuration.for_job(daemon, order.settings)
+    outs = tuple(Path(out) for out in order.outs)
+    for out in outs:
+        writable = out.is_absolute() and os.access(out.parent, os.W_OK)
+        if not writable or not out.parent.is_dir() or out.is_dir():
+            raise BadJob(f"{out}: the submission cannot be written there")
+    return NewJob(order.name, order.priority, tasks, config, outs, base)

@@ -1,0 +1,300 @@
+"""The server: the desk over HTTP, on a Unix socket or, when asked for, by TCP with a token.
+
+Routes, limits and their OpenAPI document; nothing is decided here. Knows nothing of trainers or
+engines.
+"""
+
+import hmac
+import json
+import os
+import pathlib
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import uvicorn
+from fastapi import FastAPI, Query, Request
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from arcd import __version__
+from arcd.config import Config
+from arcd.daemon.schema import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
+from arcd.errors import ArcdError, BadInput, BadJob, NoJob
+from arcd.jobs.service import Desk
+from arcd.jobs.state import Job
+from arcd.jobs.store import NewJob
+from arcd.system.home import Home
+
+Server = uvicorn.Server
+Socket = socket.socket
+
+Number = Annotated[JobNumber, InPath(description="Number of the job")]
+PROBLEMS: dict[int | str, dict[str, object]] = {
+    400: {"model": Problem, "description": "The body is not JSON"},
+    401: {"model": Problem, "description": "The token is missing or wrong"},
+    404: {"model": Problem, "description": "There is no such job"},
+    409: {"model": Problem, "description": "This cannot be done with the job"},
+    413: {"model": Problem, "description": "The body is too large"},
+    422: {"model": Problem, "description": "The input cannot be used"},
+}
+
+
+def application(
+    desk: Desk,
+    config: Config,
+    *,
+    base: str = "",
+    check: Callable[[NewJob], None],
+    health: Callable[[], Health],
+    forecast: Callable[[Job], Forecast],
+    stop: Callable[[], None],
+    token: str | None = None,
+) -> ASGIApp:
+    """The daemon's interface; with a token, only for those who have it.
+
+    `check` refuses, with BadInput, a job that the daemon cannot do.
+    """
+    app = FastAPI(title="arcd", version=__version__, responses=PROBLEMS, redoc_url=None)
+    app.add_exception_handler(ArcdError, _explain)
+    app.add_exception_handler(RequestValidationError, _explain_validation)
+    app.add_exception_handler(HTTPException, _explain_http)
+
+    @app.get("/health")
+    async def get_health() -> Health:
+        """The daemon and how it is."""
+        return health()
+
+    @app.post("/stop", status_code=202)
+    async def post_stop() -> Health:
+        """End in order: finish or set aside what is in hand, write the submissions."""
+        stop()
+        return health()
+
+    @app.post("/jobs", status_code=201)
+    async def post_job(order: Order) -> Status:
+        """Take a job on."""
+        if order.outs and token is not None:
+            raise BadJob("outs: only a client on this machine may name files")
+        job = accept(order, config, base)
+        check(job)
+        if order.take_up == "never":
+            return _status(desk.submit(job))
+        return _status(desk.take_up(job, done=order.take_up == "done"))
+
+    @app.get("/jobs")
+    async def get_jobs() -> list[Status]:
+        """All jobs, oldest first."""
+        return [_status(job) for job in desk.state.jobs.values()]
+
+    @app.get("/jobs/{job}")
+    async def get_job(job: Number) -> Status:
+        """One job."""
+        return _status(desk.job(job))
+
+    @app.get("/jobs/{job}/forecast")
+    async def get_forecast(job: Number) -> Forecast:
+        """How long what is left of a job should take."""
+        return forecast(desk.job(job))
+
+    @app.get("/jobs/{job}/solutions")
+    async def get_solutions(job: Number) -> dict[str, list[list[list[int]]]]:
+        """The solutions of its tasks that are known, in Kaggle's format."""
+        known = desk.store.tasks(desk.job(job).id).solutions
+        return {task: [[list(row) for row in grid] for grid in known[task]] for task in known}
+
+    @app.get("/jobs/{job}/result", response_model=dict[str, list[dict[str, list[list[int]]]]])
+    async def get_result(job: Number) -> Response:
+        """The job's submission, complete and valid at any time."""
+        text = desk.store.submission(desk.job(job).id)
+        return Response(text, media_type="application/json")
+
+    @app.get("/jobs/{job}/events", response_class=StreamingResponse)
+    async def get_events(
+        job: Number,
+        after: Annotated[int, Query(ge=0, le=2**53, description="Number of the last one seen")] = 0,
+    ) -> StreamingResponse:
+        """The job's events as server-sent events, each a record as JSON; ends with the job."""
+        desk.job(job)
+        return StreamingResponse(_stream(desk, job, after), media_type="text/event-stream")
+
+    @app.post("/jobs/{job}/pause")
+    async def post_pause(job: Number) -> Status:
+        """Begin none of its tasks any more."""
+        return _status(desk.pause(job))
+
+    @app.post("/jobs/{job}/resume")
+    async def post_resume(job: Number) -> Status:
+        """End a pause."""
+        return _status(desk.resume(job))
+
+    @app.post("/jobs/{job}/cancel")
+    async def post_cancel(job: Number) -> Status:
+        """Leave what is not answered unanswered."""
+        return _status(desk.cancel(job))
+
+    @app.post("/jobs/{job}/retry")
+    async def post_retry(job: Number) -> Status:
+        """Do its failed and doubtful tasks once more."""
+        return _status(desk.retry(job))
+
+    guarded: ASGIApp = _Limited(app)
+    return _Guarded(guarded, token) if token is not None else guarded
+
+
+def server_of(app: ASGIApp) -> uvicorn.Server:
+    """A server to be awaited with `serve([socket])`; it ends once its `should_exit` is set."""
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        lifespan="off",
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        server_header=False,
+    )
+    return _Uvicorn(settings)
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the daemon's."""
+        yield
+
+
+def listen_on_unix(home: Home) -> socket.socket:
+    """A listening socket in the home that only its owner can reach.
+
+    Called with the home locked, so that what lies there is nobody's.
+    """
+    path = home.socket
+    if path.parent != home.path:
+        _private_folder(path.parent)
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    finally:
+        os.umask(mask)
+    listening.listen(128)
+    return listening
+
+
+def listen_on_tcp(host: str, port: int) -> socket.socket:
+    """A listening socket at host and port; raises ArcdError if that cannot be had."""
+    try:
+        return socket.create_server((host, port), family=_family(host))
+    except OSError as error:
+        raise ArcdError(f"{host}:{port}: {error.strerror or error}") from None
+
+
+def token_in(home: Home) -> str:
+    """The token of this home, made when it is asked for first; readable by its owner alone."""
+    try:
+        return home.token.read_text().strip()
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(32)
+        with open(os.open(home.token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(token + "\n")
+        return token
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _private_folder(path: pathlib.Path) -> None:
+    """In a place that is everybody's a folder that is only ours; anything else is refused."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ArcdError(f"{path}: not a folder of this user alone")
+
+
+def _status(job: Job) -> Status:
+    return Status.model_validate(job.to_json())
+
+
+async def _stream(desk: Desk, job: int, after: int) -> AsyncIterator[str]:
+    async for record in desk.follow(job, after):
+        yield f"id: {record.seq}\ndata: {json.dumps(record.to_json())}\n\n"
+
+
+async def _explain(request: Request, error: Exception) -> JSONResponse:
+    status = 500
+    match error:
+        case NoJob():
+            status = 404
+        case BadJob():
+            status = 409
+        case BadInput():
+            status = 422
+    return _problem(status, str(error))
+
+
+async def _explain_validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    status = 400 if first["type"] == "json_invalid" else 422
+    return _problem(status, f"{where}: {first['msg']}" if where else first["msg"])
+
+
+async def _explain_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    answer = _problem(error.status_code, error.detail)
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def _problem(status: int, error: str) -> JSONResponse:
+    return JSONResponse(Problem(error=error).model_dump(), status)
+
+
+class _Guarded:
+    """Lets nobody in who does not bring the token."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._expected = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                await _problem(401, "the token is missing or wrong")(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+class _Limited:
+    """Refuses bodies of more than MAX_BODY bytes, announced or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > MAX_BODY:
+            await _problem(413, f"at most {MAX_BODY} bytes are taken")(scope, receive, send)
+            return
+        read = 0
+
+        async def counting() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MAX_BODY:
+                # As if the client had hung up: no handler reads on.
+                return {"type": "http.disconnect"}
+            return message
+
+        await self._app(scope, counting, send)

@@ -1,0 +1,297 @@
+"""The supervisor: keeps one daemon alive.
+
+    _spawn   a daemon in a session of its own, tied to this process by a pipe, the lock and prctl
+    _watch   hears its beats; on a stall has it write its stacks, then kills its process group
+    _stop    asks it to end, and kills it if it does not
+    run      one life after the other until one ends for good
+
+It sleeps until a beat comes or the watchdog's deadline has come. Knows the daemon only as a command
+that sends beats; imports nothing heavy, because it must never be what breaks.
+"""
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import anyio
+import anyio.abc
+
+from arcd.daemon.heartbeat import PULSE_FD, SUPERVISOR_PID, Beat, Failure, from_line
+from arcd.daemon.watchdog import Limits, Watchdog
+from arcd.errors import DaemonFailed
+from arcd.system.home_lock import HomeLock
+from arcd.system.processes import Process, identify, kill_group, send, sweep_group
+
+LIVES = 3
+"""Lives in a row that may end before they were ready: beyond it, the next would do so too."""
+
+DUMP = 2.0
+"""Seconds for a stalled daemon to write its stacks; a stopped one cannot, and does not get more."""
+
+MARGIN = 5.0
+"""Seconds beyond its own grace before a daemon that was asked to stop is killed."""
+
+PIPE_BYTES = 65536
+"""As much as a pipe holds, so that one read empties it."""
+
+LOG_BYTES = 10_000_000
+"""A log above this is put aside as `.1` when the next daemon is spawned."""
+
+
+Progress = Literal["loading", "ready"]
+"""How far a daemon is: it answers, and its models load; they are loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """An end of a daemon that nobody wanted; `life` counts from 1.
+
+    death: it ended by itself; stall: it was killed because it stood still; kill: it was killed
+    because it was asked to stop and did not, or was asked twice.
+    """
+
+    kind: Literal["death", "stall", "kill"]
+    text: str
+    life: int
+
+
+class Supervisor:
+    """Runs a command as the daemon of a locked home.
+
+    The command must become the daemon itself, without a wrapper that stays between. `run` belongs
+    in the main thread, because the kernel ends the daemon with the thread that started it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        lock: HomeLock,
+        limits: Limits,
+        *,
+        env: Mapping[str, str] = {},
+        log: Path,
+        report: Callable[[Incident], None],
+        progress: Callable[[Progress, int], None] = lambda progress, pid: None,
+        grace: float = 30.0,
+    ) -> None:
+        self._command = command
+        self._lock = lock
+        self._env = env
+        self._log = log
+        self._report = report
+        self._progress = progress
+        self._grace = grace
+        self._watchdog = Watchdog(limits)
+        self._asked = anyio.Event()
+        self._urged = anyio.Event()
+
+    def stop(self) -> None:
+        """Ask the daemon to end, so that `run` returns; called again: kill it now."""
+        if self._asked.is_set():
+            self._urged.set()
+        self._asked.set()
+
+    async def run(self) -> int:
+        """Keep a daemon alive until it ends by itself with 0 or is stopped.
+
+        Returns 0 then, and 1 if it had to be killed. Raises DaemonFailed if it told of a failure
+        or did not become ready LIVES times in a row. No process is left behind in any case.
+        """
+        unready = 0
+        for number in itertools.count(1):
+            if self._asked.is_set():
+                break
+            life = await self._live(number)
+            code = self._exit_code(life)
+            if code is not None:
+                return code
+            unready = 0 if life.ready else unready + 1
+            if unready == LIVES:
+                raise DaemonFailed(self._never_ready())
+        return 0
+
+    def _exit_code(self, life: "_Life") -> int | None:
+        """What to end with after this life, if it was the last; an end nobody wanted is told."""
+        if life.failure:
+            raise DaemonFailed(life.failure.message, life.failure.exit_code)
+        if life.code == 0:
+            return 0
+        asked = self._asked.is_set()
+        # A daemon too young to know better dies of the SIGTERM itself.
+        if asked and life.code == -signal.SIGTERM and not life.killed:
+            return 0
+        self._report(life.killed or Incident("death", _told(life.code), life.number))
+        return 1 if asked else None
+
+    def _never_ready(self) -> str:
+        last = _last_line(self._log)
+        return f"the daemon ended {LIVES} times before it was ready, see {self._log}: {last}"
+
+    async def _live(self, number: int) -> "_Life":
+        async with self._spawn(number) as life:
+            self._watchdog.begin(anyio.current_time())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._watch, life, name="watch")
+                tasks.start_soon(self._stop, life, name="stop")
+                await life.process.wait()
+                tasks.cancel_scope.cancel()
+        return life
+
+    @asynccontextmanager
+    async def _spawn(self, number: int) -> AsyncIterator["_Life"]:
+        """One daemon; when the block is left, it and its process group are gone and reaped."""
+        reading, writing = os.pipe()
+        try:
+            try:
+                process = await self._start(writing)
+            finally:
+                os.close(writing)
+            life = _Life(number, process, reading)
+            try:
+                self._lock.record(life.identity)
+                yield life
+            finally:
+                await life.end()
+                self._hear(life)
+        finally:
+            os.close(reading)
+
+    async def _start(self, writing: int) -> anyio.abc.Process:
+        mine = {PULSE_FD: str(writing), SUPERVISOR_PID: str(os.getpid())}
+        try:
+            # Shielded, so that no process is started and then forgotten.
+            with _open_log(self._log) as log, anyio.CancelScope(shield=True):
+                process = await anyio.open_process(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **self._env, **mine},
+                    start_new_session=True,
+                    pass_fds=(self._lock.fd, writing),
+                )
+        except OSError as error:
+            raise DaemonFailed(f"the daemon cannot be started: {error}") from error
+        return process
+
+    async def _watch(self, life: "_Life") -> None:
+        """Hear the daemon until it stalls, then kill it; one that is to stop has another clock."""
+        while True:
+            stopping = self._asked.is_set()
+            deadline = math.inf if stopping else self._watchdog.deadline()
+            await life.news(deadline)
+            # All that it has said is heard before it is judged: the sleeper may have been we.
+            self._hear(life)
+            reason = self._watchdog.stalled(anyio.current_time())
+            if reason and not self._asked.is_set():
+                break
+        life.killed = Incident("stall", reason, life.number)
+        send(life.identity, signal.SIGUSR1)
+        await anyio.sleep(DUMP)
+        kill_group(life.identity)
+
+    async def _stop(self, life: "_Life") -> None:
+        """Ask the daemon to end when `stop` is called, kill it when it does not."""
+        await self._asked.wait()
+        send(life.identity, signal.SIGTERM)
+        allowed = self._grace + MARGIN
+        reason = f"not ended {allowed:.0f} s after it was asked to"
+        with anyio.move_on_after(allowed):
+            await self._urged.wait()
+            reason = "killed on request"
+        life.killed = Incident("kill", reason, life.number)
+        kill_group(life.identity)
+
+    def _hear(self, life: "_Life") -> None:
+        for message in life.hear():
+            if isinstance(message, Beat):
+                self._watchdog.hear(message, anyio.current_time())
+                now: Progress = "ready" if message.ready else "loading"
+                if now != life.progress:
+                    life.progress = now
+                    self._progress(now, life.process.pid)
+
+
+class _Life:
+    """One daemon process, from its start until it is reaped."""
+
+    def __init__(self, number: int, process: anyio.abc.Process, pipe: int) -> None:
+        self.number = number
+        self.process = process
+        # One that has died and been reaped already is nobody that could ever be found again.
+        self.identity = identify(process.pid) or Process(process.pid, None)
+        self.progress: Progress | None = None
+        self.failure: Failure | None = None
+        self.killed: Incident | None = None
+        os.set_blocking(pipe, False)
+        self._pipe = pipe
+        self._open = True
+        self._torn = b""
+
+    @property
+    def ready(self) -> bool:
+        """Whether its models were loaded."""
+        return self.progress == "ready"
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, or the number of the signal below 0; None as long as it runs."""
+        return self.process.returncode
+
+    async def news(self, deadline: float) -> None:
+        """Wait until there is something in the pipe, or the deadline has come."""
+        with anyio.CancelScope(deadline=deadline):
+            if self._open:
+                await anyio.wait_readable(self._pipe)
+            else:
+                await anyio.sleep_forever()
+
+    def hear(self) -> list[Beat | Failure]:
+        """All whole messages that are in the pipe now."""
+        *lines, self._torn = (self._torn + self._read()).split(b"\n")
+        messages = [message for line in lines if (message := from_line(line))]
+        for message in messages:
+            if isinstance(message, Failure):
+                self.failure = message
+        return messages
+
+    async def end(self) -> None:
+        """Kill the process with its group and reap it, also when this task is cancelled."""
+        with anyio.CancelScope(shield=True):
+            kill_group(self.identity)
+            await self.process.wait()
+            sweep_group(self.identity)
+
+    def _read(self) -> bytes:
+        try:
+            read = os.read(self._pipe, PIPE_BYTES)
+        except BlockingIOError:
+            return b""
+        self._open = bool(read)
+        return read
+
+
+def _open_log(log: Path) -> BinaryIO:
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_name(f"{log.name}.1"))
+    return log.open("ab")
+
+
+def _last_line(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(-min(4096, log.stat().st_size), os.SEEK_END)
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "(it is empty)")
+
+
+def _told(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"died of signal {-code} ({signal.strsignal(-code)})"
+    return f"ended with exit code {code}"

@@ -1,0 +1,122 @@
+"""The watchdog: when silence is too long.
+
+Heard beats and given times in, a verdict and its deadline out; no clock, no process, no I/O. It
+learns how long the steps of each lane take here, so that a slow machine is not taken for a dead
+one. Knows nothing of what happens to a daemon that has stalled.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from arcd.daemon.heartbeat import Beat, Lane
+
+QUANTILE = 0.99
+"""Of the gaps seen, the one that counts as usual: the slowest, but for a rare outlier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a daemon may be silent, in seconds; `floor` must not be above `ceiling`."""
+
+    factor: float = 20
+    """A lane stalls after this many times its usual gap between steps: an engine that becomes ten
+    times slower, say because the machine is shared, is still let alone."""
+
+    floor: float = 60
+    """No stall before: steps of milliseconds are no promise, a kernel may have to be compiled."""
+
+    ceiling: float = 900
+    """A stall at the latest, and all there is to go by before the first step has been seen."""
+
+    window: int = 1000
+    """How many gaps of a lane are remembered: minutes of engine steps, hours of training."""
+
+
+class Watchdog:
+    """Judges one daemon through all its lives; times are seconds of one clock that only goes on."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._engine = _Gaps("engine", limits)
+        self._trainer = _Gaps("trainer", limits)
+        self.begin(-math.inf)
+
+    def begin(self, now: float) -> None:
+        """A new life: nothing is open any more, what was learnt stays."""
+        self._heard = now
+        self._ready = False
+        self._engine.close()
+        self._trainer.close()
+
+    def hear(self, beat: Beat, now: float) -> None:
+        """A sign of life; it also tells which lanes have made a step since the last one."""
+        self._heard = now
+        self._ready = beat.ready
+        if beat.ready:
+            self._engine.hear(beat.engine, now)
+            self._trainer.hear(beat.trainer, now)
+        else:
+            self._engine.close()
+            self._trainer.close()
+
+    def stalled(self, now: float) -> str | None:
+        """Why the daemon counts as stalled at this time; None while it does not."""
+        for what, since, limit in self._clocks():
+            if now >= since + limit:
+                return f"no {what} for {_seconds(now - since)} (limit {_seconds(limit)})"
+        return None
+
+    def deadline(self) -> float:
+        """The first time at which the daemon will count as stalled if nothing more is heard."""
+        return min(since + limit for _, since, limit in self._clocks())
+
+    def _clocks(self) -> Iterator[tuple[str, float, float]]:
+        """What is waited for, since when, and how long at most."""
+        if not self._ready:
+            # A model is being read: whole minutes may pass in one native call.
+            yield "sign of life", self._heard, self._limits.ceiling
+            return
+        yield "sign of life", self._heard, self._limits.floor
+        for gaps in (self._engine, self._trainer):
+            if gaps.since is not None:
+                yield f"{gaps.lane} step", gaps.since, gaps.limit
+
+
+class _Gaps:
+    """The gaps between the steps of one lane while it is busy.
+
+    `since`: when the open gap began, None while the lane is idle. `limit`: how long it may last.
+    """
+
+    def __init__(self, lane: str, limits: Limits) -> None:
+        self.lane = lane
+        self.since: float | None = None
+        self.limit = limits.ceiling
+        self._limits = limits
+        self._steps = 0
+        self._seen: deque[float] = deque(maxlen=limits.window)
+
+    def close(self) -> None:
+        self.since = None
+
+    def hear(self, lane: Lane, now: float) -> None:
+        stepped = lane.steps != self._steps
+        if stepped and self.since is not None:
+            self._learn(now - self.since)
+        if not lane.busy:
+            self.since = None
+        elif stepped or self.since is None:
+            self.since = now
+        self._steps = lane.steps
+
+    def _learn(self, gap: float) -> None:
+        self._seen.append(gap)
+        usual = sorted(self._seen)[math.ceil(QUANTILE * len(self._seen)) - 1]
+        wanted = self._limits.factor * usual
+        self.limit = min(max(wanted, self._limits.floor), self._limits.ceiling)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

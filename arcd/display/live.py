@@ -1,0 +1,154 @@
+"""Shows jobs while they are worked on: the live screen on a terminal, else one line a transition.
+
+Keeps the screen's picture of a job up to date and draws it a few times a second; the terminal is
+left as it was found. Knows nothing of how records travel.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from arcd.arc.tasks import Solutions
+from arcd.display import grids
+from arcd.display.palette import Palette
+from arcd.display.screen import Outlook, Scene, draw
+from arcd.jobs.events import Record
+from arcd.jobs.history import History
+from arcd.jobs.messages import line
+from arcd.jobs.state import State
+
+FRAMES = 4
+"""A second."""
+
+ASK = 2.0
+"""Seconds between two questions after the forecast."""
+
+NOTEBOOK = "JPY_PARENT_PID"
+"""Set by jupyter_client for a kernel, and so for all that a notebook starts."""
+
+KEEP = 1000
+"""Spans, answers and curves that a screen remembers."""
+
+Watch = Callable[[Record], None]
+Ask = Callable[[], float | None]
+"""Seconds of work that wait, if the daemon can tell."""
+
+
+class Display(Protocol):
+    """Where jobs are shown, one after the other."""
+
+    def of(self, job: int, solutions: Solutions, ask: Ask) -> Watch:
+        """Show this job from now on: what to give its records to, from the first one on."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something that is no record."""
+        ...
+
+
+@contextmanager
+def display(
+    console: Console,
+    palette: Palette,
+    *,
+    screen: bool,
+    clock: Callable[[], float] = time.time,
+) -> Iterator[Display]:
+    """The live screen for as long as the block lasts, if `screen` and this is a terminal.
+
+    What a notebook starts with `!` has a terminal that nobody can look at: lines there, too.
+    """
+    real = console.is_terminal and not console.is_dumb_terminal and NOTEBOOK not in os.environ
+    if not (screen and real):
+        yield _Lines(console)
+        return
+    shown = _Screen(console, palette, clock)
+    try:
+        with Live(
+            get_renderable=shown.draw,
+            console=console,
+            screen=True,
+            refresh_per_second=FRAMES,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
+            yield shown
+    finally:
+        # What went wrong must not be gone with the screen.
+        for text in shown.notices():
+            console.print(Text(text, "yellow"), soft_wrap=True)
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def of(self, job: int, solutions: Solutions, ask: Ask) -> Watch:
+        state = State()
+
+        def listen(record: Record) -> None:
+            state.apply(record)
+            if text := line(record, state, solutions):
+                colour = "green" if "✓" in text else "yellow" if "note:" in text else ""
+                self._console.print(Text(text, colour), soft_wrap=True)
+
+        return listen
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(f"note: {text}", "yellow"), soft_wrap=True)
+
+
+class _Screen:
+    """Records come in one thread, pictures are drawn in another."""
+
+    def __init__(self, console: Console, palette: Palette, clock: Callable[[], float]) -> None:
+        self._console, self._clock = console, clock
+        self._lock = threading.Lock()
+        self._scene = Scene(None, grids.on(console, palette))
+        self._early: list[tuple[float, str]] = []  # notes before there was a job
+
+    def of(self, job: int, solutions: Solutions, ask: Ask) -> Watch:
+        history = History(job, solutions, KEEP)
+        palette = self._scene.palette
+        with self._lock:
+            history.notices.extend(self._early)
+            self._early.clear()
+            self._scene = Scene(history, palette)
+        asked = 0.0
+
+        def listen(record: Record) -> None:
+            nonlocal asked
+            with self._lock:
+                history.apply(record)
+            now = self._clock()
+            if now < asked + ASK:
+                return
+            asked = now
+            left = ask()
+            outlook = None if left is None else Outlook(now, left)
+            with self._lock:
+                self._scene = Scene(history, palette, outlook)
+
+        return listen
+
+    def note(self, text: str) -> None:
+        with self._lock:
+            history = self._scene.history
+            notices = self._early if history is None else history.notices
+            notices.append((self._clock(), f"note: {text}"))
+
+    def draw(self) -> RenderableType:
+        width, height = self._console.size
+        with self._lock:
+            return draw(self._scene, self._clock(), width, height)
+
+    def notices(self) -> list[str]:
+        history = self._scene.history
+        return [text for _, text in (history.notices if history else self._early)]

@@ -1,0 +1,362 @@
+"""The live screen: a pure function from what is known of a job, a moment and a size to lines.
+
+What is most needed stands at the top; what does not fit is left out from the bottom. Knows nothing
+of terminals, clocks or of who sends the records.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from arcd.arc.selection import Verdict
+from arcd.display import grids
+from arcd.display.palette import Palette
+from arcd.jobs.events import Training
+from arcd.jobs.history import History, Span
+from arcd.jobs.state import Job, JobState, Lane, Phase
+
+LEVELS = "▁▂▃▄▅▆▇█"
+TASK_COLOURS = ("cyan", "magenta", "blue", "yellow", "green", "red")
+STRIDES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+"""Seconds that a column of the strip may stand for."""
+
+COLUMNS_PER_TASK = 8
+"""Of the strip, about: so that a task is seen as a block, and several of them side by side."""
+
+QUIET = 15.0
+"""Seconds without any record after which it is said that nothing moves."""
+
+LABEL = 11
+"""Columns of the names at the left."""
+
+NAME = 30
+"""Columns of a job's name at most."""
+
+LOSS_COLUMNS = 48
+"""Of a sparkline at most."""
+
+WORDS = 44
+"""Columns that are kept free behind a bar, so that the bars of a screen have one length."""
+
+NOTICES = 3
+TRAININGS = 4
+ANSWER_ROWS = 3
+"""Rows below which no answers are drawn: a caption and something of a grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the daemon thought at `at` that is still to be done of the job, in seconds."""
+
+    at: float
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is to be drawn; `history` is None where there is no job."""
+
+    history: History | None
+    palette: Palette | None
+    outlook: Outlook | None = None
+
+
+def draw(scene: Scene, now: float, width: int, height: int) -> RenderableType:
+    """The screen at `now`, seconds since 1970, as at most `height` lines of `width` columns."""
+    history = scene.history
+    job = history.found if history else None
+    if history is None or job is None:
+        return _fitted([Text("no job yet; submit one with: arcd submit TASKS")], width, height)
+    top = [
+        _header(history, job, now, width),
+        _progress(history, job, width),
+        *_clock(scene, job, now, width),
+    ]
+    lanes = [Text(), *_training(history, now, width), _inference(history, job, now, width)]
+    strip = [Text(), *_strip(history, now, width)]
+    notices = _notices(history, width)
+    room = height - sum(map(len, (top, lanes, strip, notices)))
+    if room < 0:
+        strip = []
+    lines = [*top, *lanes, *strip, *notices]
+    rows = height - len(lines) - 1
+    if rows >= ANSWER_ROWS and (answers := _answers(history, scene.palette, width, rows)):
+        lines += [Text(), *answers]
+    return _fitted(lines, width, height)
+
+
+def _fitted(lines: Iterable[Text], width: int, height: int) -> Group:
+    fitted = []
+    for line in list(lines)[:height]:
+        line.truncate(width, overflow="ellipsis")
+        line.no_wrap = True
+        fitted.append(line)
+    return Group(*fitted)
+
+
+def _header(history: History, job: Job, now: float, width: int) -> Text:
+    state, daemon = history.state, history.state.daemon
+    name = Text(job.name)
+    name.truncate(NAME, overflow="ellipsis")
+    text = Text.assemble((f"job {job.id}", "bold"), "  ", name, "  ")
+    text.append(job.state.value, _style_of(job.state))
+    if daemon is not None:
+        text.append(f"  {daemon.platform}", "dim")
+    if daemon is not None and not state.ready and not job.finished:
+        text.append("  loading the models", "yellow")
+    if state.restarts:
+        text.append(f"  restarted {state.restarts}x", "bold yellow")
+    return _apart(text, Text(_duration(history.until(now) - job.submitted)), width)
+
+
+def _style_of(state: JobState) -> str:
+    match state:
+        case JobState.done:
+            return "green"
+        case JobState.failed | JobState.cancelled:
+            return "red"
+        case JobState.paused:
+            return "yellow"
+    return "cyan"
+
+
+def _progress(history: History, job: Job, width: int) -> Text:
+    done, tasks = job.counts[Phase.answered], len(job.tasks)
+    tuned = sum(task.answered_by is not None for task in job.tasks.values())
+    words = [f"{done}/{tasks}", f"{tuned} fine-tuned"]
+    if doubtful := len(job.retriable()):
+        words.append(f"{doubtful} doubtful")
+    if (score := history.score()) is not None:
+        words.append(f"score {score:.1%}")
+    return _barred("answered", done / tasks, Text("  ".join(words)), width)
+
+
+def _clock(scene: Scene, job: Job, now: float, width: int) -> list[Text]:
+    """How much of the budget is gone, and when the end should be."""
+    if job.finished:
+        return []
+    left = None
+    moving = job.state is not JobState.paused and not (scene.history and _still(scene.history, now))
+    if scene.outlook and moving:
+        left = max(0.0, scene.outlook.left - max(0.0, now - scene.outlook.at))
+    if job.budget is None:
+        return [_labelled("forecast", _forecast(left))]
+    used = now - job.submitted
+    remains = job.budget - used
+    if remains < 0:
+        late = Text(f"over by {_duration(-remains)} of {_duration(job.budget)}", "bold red")
+        return [_barred("budget", 1.0, late, width)]
+    words = f"{_duration(remains)} left of {_duration(job.budget)}"
+    if left is not None:
+        words += f"  {_duration(left)} of work left"
+    return [_barred("budget", used / job.budget, Text(words), width)]
+
+
+def _forecast(left: float | None) -> str:
+    return "not known yet" if left is None else f"done in about {_duration(left)}"
+
+
+def _training(history: History, now: float, width: int) -> list[Text]:
+    state = history.state
+    if not state.training:
+        return [_labelled("training", ("idle", "dim"))]
+    rows = [_trained(history, step, width) for step in list(state.training.values())[:TRAININGS]]
+    if still := _still(history, now):
+        rows[0].append(still)
+    return [_labelled("training" if not i else "", row) for i, row in enumerate(rows)]
+
+
+def _trained(history: History, now: Training, width: int) -> Text:
+    head = f"{now.task}  step {now.step}/{now.steps}  loss {now.loss:.3f}  "
+    tail = f"  {now.tokens_per_second:.0f} tok/s"
+    curve = [loss for _, loss in history.losses.get(now.task, [])]
+    room = min(LOSS_COLUMNS, width - LABEL - len(head) - len(tail))
+    text = Text(head)
+    text.append(sparkline(curve, max(0, room)), "cyan")
+    text.append(tail)
+    return text
+
+
+def _still(history: History, now: float) -> Text | None:
+    quiet = now - history.at
+    return Text(f"  no step for {_duration(quiet)}", "bold yellow") if quiet > QUIET else None
+
+
+def _inference(history: History, job: Job, now: float, width: int) -> Text:
+    busy = [span.task for (lane, _), span in history.open.items() if lane == "infer"]
+    if not busy:
+        return _labelled("inference", ("idle", "dim"))
+    tasks = [f"{name} {job.tasks[name].sampled}/{job.tasks[name].wanted}" for name in busy]
+    rate = f"  {history.sampling_rate(now):.0f} tok/s"
+    room = width - LABEL - len(rate) - len("  and 999 more")
+    shown = 1
+    while shown < len(tasks) and len("  ".join(tasks[: shown + 1])) <= room:
+        shown += 1
+    more = f"  and {len(tasks) - shown} more" if shown < len(tasks) else ""
+    text = _labelled("inference", "  ".join(tasks[:shown]), more, rate)
+    if not history.state.training and (still := _still(history, now)):
+        text.append(still)
+    return text
+
+
+def _strip(history: History, now: float, width: int) -> list[Text]:
+    """The lanes of the recent past: a block for each training, bars for how many are sampled."""
+    spans, columns = history.spans(), width - LABEL
+    if not spans or columns < 1 or history.found is None:
+        return []
+    end = history.until(now)
+    stride = _stride(spans, end, columns, end - history.found.submitted)
+    # Aligned to the stride, so that the picture moves by whole columns.
+    begin = (math.floor(end / stride) + 1 - columns) * stride
+    edges = [begin + i * stride for i in range(columns + 1)]
+    spans = [span for span in spans if span.end is None or span.end > begin]
+    tracks = 1 + max((span.track for span in spans if span.lane == "train"), default=0)
+    rows = []
+    for track in range(min(tracks, TRAININGS)):
+        mine = [span for span in spans if span.lane == "train" and span.track == track]
+        name = "trained" if tracks == 1 else f"trained {track + 1}"
+        rows.append(_labelled(name, _blocks(mine, edges, end)))
+    rows.append(_labelled("sampled", _bars([s for s in spans if s.lane == "infer"], edges, end)))
+    ago = f"{_duration(columns * stride)} ago"
+    axis = _apart(Text(ago, "dim"), Text(f"now, {_duration(stride)} a column", "dim"), columns)
+    return [*rows, _labelled("", axis)]
+
+
+def _stride(spans: Sequence[Span], now: float, columns: int, age: float) -> float:
+    """So short that tasks are blocks, and that a young job fills the columns."""
+    lane: Lane = "train" if any(span.lane == "train" for span in spans) else "infer"
+    lengths = sorted(s.until(now) - s.begin for s in spans if s.lane == lane)
+    wanted = min(lengths[len(lengths) // 2] / COLUMNS_PER_TASK, age / columns)
+    return next((stride for stride in STRIDES if stride >= wanted), STRIDES[-1])
+
+
+def _blocks(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
+    """For each column the span that fills most of it, neighbours in different shades."""
+    text = Text()
+    for left, right in pairwise(edges):
+        shares = [(_overlap(span, left, right, now), span) for span in spans]
+        share, span = max(shares, key=lambda each: each[0], default=(0.0, None))
+        if span is None or share < (right - left) / 4:
+            text.append("·", "dim")
+        else:
+            colour = TASK_COLOURS[(span.number + 2 * span.track) % len(TASK_COLOURS)]
+            text.append("█▓"[span.number % 2], colour)
+    return text
+
+
+def _bars(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
+    """For each column how many spans there were on the average."""
+    text = Text()
+    for left, right in pairwise(edges):
+        count = sum(_overlap(span, left, right, now) for span in spans) / (right - left)
+        level = math.ceil(count - 0.25)
+        text.append(LEVELS[min(level, len(LEVELS)) - 1] if level > 0 else "·", "green")
+    return text
+
+
+def _overlap(span: Span, left: float, right: float, now: float) -> float:
+    return max(0.0, min(span.until(now), right) - max(span.begin, left))
+
+
+def _notices(history: History, width: int) -> list[Text]:
+    shown = list(history.notices)[-NOTICES:]
+    if not shown:
+        return []
+    job = history.found
+    since = job.submitted if job else 0.0
+    lines = [Text(f"{_duration(at - since):>{LABEL - 2}}  {text}", "yellow") for at, text in shown]
+    return [Text(), *lines]
+
+
+def _answers(history: History, palette: Palette | None, width: int, rows: int) -> list[Text]:
+    """The last answers side by side, the newest first, as far as there is room."""
+    blocks: list[list[Text]] = []
+    used = 0
+    for verdict in reversed(history.answers.values()):
+        block = _answer(history, verdict, palette, rows)
+        wide = max(line.cell_len for line in block)
+        if blocks and used + wide > width:
+            break
+        blocks.append(block)
+        used += wide + 3
+    lines = []
+    for r in range(max(map(len, blocks), default=0)):
+        line = Text()
+        for block in blocks:
+            wide = max(each.cell_len for each in block)
+            part = block[r].copy() if r < len(block) else Text()
+            part.pad_right(wide - part.cell_len + 3)
+            line.append_text(part)
+        line.rstrip()
+        lines.append(line)
+    return lines
+
+
+def _answer(history: History, verdict: Verdict, palette: Palette | None, rows: int) -> list[Text]:
+    """An answer in so many rows: whose, how sure, and the first grid."""
+    best = verdict.ranked[0][0] if verdict.ranked[0] else None
+    per_test = verdict.samples // len(verdict.ranked)
+    votes = f"{best.count}/{per_test} votes" if best else "blank"
+    head = Text.assemble(_mark(history.right.get(verdict.task)), (verdict.task, "bold"))
+    lines = [head, Text(votes, "dim")]
+    if best is not None:
+        drawn = list(grids.small(best.grid, palette).split("\n", allow_blank=True))
+        if len(drawn) > rows - len(lines):
+            drawn = [*drawn[: rows - len(lines) - 1], Text("⋮", "dim")]
+        lines += drawn
+    return lines[:rows]
+
+
+def _mark(right: float | None) -> Text:
+    """Whether all, none or some of the tests are solved."""
+    match right:
+        case None:
+            return Text()
+        case 1:
+            return Text("✓ ", "bold green")
+        case 0:
+            return Text("✗ ", "bold red")
+    return Text("½ ", "bold yellow")
+
+
+def sparkline(values: Sequence[float], columns: int) -> str:
+    """The values from the lowest to the highest of the levels, in so many columns at most."""
+    count = min(columns, len(values))
+    if not count:
+        return ""
+    edges = [round(i * len(values) / count) for i in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    top = len(LEVELS) - 1
+    return "".join(
+        LEVELS[round((m - low) / (high - low) * top) if high > low else 0] for m in means
+    )
+
+
+def _labelled(label: str, *parts: str | Text | tuple[str, str]) -> Text:
+    return Text.assemble((f"{label:<{LABEL}}", "bold"), *parts)
+
+
+def _apart(left: Text, right: Text, width: int) -> Text:
+    """One at the left edge and one at the right."""
+    left.truncate(max(0, width - right.cell_len - 1), overflow="ellipsis")
+    left.pad_right(width - left.cell_len - right.cell_len)
+    return left.append_text(right)
+
+
+def _barred(label: str, share: float, words: Text, width: int) -> Text:
+    columns = max(10, min(60, width - LABEL - 2 - max(WORDS, words.cell_len)))
+    full = round(min(1.0, max(0.0, share)) * columns)
+    bar = Text.assemble(("█" * full, "green"), ("░" * (columns - full), "dim"))
+    return _labelled(label, bar, "  ", words)
+
+
+def _duration(seconds: float) -> str:
+    """E.g. 0:07, 12:30 or 11:05:00."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,186 @@
+"""The past of a job: which task had which lane when, losses, answers, what went wrong.
+
+A fold of the job's records, like the state that it holds; it keeps what pictures need beyond that.
+With `keep` it remembers only so much of each kind, for who watches for hours. Knows nothing of
+where records come from, nor of how anything is drawn.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from arcd.arc.selection import Verdict
+from arcd.arc.tasks import Solutions
+from arcd.jobs import events
+from arcd.jobs.events import Record
+from arcd.jobs.messages import line
+from arcd.jobs.state import Job, Lane, Phase, State
+
+RECENT = 10.0
+"""Seconds over which the speed of sampling is taken."""
+
+
+@dataclass(slots=True)
+class Span:
+    """A time in which a task held a lane, in seconds since 1970; `end` is None while it does.
+
+    `track` tells those apart that are held at once: it is the lowest that was free. `number` counts
+    the spans of a track.
+    """
+
+    lane: Lane
+    task: str
+    number: int
+    track: int
+    begin: float
+    end: float | None = None
+
+    def until(self, now: float) -> float:
+        """Its end, or `now` while it goes on."""
+        return now if self.end is None else self.end
+
+
+@dataclass(slots=True)
+class History:
+    """Made empty and changed by `apply` alone."""
+
+    job: int
+    solutions: Solutions = field(default_factory=dict)
+    keep: int | None = None
+    state: State = field(default_factory=State)
+    at: float = 0.0
+    """Of the last record, or a later one where clocks were set back: this one never is."""
+    open: dict[tuple[Lane, str], Span] = field(default_factory=dict)
+    """The spans that go on."""
+    over: deque[Span] = field(init=False)
+    """Those that are over, in the order of their ends."""
+    losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Of the last training of each task: (step, nats per token)."""
+    answers: dict[str, Verdict] = field(default_factory=dict)
+    """The last of each task, the newest last."""
+    right: dict[str, float] = field(default_factory=dict)
+    """Of the answered tasks whose solutions are known, the share of tests that is solved."""
+    notices: deque[tuple[float, str]] = field(init=False)
+    """What went other than planned, and when."""
+    ended: float | None = None
+    """When the job was finished, if it is."""
+    platform: events.DaemonStarted | None = None
+    """The last daemon that was started, and with what."""
+    ledger: dict[str, Any] | None = None
+    """Where the time of the daemon went that finished the job, or of the last one; once it left."""
+    deaths: list[float] = field(default_factory=list)
+    """When a daemon was started in the place of one that had died."""
+    _sampled: deque[tuple[float, int]] = field(default_factory=deque)
+    _begun: Counter[tuple[Lane, int]] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.over = deque(maxlen=self.keep)
+        self.notices = deque(maxlen=self.keep)
+
+    @classmethod
+    def of(cls, job: int, records: Iterable[Record], solutions: Solutions) -> "History":
+        """All of it."""
+        history = cls(job, solutions)
+        for record in records:
+            history.apply(record)
+        return history
+
+    @property
+    def found(self) -> Job | None:
+        """The job, once its first record is there."""
+        return self.state.jobs.get(self.job)
+
+    def until(self, now: float) -> float:
+        """When the job was finished, or `now` while it is not."""
+        return now if self.ended is None else self.ended
+
+    def spans(self) -> list[Span]:
+        """All that are remembered, those that go on last."""
+        return [*self.over, *self.open.values()]
+
+    def sampling_rate(self, now: float) -> float:
+        """Tokens generated in a second, of samples that finished lately."""
+        return sum(tokens for at, tokens in self._sampled if at > now - RECENT) / RECENT
+
+    def score(self) -> float | None:
+        """Mean of `right`; None where no solution is known."""
+        return sum(self.right.values()) / len(self.right) if self.right else None
+
+    def apply(self, record: Record) -> None:
+        """Go on by one record, of the job or of the daemon."""
+        before, self.at = self.at, max(self.at, record.at)
+        self.state.apply(record)
+        match record.event:
+            case events.Training(task, step, _, loss):
+                self._learnt(task, step, loss)
+            case events.Trained(task, _, _, _, seconds):
+                self._hold("train", task, self.at)
+                span = self.open["train", task]
+                # The first step is told of when it is done.
+                span.begin = min(span.begin, self.at - seconds)
+            case events.Sampled(_, candidate):
+                self._sampled.append((self.at, candidate.length))
+                while self._sampled[0][0] <= self.at - RECENT:
+                    self._sampled.popleft()
+            case events.Answered(task, verdict):
+                self._answered(task, verdict)
+            case events.DaemonStarted():
+                self.platform = record.event
+                if self.state.restarts:
+                    self.deaths.append(self.at)
+            case events.DaemonStopped(ledger) if self.ledger is None or self.ended is None:
+                self.ledger = ledger
+        if record.job is None:
+            # Who held a lane when a daemon died has not held it since.
+            self._let_go(self.open.keys(), before)
+        elif isinstance(record.event, events.TaskEvent):
+            self._move(record.event.task)
+        if (job := self.found) is not None and job.finished != (self.ended is not None):
+            self.ended = self.at if job.finished else None
+            self.ledger = None  # whoever left before did not finish it
+        text = line(record, self.state, {})
+        if text and "note: " in text:
+            self.notices.append((self.at, text))
+
+    def _learnt(self, task: str, step: int, loss: float) -> None:
+        curve = self.losses.setdefault(task, [])
+        if curve and step <= curve[-1][0]:
+            curve.clear()  # begun anew
+        curve.append((step, loss))
+        self._forget(self.losses)
+
+    def _answered(self, task: str, verdict: Verdict) -> None:
+        self.answers.pop(task, None)
+        self.answers[task] = verdict
+        self._forget(self.answers)
+        if truth := self.solutions.get(task):
+            self.right[task] = verdict.right(truth) / len(truth)
+
+    def _forget(self, kept: dict[str, Any]) -> None:
+        while self.keep is not None and len(kept) > self.keep:
+            del kept[next(iter(kept))]
+
+    def _move(self, task: str) -> None:
+        """Let the task hold the lane in which it is now, and no other."""
+        lane: Lane | None = None
+        if (self.job, task) in self.state.training:
+            lane = "train"
+        elif self.state.jobs[self.job].tasks[task].phase is Phase.trained:
+            lane = "infer"
+        self._let_go([held for held in self.open if held[1] == task and held[0] != lane], self.at)
+        if lane is not None:
+            self._hold(lane, task, self.at)
+
+    def _hold(self, lane: Lane, task: str, at: float) -> None:
+        if (lane, task) not in self.open:
+            taken = {span.track for (held, _), span in self.open.items() if held == lane}
+            track = min(set(range(len(taken) + 1)) - taken)
+            self.open[lane, task] = Span(lane, task, self._begun[lane, track], track, at)
+            self._begun[lane, track] += 1
+
+    def _let_go(self, held: Iterable[tuple[Lane, str]], at: float) -> None:
+        for key in list(held):
+            span = self.open.pop(key)
+            span.end = at
+            self.over.append(span)

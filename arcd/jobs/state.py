@@ -1,0 +1,336 @@
+"""The state: what is known of all jobs and of the daemon, folded from the records by `apply`.
+
+The one reducer. The daemon decides with it, `status`, the screen and the event stream show it; a
+daemon that starts again gets it back by folding the store. It keeps no grids, so that it stays
+small with many tasks. Knows nothing of where records come from.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from arcd.arc.selection import Verdict
+from arcd.jobs import events
+from arcd.jobs.events import Record
+from arcd.scheduling.forecast import Times
+
+Lane = Literal["train", "infer"]
+
+
+class Phase(StrEnum):
+    """How far a task is."""
+
+    waiting = "waiting"
+    started = "started"
+    """In hand, and training or about to train."""
+    trained = "trained"
+    """In hand, and being sampled."""
+    answered = "answered"
+
+
+class JobState(StrEnum):
+    """How far a job is."""
+
+    queued = "queued"
+    running = "running"
+    paused = "paused"
+    done = "done"
+    cancelled = "cancelled"
+    failed = "failed"
+
+
+FINISHED = frozenset({JobState.done, JobState.cancelled, JobState.failed})
+"""States in which nothing more happens by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a verdict comes to, without its grids.
+
+    `best` is the number of votes of the best grid of each test, `asked` the number of samples of
+    each. A test without any valid sample has 0.
+    """
+
+    best: tuple[int, ...]
+    asked: int
+    samples: int
+    invalid: int
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> "Answer":
+        best = tuple(test[0].count if test else 0 for test in verdict.ranked)
+        return cls(best, verdict.samples // len(best), verdict.samples, verdict.invalid)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a test has no attempt at all."""
+        return 0 in self.best
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the best grid of a test has less than half of the votes."""
+        return any(2 * votes < self.asked for votes in self.best)
+
+
+@dataclass(slots=True)
+class TaskState:
+    """A task of a job."""
+
+    phase: Phase = Phase.waiting
+    round: int = 0
+    """How often it was retried."""
+    deaths: int = 0
+    """How often the daemon died with it in hand."""
+    adapter: int | None = None
+    """Its trained adapter; kept through a restart."""
+    wanted: int = 0
+    """Samples that were still to be drawn when it was started last."""
+    sampled: int = 0
+    """How many of these there are."""
+    answer: Answer | None = None
+    begun: float = 0.0
+    seconds: float = 0.0
+    """From its last start to its answer."""
+    sampling: float = 0.0
+    """When sampling began."""
+    predicted: Times | None = None
+    """What its last start was thought to lead to, in seconds."""
+    taken: Times | None = None
+    """What it came to; 0 for what was not brought to its end."""
+    answered_by: int | None = None
+    """The adapter that its answer is from."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def in_hand(self) -> bool:
+        return self.phase in (Phase.started, Phase.trained)
+
+    @property
+    def retriable(self) -> bool:
+        """Whether it is answered, but failed or doubtful."""
+        answer = self.answer
+        poor = answer is None or answer.failed or answer.doubtful
+        return self.phase is Phase.answered and poor
+
+
+@dataclass(slots=True)
+class Job:
+    """A job: its tasks in the order of their file."""
+
+    id: int
+    name: str
+    priority: int
+    submitted: float
+    tasks: dict[str, TaskState]
+    asked: int
+    """Number of the record with which somebody asked for it last: submitted, resumed, retried."""
+    counts: Counter[Phase] = field(default_factory=Counter)
+    """Tasks in each phase."""
+    budget: float | None = None
+    """Seconds from its submission to its end."""
+    changed: int = 0
+    """Number of the record of its last answer."""
+    over: bool = False
+    """Whether a job with a budget is finished."""
+    begun: bool = False
+    paused: bool = False
+    cancelled: bool = False
+
+    @property
+    def state(self) -> JobState:
+        if self.cancelled:
+            return JobState.cancelled
+        if self.all_answered and (self.budget is None or self.over):
+            answers = (task.answer for task in self.tasks.values())
+            failed = all(answer is None or answer.samples == answer.invalid for answer in answers)
+            return JobState.failed if failed else JobState.done
+        if self.paused:
+            return JobState.paused
+        return JobState.running if self.begun else JobState.queued
+
+    @property
+    def all_answered(self) -> bool:
+        """Whether each task has an answer, of its last round."""
+        return self.counts[Phase.answered] == len(self.tasks)
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+    def retriable(self) -> list[str]:
+        """The answered tasks that failed or are doubtful."""
+        return [name for name, task in self.tasks.items() if task.retriable]
+
+    def accuracy(self) -> dict[Lane, dict[str, float]]:
+        """Deciles of predicted / taken over the tasks, for each lane in which there were any."""
+        done = [
+            (task.predicted, task.taken)
+            for task in self.tasks.values()
+            if task.phase is Phase.answered and task.predicted and task.taken
+        ]
+        lanes: dict[Lane, list[tuple[float, float]]] = {
+            "train": [(p.train, t.train) for p, t in done],
+            "infer": [(p.infer, t.infer) for p, t in done],
+        }
+        ratios = {
+            lane: sorted(predicted / taken for predicted, taken in pairs if predicted and taken)
+            for lane, pairs in lanes.items()
+        }
+        return {
+            lane: {f"p{10 * d}": found[round(d / 10 * (len(found) - 1))] for d in (1, 5, 9)}
+            for lane, found in ratios.items()
+            if found
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """What `status --json` shows."""
+        counts = {phase.value: self.counts[phase] for phase in Phase}
+        return {
+            "job": self.id,
+            "name": self.name,
+            "priority": self.priority,
+            "state": self.state.value,
+            "submitted": self.submitted,
+            "tasks": len(self.tasks),
+            **counts,
+            "retriable": len(self.retriable()),
+        }
+
+
+@dataclass(slots=True)
+class State:
+    """Everything; made empty and changed by `apply` alone."""
+
+    jobs: dict[int, Job] = field(default_factory=dict)
+    training: dict[tuple[int, str], events.Training] = field(default_factory=dict)
+    """The last step of each training under way, by job and task."""
+    daemon: events.DaemonStarted | None = None
+    """The daemon that has the home, until it leaves in order."""
+    ready: bool = False
+    restarts: int = 0
+    """Daemons that were started in a row where another one had not left in order."""
+    left: int = 0
+    """Number of the record with which a daemon left in order last."""
+    seq: int = 0
+    """The last record applied."""
+
+    def apply(self, record: Record) -> None:
+        """Go on by one record."""
+        self.seq = record.seq
+        if record.job is None:
+            self._daemon(record.event)
+        elif isinstance(record.event, events.Submitted):
+            self._submitted(record.job, record, record.event)
+        elif isinstance(record.event, events.JobEvent):
+            _control(self.jobs[record.job], record.seq, record.event)
+        elif isinstance(record.event, events.TaskEvent):
+            self._task(self.jobs[record.job], record.at, record.event)
+
+    def in_hand(self) -> list[tuple[int, str]]:
+        """(job, task) of all tasks that are begun and not answered."""
+        return [
+            (job.id, name)
+            for job in self.jobs.values()
+            if job.counts[Phase.started] + job.counts[Phase.trained]
+            for name, task in job.tasks.items()
+            if task.in_hand
+        ]
+
+    def _daemon(self, event: events.Event) -> None:
+        self.training.clear()
+        self.ready = isinstance(event, events.DaemonReady)
+        match event:
+            case events.DaemonStarted():
+                self.restarts += self.daemon is not None
+                self.daemon = event
+            case events.DaemonStopped():
+                self.daemon = None
+                self.restarts = 0
+                self.left = self.seq
+
+    def _submitted(self, job: int, record: Record, event: events.Submitted) -> None:
+        tasks = {name: TaskState() for name in event.tasks}
+        counts = Counter({Phase.waiting: len(tasks)})
+        self.jobs[job] = Job(
+            job,
+            event.name,
+            event.priority,
+            record.at,
+            tasks,
+            record.seq,
+            counts,
+            event.budget,
+        )
+
+    def _task(self, job: Job, at: float, event: events.TaskEvent) -> None:
+        task = job.tasks[event.task]
+        match event:
+            case events.Started(_, _, samples, predicted):
+                job.begun = True
+                task.wanted, task.sampled, task.begun = samples, 0, at
+                task.sampling, task.predicted, task.taken = at, predicted, Times(0.0, 0.0)
+                _move(job, task, Phase.trained if task.adapter is not None else Phase.started)
+            case events.Training():
+                self.training[job.id, event.task] = event
+                return
+            case events.Trained(_, adapter, _, _, seconds):
+                task.adapter = adapter
+                task.sampling, task.taken = at, Times(seconds, 0.0)
+                _move(job, task, Phase.trained)
+            case events.Shared(_, adapter):
+                task.adapter = adapter
+            case events.Sampled():
+                task.sampled += 1
+                _move(job, task, Phase.trained)
+                return
+            case events.Noted(_, note):
+                task.notes += (note,)
+            case events.Answered(_, verdict):
+                task.answer = Answer.of(verdict)
+                job.changed = self.seq
+                # A clock that is set back must not make a time negative.
+                task.seconds = max(0.0, at - task.begun)
+                if task.taken and task.wanted and task.sampled == task.wanted:
+                    task.taken = Times(task.taken.train, max(0.0, at - task.sampling))
+                task.answered_by = verdict.adapter
+                task.adapter, task.notes = None, verdict.notes
+                _move(job, task, Phase.answered)
+            case events.Interrupted():
+                task.deaths += 1
+                _move(job, task, Phase.waiting)
+            case events.Released():
+                _move(job, task, Phase.waiting)
+        self.training.pop((job.id, event.task), None)
+
+
+def _move(job: Job, task: TaskState, phase: Phase) -> None:
+    job.counts[task.phase] -= 1
+    job.counts[phase] += 1
+    task.phase = phase
+
+
+def _control(job: Job, seq: int, event: events.JobEvent) -> None:
+    if isinstance(event, events.Resumed | events.Retried):
+        job.asked = seq
+    match event:
+        case events.Paused():
+            job.paused = True
+        case events.Resumed():
+            job.paused = False
+        case events.Cancelled():
+            job.cancelled = True
+        case events.Finished():
+            job.over = True
+        case events.Retried(names):
+            job.paused = False
+            if job.over:
+                # Who wants more after the end of its time does not want the end of its time.
+                job.over, job.budget = False, None
+            for name in names:
+                task = job.tasks[name]
+                task.round += 1
+                task.deaths = 0
+                task.adapter = None
+                task.wanted = 0
+                _move(job, task, Phase.waiting)

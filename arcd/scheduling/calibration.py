@@ -1,0 +1,109 @@
+"""Calibration: some seconds of training and sampling, to know how fast both are before any task.
+
+Made-up tasks of two sizes go through the trainer and the engine; what is measured is where the
+rates begin. It also warms both up: the first steps of a process are its slowest.
+"""
+
+import shutil
+from dataclasses import replace
+
+import anyio
+
+from arcd.arc.grids import COLOURS, Grid
+from arcd.arc.tasks import Pair, Task
+from arcd.backends.protocols import Adapter, TrainRequest
+from arcd.config import Config
+from arcd.errors import SampleRefused, TrainerFailed
+from arcd.model.prompts import Question, TooLong
+from arcd.scheduling.rates import Measured
+from arcd.solver.solve import Rig, build_lessons, build_questions, build_requests
+from arcd.system.seeds import generator
+
+LIMIT = 20.0
+"""Seconds after which it ends with what it has: a base of billions is slow on a CPU."""
+
+ROUNDS = ((4, 1, 2), (4, 3, 16), (12, 1, 2), (12, 2, 16))
+"""Side of the grids, training steps, samples: what tells steps from tokens, and reading prompts
+from generating one answer or many."""
+
+ANSWER = 32
+"""Tokens of an answer at most."""
+
+
+async def calibrate(rig: Rig, config: Config) -> Measured:
+    """What the trainer and the engine have shown in a few steps."""
+    measured = Measured()
+    with anyio.move_on_after(LIMIT):
+        try:
+            await _round(rig, config, Measured(), *ROUNDS[0])  # the first steps say nothing
+            for side, steps, samples in ROUNDS:
+                await _round(rig, config, measured, side, steps, samples)
+        except (TrainerFailed, SampleRefused):
+            return measured  # nor can any task be trained or sampled: each will say why
+    return measured
+
+
+async def _round(
+    rig: Rig, config: Config, measured: Measured, side: int, steps: int, samples: int
+) -> None:
+    task = _task(side)
+    config = config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"steps": min(steps, config.train.steps)}),
+            "sample": config.sample.model_copy(update={"samples": samples, "views": None}),
+        }
+    )
+    adapters: list[Adapter] = []
+    try:
+        await _train(rig, config, measured, task, adapters)
+        await _sample(rig, config, task, adapters[0] if adapters else None)
+    finally:
+        for adapter in adapters:
+            shutil.rmtree(adapter.path, ignore_errors=True)
+    measured.stepped(*rig.engine.stretches())
+
+
+async def _train(
+    rig: Rig, config: Config, measured: Measured, task: Task, adapters: list[Adapter]
+) -> None:
+    """As many trainings at once as there will be."""
+    lessons = build_lessons([task], config, rig.encoding, config.train.max_seq_len)
+    if isinstance(lessons, TooLong) or not lessons:
+        return
+    failed: list[TrainerFailed] = []
+
+    async def train() -> None:
+        request = TrainRequest(lessons, config.train, config.seed, rig.serial())
+        try:
+            done = await rig.trainer.train(request, lambda _: None)
+        except TrainerFailed as error:
+            failed.append(error)
+        else:
+            adapters.append(done.adapter)
+            measured.trained(done.steps, done.tokens, done.seconds)
+
+    async with anyio.create_task_group() as trainings:
+        for _ in range(rig.trainings):
+            trainings.start_soon(train)
+    if failed:
+        raise failed[0]
+
+
+async def _sample(rig: Rig, config: Config, task: Task, adapter: Adapter | None) -> None:
+    questions = [
+        replace(question, max_new_tokens=min(ANSWER, question.max_new_tokens))
+        for question in build_questions(task, config, rig.encoding)
+        if isinstance(question, Question)
+    ]
+    requests = build_requests(task, questions, config)
+    if requests:
+        await rig.engine.sample(requests, adapter, lambda _: None)
+
+
+def _task(side: int) -> Task:
+    rng = generator(0, "calibration", side)
+
+    def grid() -> Grid:
+        return tuple(tuple(rng.randrange(COLOURS) for _ in range(side)) for _ in range(side))
+
+    return Task("calibration", tuple(Pair(grid(), grid()) for _ in range(3)), (grid(),))

@@ -1,0 +1,129 @@
+"""The agenda: which task of which job comes next. Pure; knows nothing of clocks, stores or rigs.
+
+Jobs share the machine in proportion to their priorities (stride scheduling, Waldspurger and Weihl
+1995): each task that is taken is charged to its job in predicted seconds, divided by the priority,
+and the job that has been charged least comes next. Inside a job the order is what its
+configuration asks for.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from arcd.scheduling.forecast import NO_WORK, Times, Work
+
+Order = Literal["johnson", "file", "cheapest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A task that waits, with its work, and the times that this was predicted to take."""
+
+    job: int
+    task: str
+    times: Times
+    work: Work = NO_WORK
+
+
+def ordered(items: Iterable[Item], order: Order) -> list[Item]:
+    """The items in the order in which to begin them; equals stay as they are.
+
+    Johnson's rule (1954) makes the shortest schedule of jobs that need one machine and then another
+    one: first those that are quicker on the first, quickest first; then the others, those that are
+    quickest on the second last.
+    """
+    match order:
+        case "file":
+            return list(items)
+        case "cheapest":
+            return sorted(items, key=lambda item: item.times.total)
+        case "johnson":
+            return sorted(items, key=_johnson)
+
+
+def _johnson(item: Item) -> tuple[bool, float]:
+    first, second = item.times.train, item.times.infer
+    return (False, first) if first < second else (True, -second)
+
+
+def makespan(times: Sequence[Times]) -> float:
+    """Seconds until the last is through both lanes, in this order, with lanes that never wait."""
+    trained = inferred = 0.0
+    for each in times:
+        trained += each.train
+        inferred = max(inferred, trained) + each.infer
+    return inferred
+
+
+@dataclass(slots=True)
+class _Queue:
+    priority: int
+    charged: float
+    waiting: deque[Item]
+    work: Work = NO_WORK
+
+
+class Agenda:
+    """The tasks that wait, by job."""
+
+    def __init__(self) -> None:
+        self._queues: dict[int, _Queue] = {}
+        self._charged = 0.0  # of the job that was served last, when it was
+
+    def add(self, job: int, priority: int, items: Sequence[Item]) -> None:
+        """Put tasks behind those of the job that wait already.
+
+        A job that had nothing to do begins where the others are: it has no claim to the time in
+        which it was not there.
+        """
+        queue = self._queues.setdefault(job, _Queue(priority, self._charged, deque()))
+        if not queue.waiting:
+            queue.charged = max(queue.charged, self._charged)
+        queue.waiting.extend(items)
+        queue.work = sum((item.work for item in items), queue.work)
+
+    def drop(self, job: int) -> None:
+        """Forget a job and what waits of it."""
+        self._queues.pop(job, None)
+
+    def waiting(self, job: int) -> Sequence[Item]:
+        """The tasks of a job that wait, in their order."""
+        queue = self._queues.get(job)
+        return tuple(queue.waiting) if queue else ()
+
+    def work(self, job: int) -> Work:
+        """All that waits of a job, together."""
+        queue = self._queues.get(job)
+        return queue.work if queue else NO_WORK
+
+    def next(self, runnable: Callable[[int], bool] = lambda job: True) -> Item | None:
+        """The task that comes next among the jobs that are runnable, if there is one.
+
+        The others, too, have no claim to the time in which they are not.
+        """
+        for job, each in self._queues.items():
+            if not runnable(job):
+                each.charged = max(each.charged, self._charged)
+        queue = self._next(runnable)
+        return queue.waiting[0] if queue else None
+
+    def take(self, item: Item, seconds: float) -> None:
+        """Take out what `next` gave, and charge its job what it is predicted to take by now."""
+        queue = self._queues[item.job]
+        taken = queue.waiting.popleft()
+        assert taken == item, "only the next item can be taken"
+        queue.work -= item.work
+        self._charged = queue.charged
+        queue.charged += seconds / queue.priority
+
+    def __len__(self) -> int:
+        return sum(len(queue.waiting) for queue in self._queues.values())
+
+    def _next(self, runnable: Callable[[int], bool]) -> _Queue | None:
+        candidates = [
+            (queue.charged, job)
+            for job, queue in self._queues.items()
+            if queue.waiting and runnable(job)
+        ]
+        return self._queues[min(candidates)[1]] if candidates else None

@@ -1,0 +1,175 @@
+"""Rates, learnt: what was measured of the trainer and the engine comes in, `Rates` come out.
+
+Each lane is a linear model of seconds, fitted anew after each measurement to the last of them.
+Pure; knows nothing of clocks, backends or stores.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from arcd.scheduling.forecast import COLD, Rates
+
+REMEMBERED = 64
+"""Measurements of each lane that count: the machine may have become slower since."""
+
+RIDGE = 0.001
+"""Weight of what is found already, against 1 for each measurement. Tasks that are all alike cannot
+tell tokens from steps; what they leave open stays as it was assumed."""
+
+ROUNDS = 6
+"""Of fitting; the weights hardly move after the third."""
+
+LEAST_SHARE = 0.01
+"""Of what is assumed for a coefficient: from this it can come back once it was found to be 0."""
+
+HUBER = 1.345
+"""Residuals of more than so many standard deviations count less: 95 % of the efficiency of least
+squares where errors are normal (P. J. Huber, Robust Statistics, 1981)."""
+
+LEAST_SPREAD = 0.03
+"""Relative error that no measurement is blamed for."""
+
+Row = tuple[float, ...]
+
+
+class LinearFit:
+    """Seconds as a sum of non-negative coefficients times amounts, robust against stragglers."""
+
+    def __init__(self, prior: Sequence[float], seen: Iterable[tuple[Row, float]] = ()) -> None:
+        """`prior` are coefficients of the right shape; their scale is measured."""
+        self._prior = tuple(prior)
+        self._seen: deque[tuple[Row, float]] = deque(seen, maxlen=REMEMBERED)
+        self._found: tuple[float, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    @property
+    def seen(self) -> list[tuple[Row, float]]:
+        """The measurements that count."""
+        return list(self._seen)
+
+    def add(self, amounts: Row, seconds: float) -> None:
+        """Something was done that took so long."""
+        if seconds > 0 and any(amounts):
+            self._seen.append((amounts, seconds))
+            self._found = None
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """Seconds for one of each amount."""
+        if self._found is None:
+            self._found = self._fit() if self._seen else self._prior
+        return self._found
+
+    def _fit(self) -> tuple[float, ...]:
+        """Least squares of relative errors, reweighted (Huber), each round near the last."""
+        scale = median(seconds / _dot(amounts, self._prior) for amounts, seconds in self._seen)
+        least = [LEAST_SHARE * scale * p for p in self._prior]
+        found = [scale * p for p in self._prior]
+        weights = [1.0] * len(self._seen)
+        for _ in range(ROUNDS):
+            # In units of the last round: every unknown is about 1, every measurement is 1.
+            units = [max(f, low) for f, low in zip(found, least, strict=True)]
+            rows = [[a * u / y for a, u in zip(x, units, strict=True)] for x, y in self._seen]
+            parts = _solve(rows, weights)
+            errors = [abs(_dot(row, parts) - 1) for row in rows]
+            limit = HUBER * max(1.4826 * median(errors), LEAST_SPREAD)
+            weights = [min(1.0, limit / error) if error else 1.0 for error in errors]
+            found = [part * unit for part, unit in zip(parts, units, strict=True)]
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What some engine steps did together: prompt tokens read, tokens generated, seconds."""
+
+    steps: int
+    prompt: int
+    generated: int
+    seconds: float
+
+
+class Measured:
+    """The rates of one machine with one base, as they are known by now."""
+
+    def __init__(self) -> None:
+        self._trainer = LinearFit((COLD.task, COLD.step, COLD.token))
+        self._engine = LinearFit((COLD.round, COLD.prompt, COLD.row))
+
+    @property
+    def rates(self) -> Rates:
+        """The best guess."""
+        return Rates(*self._trainer.coefficients, *self._engine.coefficients)
+
+    @property
+    def known(self) -> bool:
+        """Whether both lanes were measured."""
+        return bool(len(self._trainer) and len(self._engine))
+
+    def trained(self, steps: int, tokens: int, seconds: float) -> None:
+        """A training was done."""
+        self._trainer.add((1.0, steps, tokens), seconds)
+
+    def stepped(self, *stretches: Stretch) -> None:
+        """The engine did this."""
+        for did in stretches:
+            self._engine.add((did.steps, did.prompt, did.generated), did.seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` goes on from."""
+        return {"trainer": self._trainer.seen, "engine": self._engine.seen}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Measured":
+        """The rates that `to_json` wrote down."""
+        found = cls()
+        for fit, seen in ((found._trainer, value["trainer"]), (found._engine, value["engine"])):
+            for amounts, seconds in seen:
+                fit.add(tuple(amounts), seconds)
+        return found
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def _solve(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """x >= 0 that makes each weighted row times x come near 1, and x itself near 1."""
+    size = len(rows[0])
+    matrix = [
+        [
+            sum(w * r[i] * r[j] for w, r in zip(weights, rows, strict=True)) + RIDGE * (i == j)
+            for j in range(size)
+        ]
+        for i in range(size)
+    ]
+    right = [sum(w * r[i] for w, r in zip(weights, rows, strict=True)) + RIDGE for i in range(size)]
+    free = list(range(size))
+    while True:
+        part = _eliminate([[matrix[i][j] for j in free] for i in free], [right[i] for i in free])
+        least = min(range(len(free)), key=part.__getitem__)
+        if part[least] >= 0:
+            found = dict(zip(free, part, strict=True))
+            return [found.get(i, 0.0) for i in range(size)]
+        # What would be negative is not there at all; one at a time, the most negative first.
+        del free[least]
+
+
+def _eliminate(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """The solution of a positive definite system (Gauss; no pivots needed)."""
+    size = len(right)
+    for i in range(size):
+        for k in range(i + 1, size):
+            factor = matrix[k][i] / matrix[i][i]
+            right[k] -= factor * right[i]
+            for j in range(i, size):
+                matrix[k][j] -= factor * matrix[i][j]
+    found = [0.0] * size
+    for i in reversed(range(size)):
+        rest = sum(matrix[i][j] * found[j] for j in range(i + 1, size))
+        found[i] = (right[i] - rest) / matrix[i][i]
+    return found
