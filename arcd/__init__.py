@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from arcd.version import __version__
+
 if TYPE_CHECKING:
     from arcd.daemon.client import Client as Client
 
-__version__ = "0.1.0"
-__all__ = ["Client"]
+__all__ = ["Client", "__version__"]
 
 
 def __getattr__(name: str) -> object:

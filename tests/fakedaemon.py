@@ -1,7 +1,7 @@
 """A daemon whose trainer and engine are fakes, and which dies or freezes where its plan says.
 
 Run by a supervisor as `python tests/fakedaemon.py OPTIONS PLAN`. Everything else is the real thing:
-store, desk, scheduler, server, publisher, signals. A plan's harm is done once: the file `marker`
+store, service, scheduler, server, publisher, signals. A plan's harm is done once: the file `marker`
 remembers it over restarts. `answered.log` gets a line for each sample that the engine finishes.
 """
 
@@ -21,13 +21,13 @@ import anyio
 from arcd.arc.tasks import load
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.backends.protocols import Completion
+from arcd.backends.runtime import Runtime
 from arcd.daemon import process
 from arcd.daemon.options import Options
 from arcd.jobs import events, store
 from arcd.jobs.store import Store
 from arcd.model.base_model import Device
 from arcd.model.encoding import CellEncoding
-from arcd.solver.solve import Rig
 from arcd.system import files
 from arcd.system.home import Home
 
@@ -52,7 +52,7 @@ class Plan:
     always: bool = False
     """In every life, not once."""
     loading: float = 0.0
-    """Seconds until the rig is there."""
+    """Seconds until the runtime is there."""
     pages: int = 0
     """What the store may grow to, in pages of 4096 bytes, as if the disk were full then."""
 
@@ -60,7 +60,7 @@ class Plan:
         return json.dumps(asdict(self))
 
 
-OF_RIG = ("serial", "adapter", "hand-over", "poison")
+OF_RUNTIME = ("serial", "adapter", "hand-over", "poison")
 
 
 class Points:
@@ -77,7 +77,7 @@ class Points:
     def reach(self, name: str) -> None:
         if name == "before DaemonReady":
             self.ready = True
-        if not self.ready and name.split()[-1] in OF_RIG:
+        if not self.ready and name.split()[-1] in OF_RUNTIME:
             name = "calibration"
         if name != self._plan.point:
             return
@@ -167,7 +167,7 @@ class Engine(FakeEngine):
         await super().sample(requests, adapter, noted)
 
 
-def rig_of(plan: Plan):
+def runtime_of(plan: Plan):
     points = Points(plan)
     surround(Store, "append", points, lambda _, job, *new: events.kind(new[0]))
     if plan.pages:
@@ -178,7 +178,9 @@ def rig_of(plan: Plan):
     surround(files, "_write_durably", points, lambda *_: "write")
 
     @asynccontextmanager
-    async def open_rig(options: Options, platform, *, rank, ledger, serial) -> AsyncIterator[Rig]:
+    async def open_runtime(
+        options: Options, platform, *, rank, ledger, serial
+    ) -> AsyncIterator[Runtime]:
         await anyio.sleep(plan.loading)
         encoding = CellEncoding()
         trainer = Trainer(
@@ -192,9 +194,9 @@ def rig_of(plan: Plan):
             seconds_per_token=plan.seconds_per_token,
         )
         engine.points, engine.home = points, options.home
-        yield Rig(trainer, engine, encoding, ledger, serial)
+        yield Runtime(trainer, engine, encoding, ledger, serial)
 
-    return open_rig
+    return open_runtime
 
 
 def find_platform(options: Options) -> process.Platform:
@@ -203,4 +205,4 @@ def find_platform(options: Options) -> process.Platform:
 
 if __name__ == "__main__":
     plan = Plan(**json.loads(sys.argv[2]))
-    sys.exit(process.main(rig_of(plan), find_platform))
+    sys.exit(process.main(runtime_of(plan), find_platform))

@@ -9,9 +9,8 @@ from arcd.arc.grids import Grid
 from arcd.arc.selection import verdict
 from arcd.arc.tasks import Solutions, Task
 from arcd.jobs import events
-from arcd.jobs.events import Record
+from arcd.jobs.events import Record, Times
 from arcd.jobs.history import History
-from arcd.scheduling.forecast import Times
 
 BEGIN = 1_800_000_000.0
 DAEMON = events.DaemonStarted(7, "0.1.0", "models/base", "f", "cpu", "bfloat16")

@@ -1,4 +1,4 @@
-"""The agenda: Johnson's order, shares by priority, and nothing lost or given twice."""
+"""The queue: Johnson's order, shares by priority, and nothing lost or given twice."""
 
 from collections import Counter
 from itertools import permutations
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from arcd.scheduling.fair_queue import Agenda, Item, makespan, ordered
-from arcd.scheduling.forecast import Times
+from arcd.jobs.events import Times
+from arcd.scheduling.fair_queue import FairQueue, Item, makespan, ordered
 
 
 def seconds() -> st.SearchStrategy[float]:
@@ -27,13 +27,13 @@ def plain(job: int, tasks: int, each: float = 1.0) -> list[Item]:
     return [Item(job, f"t{i}", Times(each / 2, each / 2)) for i in range(tasks)]
 
 
-def given_out(agenda: Agenda, tasks: int, **options) -> list[Item]:
+def given_out(queue: FairQueue, tasks: int, **options) -> list[Item]:
     """The next so many tasks, taken."""
     found = []
     for _ in range(tasks):
-        item = agenda.next(**options)
+        item = queue.next(**options)
         assert item is not None
-        agenda.take(item, item.times.total)
+        queue.take(item, item.times.total)
         found.append(item)
     return found
 
@@ -92,27 +92,27 @@ def test_equals_stay_in_the_order_of_the_file(order):
 
 
 def test_a_single_job_is_worked_off_in_its_order():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 3))
-    agenda.add(1, 10, [Item(1, "later", Times(0, 0))])
-    assert [item.task for item in given_out(agenda, 4)] == ["t0", "t1", "t2", "later"]
-    assert agenda.next() is None
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 3))
+    queue.add(1, 10, [Item(1, "later", Times(0, 0))])
+    assert [item.task for item in given_out(queue, 4)] == ["t0", "t1", "t2", "later"]
+    assert queue.next() is None
 
 
 def test_what_is_asked_for_but_not_taken_stays():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 2))
-    assert agenda.next() == agenda.next() == plain(1, 1)[0]
-    assert len(agenda) == 2
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 2))
+    assert queue.next() == queue.next() == plain(1, 1)[0]
+    assert len(queue) == 2
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), items(max_size=40)), min_size=2, max_size=4))
 def test_shares_follow_the_priorities_within_one_task_of_each_job(found):
-    agenda = Agenda()
+    queue = FairQueue()
     left: dict[int, list[Item]] = {}
     for job, (priority, waiting) in enumerate(found):
         left[job] = [Item(job, item.task, item.times) for item in waiting]
-        agenda.add(job, priority, left[job])
+        queue.add(job, priority, left[job])
     priorities = {job: priority for job, (priority, _) in enumerate(found)}
     largest = {
         job: max((item.times.total for item in waiting), default=0.0) / priorities[job]
@@ -120,7 +120,7 @@ def test_shares_follow_the_priorities_within_one_task_of_each_job(found):
     }
     charged = dict.fromkeys(left, 0.0)
     while all(left.values()):  # as long as all have something to do
-        (item,) = given_out(agenda, 1)
+        (item,) = given_out(queue, 1)
         left[item.job].remove(item)
         charged[item.job] += item.times.total / priorities[item.job]
         for one in charged:
@@ -129,70 +129,70 @@ def test_shares_follow_the_priorities_within_one_task_of_each_job(found):
 
 
 def test_a_job_of_twice_the_priority_gets_twice_the_time():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 100))
-    agenda.add(2, 20, plain(2, 100))
-    assert Counter(jobs(given_out(agenda, 90))) == {"1": 30, "2": 60}
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 100))
+    queue.add(2, 20, plain(2, 100))
+    assert Counter(jobs(given_out(queue, 90))) == {"1": 30, "2": 60}
 
 
 def test_a_job_of_large_tasks_gets_fewer_of_them():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 100, each=1))
-    agenda.add(2, 10, plain(2, 100, each=4))
-    assert Counter(jobs(given_out(agenda, 50))) == {"1": 40, "2": 10}
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 100, each=1))
+    queue.add(2, 10, plain(2, 100, each=4))
+    assert Counter(jobs(given_out(queue, 50))) == {"1": 40, "2": 10}
 
 
 def test_a_job_that_comes_late_shares_from_then_on():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 200))
-    given_out(agenda, 100)
-    agenda.add(2, 10, plain(2, 100))
-    assert Counter(jobs(given_out(agenda, 20))) == {"1": 10, "2": 10}
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 200))
+    given_out(queue, 100)
+    queue.add(2, 10, plain(2, 100))
+    assert Counter(jobs(given_out(queue, 20))) == {"1": 10, "2": 10}
 
 
 def test_a_job_that_had_nothing_to_do_has_no_claim_to_the_time_in_between():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 200))
-    agenda.add(2, 10, plain(2, 1))
-    given_out(agenda, 100)
-    agenda.add(2, 10, plain(2, 100))
-    assert Counter(jobs(given_out(agenda, 20))) == {"1": 10, "2": 10}
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 200))
+    queue.add(2, 10, plain(2, 1))
+    given_out(queue, 100)
+    queue.add(2, 10, plain(2, 100))
+    assert Counter(jobs(given_out(queue, 20))) == {"1": 10, "2": 10}
 
 
 def test_a_job_that_was_paused_has_no_claim_to_the_time_in_between():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 200))
-    agenda.add(2, 10, plain(2, 100))
-    given_out(agenda, 10)
-    assert jobs(given_out(agenda, 100, runnable=lambda job: job == 1)) == "1" * 100
-    assert Counter(jobs(given_out(agenda, 21))) == {"1": 10, "2": 11}
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 200))
+    queue.add(2, 10, plain(2, 100))
+    given_out(queue, 10)
+    assert jobs(given_out(queue, 100, runnable=lambda job: job == 1)) == "1" * 100
+    assert Counter(jobs(given_out(queue, 21))) == {"1": 10, "2": 11}
 
 
 def test_a_job_of_which_nobody_may_begin_a_task_is_passed_over():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 3))
-    agenda.add(2, 10, plain(2, 3))
-    assert jobs(given_out(agenda, 3, runnable=lambda job: job == 2)) == "222"
-    assert agenda.next(lambda job: job == 2) is None
-    assert jobs(given_out(agenda, 3)) == "111"
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 3))
+    queue.add(2, 10, plain(2, 3))
+    assert jobs(given_out(queue, 3, runnable=lambda job: job == 2)) == "222"
+    assert queue.next(lambda job: job == 2) is None
+    assert jobs(given_out(queue, 3)) == "111"
 
 
 def test_a_job_that_is_dropped_is_forgotten():
-    agenda = Agenda()
-    agenda.add(1, 10, plain(1, 3))
-    agenda.add(2, 10, plain(2, 3))
-    agenda.drop(1)
-    agenda.drop(7)
-    assert len(agenda) == 3
-    assert jobs(given_out(agenda, 3)) == "222"
+    queue = FairQueue()
+    queue.add(1, 10, plain(1, 3))
+    queue.add(2, 10, plain(2, 3))
+    queue.drop(1)
+    queue.drop(7)
+    assert len(queue) == 3
+    assert jobs(given_out(queue, 3)) == "222"
 
 
 class Agendas(RuleBasedStateMachine):
-    """An agenda of three jobs beside the plain lists of what waits."""
+    """An queue of three jobs beside the plain lists of what waits."""
 
     @initialize()
     def begin(self) -> None:
-        self.agenda = Agenda()
+        self.queue = FairQueue()
         self.waiting: dict[int, list[Item]] = {}
         self.names = 0
 
@@ -200,29 +200,29 @@ class Agendas(RuleBasedStateMachine):
     def add(self, job: int, times: list[Times]) -> None:
         items = [Item(job, f"t{self.names + i}", each) for i, each in enumerate(times)]
         self.names += len(items)
-        self.agenda.add(job, job, items)
+        self.queue.add(job, job, items)
         self.waiting.setdefault(job, []).extend(items)
 
     @rule(job=st.integers(1, 3))
     def drop(self, job: int) -> None:
-        self.agenda.drop(job)
+        self.queue.drop(job)
         self.waiting.pop(job, None)
 
     @rule(runnable=st.sets(st.integers(1, 3)))
     def take(self, runnable: set[int]) -> None:
-        item = self.agenda.next(runnable.__contains__)
+        item = self.queue.next(runnable.__contains__)
         possible = [left[0] for job, left in self.waiting.items() if left and job in runnable]
         if item is None:
             assert possible == []
         else:
             assert item in possible
-            self.agenda.take(item, item.times.total)
+            self.queue.take(item, item.times.total)
             self.waiting[item.job].remove(item)
 
-    @precondition(lambda self: hasattr(self, "agenda"))
+    @precondition(lambda self: hasattr(self, "queue"))
     @invariant()
     def nothing_is_lost_or_there_twice(self) -> None:
-        assert len(self.agenda) == sum(map(len, self.waiting.values()))
+        assert len(self.queue) == sum(map(len, self.waiting.values()))
 
 
 TestAgendas = Agendas.TestCase

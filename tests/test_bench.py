@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from arcd.cli.bench import Cold, Comparison, Resident
-from arcd.scheduling.forecast import Times
+from arcd.jobs.events import Times
 from arcd.system.ledger import Account
 
 

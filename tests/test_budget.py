@@ -21,9 +21,9 @@ from arcd.backends.protocols import Trained, TrainRequest
 from arcd.config import resolve
 from arcd.errors import BadConfig
 from arcd.jobs import events
+from arcd.jobs.events import Times
 from arcd.jobs.state import JobState
 from arcd.scheduling.budget import LEAST, Pace, cheap, seconds, share
-from arcd.scheduling.forecast import Times
 from arcd.scheduling.scheduler import ROUNDS, TIME_IS_UP
 
 CONFIG = resolve(settings=["train.steps=100", "sample.samples=40"])
@@ -178,10 +178,10 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
     budget = rng.choice([30.0, 200.0, 1000.0])
     number = job(works, budget)
     took = await works.finish()
-    found = works.desk.state.jobs[number]
+    found = works.service.state.jobs[number]
     assert took <= budget - 10 + 1e-6
     assert found.all_answered
-    assert works.desk.state.in_hand() == []
+    assert works.service.state.in_flight() == []
     doubtful = [n for n in found.retriable() if found.tasks[n].round < ROUNDS]
     assert not doubtful or took >= 0.97 * (budget - 10), "time was left and not used"
     # Nothing happens after the end.
@@ -197,7 +197,7 @@ async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_m
     number = job(works, 10_000)
     took = await works.finish()
     assert took < 1000
-    rounds = [t.round for t in works.desk.state.jobs[number].tasks.values()]
+    rounds = [t.round for t in works.service.state.jobs[number].tasks.values()]
     assert rounds == [1] * 6
     first = [r.event for r in works.records(events.Answered)][:6]
     assert all(e.verdict.adapter is None for e in first), "a cheap answer for all comes first"
@@ -334,7 +334,7 @@ async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works])
     made.append(second)
     took = await second.finish()
     assert took == pytest.approx(290, abs=1)
-    assert second.desk.state.jobs[number].state is JobState.done
+    assert second.service.state.jobs[number].state is JobState.done
 
 
 @pytest.mark.anyio
@@ -344,7 +344,7 @@ async def test_a_retry_after_the_end_is_not_bound_by_the_budget(tmp_path: Path, 
     number = job(works, 30)
     await works.finish()
     before = len(works.records(events.Answered))
-    works.desk.retry(number)
+    works.service.retry(number)
     await works.finish()
     assert len(works.records(events.Answered)) == before + 2
 

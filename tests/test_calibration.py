@@ -10,13 +10,13 @@ import virtual
 from small import task
 
 from arcd.backends.fake import FakeEngine, FakeTrainer
+from arcd.backends.runtime import Runtime
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import resolve
 from arcd.model.encoding import CellEncoding
 from arcd.scheduling.calibration import LIMIT, calibrate
 from arcd.scheduling.forecast import COLD, times, work
-from arcd.scheduling.rates import Measured
-from arcd.solver.solve import Rig
+from arcd.scheduling.rates import RateEstimator
 from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +29,7 @@ def anyio_backend():
 
 @dataclass
 class Machine:
-    """A rig of fakes at a certain speed."""
+    """A runtime of fakes at a certain speed."""
 
     folder: Path
     seconds_per_step: float = 0.01
@@ -39,7 +39,7 @@ class Machine:
     settings: list[str] = field(default_factory=list)
     trainings: int = 1
 
-    async def calibrate(self) -> Measured:
+    async def calibrate(self) -> RateEstimator:
         trained: dict[int, str] = {}
         trainers = [
             FakeTrainer(
@@ -49,15 +49,14 @@ class Machine:
         ]
         engine = FakeEngine(CellEncoding(), {}, trained, self.seconds_per_token, self.refused)
         serials = count()
-        rig = Rig(
+        runtime = Runtime(
             TrainerPool(trainers),
             engine,
             CellEncoding(),
             Ledger(),
             lambda: next(serials),
-            self.trainings,
         )
-        return await calibrate(rig, resolve(settings=self.settings))
+        return await calibrate(runtime, resolve(settings=self.settings))
 
 
 async def test_the_speed_of_the_machine_is_known_afterwards(tmp_path: Path):

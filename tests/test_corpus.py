@@ -19,10 +19,10 @@ from arcd.model.prompts import IGNORED
 from arcd.pretrain import corpus as corpora
 from arcd.pretrain.compose import STEPS, compose
 from arcd.pretrain.corpus import FEWEST, HELD_OUT, Corpus, batch, open_corpus
-from arcd.pretrain.decontamination import Forbidden, canonical
+from arcd.pretrain.decontamination import EvaluationSet, canonical
 from arcd.system.seeds import generator
 
-FORBIDDEN = Forbidden.evaluation()
+FORBIDDEN = EvaluationSet.evaluation()
 SEEDS = st.integers(0, 10**6)
 
 
@@ -110,8 +110,8 @@ def test_a_training_task_that_shares_a_pair_in_another_view_is_left_out(
     pair = load("arc1-train:007bbfb7").tasks[0].train[0]
     turned = View(True, 1, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1), ()).pair(pair)
     other = task("else")
-    secret = Forbidden([TaskSet("s", (type(other)("else", (turned,), other.tests),), {})])
-    monkeypatch.setattr(corpora.Forbidden, "evaluation", lambda: secret)
+    secret = EvaluationSet([TaskSet("s", (type(other)("else", (turned,), other.tests),), {})])
+    monkeypatch.setattr(corpora.EvaluationSet, "evaluation", lambda: secret)
     assert "007bbfb7" in open_corpus(None).left_out
 
 
@@ -120,7 +120,7 @@ def test_a_composed_task_that_comes_out_as_an_evaluation_task_is_drawn_again(
 ):
     asked: list[Pair] = []
 
-    class Strict(Forbidden):
+    class Strict(EvaluationSet):
         def has(self, pair: Pair) -> bool:
             asked.append(pair)
             return len(asked) < 10
@@ -190,7 +190,7 @@ def test_short_and_long_lessons_come_in_batches_of_their_own(corpus: Corpus):
 def test_what_is_held_out_is_not_trained_on():
     kept = tuple(Pair(grid(2, 2, i), grid(1, 1, i)) for i in range(HELD_OUT))
     used = tuple(Pair(grid(3, 3, i), grid(2, 2, i)) for i in range(20))
-    mine = Corpus({"a": used, "b": used}, {"a": kept + used}, (), Forbidden([]))
+    mine = Corpus({"a": used, "b": used}, {"a": kept + used}, (), EvaluationSet([]))
     rng = generator(0)
     for held_out, answer in ((True, 3), (False, 7)):  # tokens of a grid of 1x1, and of 2x2
         for _ in range(30):

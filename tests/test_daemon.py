@@ -225,7 +225,7 @@ def test_asked_to_end_it_sets_aside_what_is_in_hand_and_the_next_one_goes_on(tmp
     first.close()
     store = Store(tmp_path / "home", "read")
     assert store.state().daemon is None
-    assert store.state().in_hand() == []
+    assert store.state().in_flight() == []
     assert [t.deaths for t in store.state().jobs[job].tasks.values()] == [0] * len(TASKS)
     after = store.state().seq
     second = Running(tmp_path / "home").wait()

@@ -242,7 +242,7 @@ def test_ctrl_c_sets_a_run_aside_and_the_same_command_goes_on(tmp_path: Path):
     assert running.returncode == 130
     assert "the same command goes on from here" in stderr
     state = Store(home, "read").state()
-    assert (state.daemon, state.jobs[record.job].state, state.in_hand()) == (None, "paused", [])
+    assert (state.daemon, state.jobs[record.job].state, state.in_flight()) == (None, "paused", [])
     done = arcd(*command)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["job"] == record.job

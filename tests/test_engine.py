@@ -194,15 +194,15 @@ async def test_a_request_that_cannot_fit_fails_its_caller_alone(engine):
 
 
 async def test_what_the_steps_did_is_told_once_and_adds_up(engine, adapters):
-    engine.stretches()
+    engine.usage()
     before, begun = engine.steps, time.monotonic()
     found = await together(engine, [None, adapters[0]])
     took = time.monotonic() - begun
-    told = engine.stretches()
+    told = engine.usage()
     while sum(did.steps for did in told) < engine.steps - before:
         await anyio.sleep(0.01)  # the thread tells after it has answered
-        told += engine.stretches()
-    assert engine.stretches() == []
+        told += engine.usage()
+    assert engine.usage() == []
     answers = [answer for both in found.values() for answer in both]
     assert sum(did.generated for did in told) == sum(map(len, answers))
     assert sum(did.prompt for did in told) == 2 * sum(len(r.question.tokens) for r in REQUESTS)

@@ -12,10 +12,10 @@ from arcd.arc.grids import Grid
 from arcd.arc.selection import ATTEMPTS, CONTENDERS
 from arcd.arc.tasks import Pair, Task
 from arcd.config import Config, resolve
+from arcd.jobs.events import Times
 from arcd.model.encoding import CellEncoding
-from arcd.model.prompts import Lesson, Question
-from arcd.scheduling.forecast import NO_WORK, Rates, Sizes, Times, Work, times, work
-from arcd.solver.solve import build_lessons, build_questions
+from arcd.model.prompts import Lesson, Question, build_lessons, build_questions
+from arcd.scheduling.forecast import NO_WORK, Rates, Sizes, Work, times, work
 
 SETTINGS = {
     "train.steps": (5, 6),

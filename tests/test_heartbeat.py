@@ -10,18 +10,18 @@ from arcd.daemon.heartbeat import (
     LONGEST_MESSAGE,
     PULSE_FD,
     SUPERVISOR_PID,
+    Activity,
     Beat,
     Failure,
-    Lane,
     Pulse,
     from_line,
     to_line,
 )
 
 PIPE_BUF = 4096
-BEAT = Beat(True, Lane(True, 3), Lane(False, 0))
+BEAT = Beat(True, Activity(True, 3), Activity(False, 0))
 
-lanes = st.builds(Lane, busy=st.booleans(), steps=st.integers(0))
+lanes = st.builds(Activity, busy=st.booleans(), steps=st.integers(0))
 beats = st.builds(Beat, ready=st.booleans(), engine=lanes, trainer=lanes)
 whole = st.characters(exclude_categories=["Cs"])
 failures = st.builds(

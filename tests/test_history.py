@@ -1,4 +1,4 @@
-"""The past: who had which lane when, over whole lives of jobs."""
+"""The past: who had which stage when, over whole lives of jobs."""
 
 from itertools import pairwise
 
@@ -30,8 +30,8 @@ def folded(lived: list[Happening], keep: int | None = None) -> History:
 @given(lives())
 def test_spans_are_ordered_and_those_of_a_track_are_apart(lived: list[Happening]):
     history = folded([(j, e) for j, e in lived if not isinstance(e, events.Trained)])
-    for lane in ("train", "infer"):
-        mine = [span for span in history.spans() if span.lane == lane]
+    for stage in ("train", "infer"):
+        mine = [span for span in history.spans() if span.stage == stage]
         for track in {span.track for span in mine}:
             held = sorted((s for s in mine if s.track == track), key=lambda s: s.number)
             assert [span.number for span in held] == list(range(len(held)))
@@ -46,8 +46,10 @@ def test_the_open_spans_are_the_lanes_of_the_state(lived: list[Happening]):
     # The daemon that died has let go of what the state still has in hand.
     dead = any(j is None for j, _ in lived[-1:])
     sampled = {name for name, t in tasks if t.phase is Phase.trained}
-    assert {t for lane, t in history.open if lane == "infer"} <= (set() if dead else sampled)
-    assert {(1, t) for lane, t in history.open if lane == "train"} == history.state.training.keys()
+    assert {t for stage, t in history.open if stage == "infer"} <= (set() if dead else sampled)
+    assert {
+        (1, t) for stage, t in history.open if stage == "train"
+    } == history.state.training.keys()
 
 
 @given(lives(), st.integers(0, 5))
@@ -62,8 +64,8 @@ def test_it_keeps_no_more_than_it_is_told(lived: list[Happening], keep: int):
 def test_a_task_holds_the_trainer_then_the_engine():
     history = Past().submitted("a").solved(A, [RIGHT] * 4).history(TRUTH)
     train, infer = history.spans()
-    assert (train.lane, train.task, train.begin, train.end) == ("train", "a", BEGIN, BEGIN + 10)
-    assert (infer.lane, infer.task, infer.begin, infer.end) == (
+    assert (train.stage, train.task, train.begin, train.end) == ("train", "a", BEGIN, BEGIN + 10)
+    assert (infer.stage, infer.task, infer.begin, infer.end) == (
         "infer",
         "a",
         BEGIN + 10,
@@ -77,7 +79,7 @@ def test_trainings_at_once_have_tracks_of_their_own():
     past = Past().submitted("abc").started("a").started("b").training("a", 1).training("b", 1)
     past.add(events.Trained("a", 3, 10, 100, 1.0, 0.2)).started("c").training("c", 1)
     history = past.history()
-    tracks = {(s.lane, s.task): s.track for s in history.spans()}
+    tracks = {(s.stage, s.task): s.track for s in history.spans()}
     assert tracks == {("train", "a"): 0, ("train", "b"): 1, ("train", "c"): 0, ("infer", "a"): 0}
 
 

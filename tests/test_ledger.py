@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from arcd.system.ledger import LANES, Ledger
+from arcd.system.ledger import RESOURCES, Ledger
 
 
 class Clock:
@@ -34,7 +34,7 @@ def test_a_ledger_counts_from_its_making(ledger, clock):
     account = ledger.account()
     assert account.wall == 5
     assert account.outside_steps == 1
-    assert [account.idle(lane) for lane in LANES] == [5, 5, 5]
+    assert [account.idle(lane) for lane in RESOURCES] == [5, 5, 5]
 
 
 def test_time_is_accounted_by_lane_and_kind(ledger, clock):

@@ -18,7 +18,8 @@ from arcd.backends.protocols import Completion, Trained, TrainRequest
 from arcd.backends.vllm.engine import vllm_engine
 from arcd.config import Config, resolve
 from arcd.model.base_model import Device, DTypeName, bundled, load_model, open_encoding
-from arcd.solver.solve import build_lessons, build_questions, build_requests
+from arcd.model.prompts import build_lessons, build_questions
+from arcd.solver.assignment import build_requests
 from arcd.system.ledger import Ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]

@@ -14,7 +14,7 @@ from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import resolve
 from arcd.errors import TrainerFailed
 from arcd.model.encoding import CellEncoding
-from arcd.solver.solve import build_lessons
+from arcd.model.prompts import build_lessons
 
 pytestmark = pytest.mark.anyio
 

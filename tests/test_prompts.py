@@ -10,7 +10,7 @@ from arcd.arc.grids import MAX_SIDE
 from arcd.arc.tasks import Pair, Task, load
 from arcd.arc.views import PLAIN_COLOURS, View, identity, spread
 from arcd.model.encoding import CellEncoding
-from arcd.model.prompts import IGNORED, Lesson, Question, TooLong, lesson, lessons, question
+from arcd.model.prompts import IGNORED, Lesson, Question, TooLong, lesson, lessons_of, question
 
 CELLS = CellEncoding()
 AMPLE = 100_000
@@ -185,7 +185,7 @@ def test_the_loss_is_on_all_outputs_but_the_first_where_that_is_asked_for(given_
 @given(tasks(), st.integers(1, 40), encodings(), st.integers())
 def test_every_pair_is_a_target_equally_often(task, n, encoding, seed):
     seen = spread(n, len(task.train), random.Random(seed), keep_black=0.5)
-    found = lessons(task, seen, encoding, AMPLE, random.Random(seed))
+    found = lessons_of(task, seen, encoding, AMPLE, random.Random(seed))
     counts = Counter(one.target for one in found)
     every = [counts[target] for target in range(len(task.train))]
     assert [one.view for one in found] == seen
@@ -198,7 +198,7 @@ def test_every_pair_is_a_target_equally_often(task, n, encoding, seed):
 def test_the_same_seed_gives_the_same_lessons(task, encoding, limit, seed, loss):
     seen = spread(8, len(task.train), random.Random(seed), keep_black=0.5)
     first, second = (
-        lessons(task, seen, encoding, limit, random.Random(seed), loss=loss) for _ in range(2)
+        lessons_of(task, seen, encoding, limit, random.Random(seed), loss=loss) for _ in range(2)
     )
     assert first == second
 
@@ -206,14 +206,14 @@ def test_the_same_seed_gives_the_same_lessons(task, encoding, limit, seed, loss)
 def test_another_seed_gives_other_lessons():
     task = task_of(*[alike(3, 3)] * 5)
     seen = [identity(task)] * 5
-    first, second = (lessons(task, seen, CELLS, AMPLE, random.Random(s)) for s in (0, 1))
+    first, second = (lessons_of(task, seen, CELLS, AMPLE, random.Random(s)) for s in (0, 1))
     assert first != second
 
 
 @given(tasks(), encodings(), st.integers(0, 300), st.integers())
 def test_lessons_are_too_long_exactly_when_none_of_them_fits(task, encoding, limit, seed):
     seen = spread(8, len(task.train), random.Random(seed), keep_black=0.5)
-    found = lessons(task, seen, encoding, limit, random.Random(seed))
+    found = lessons_of(task, seen, encoding, limit, random.Random(seed))
     single = [
         lesson(task, target, view, encoding, limit, random.Random(0))
         for view in seen
@@ -239,14 +239,14 @@ def test_every_target_that_fits_some_view_often_enough_is_taught(task, encoding,
         )
     }
     assume(fitting)
-    found = lessons(task, seen, encoding, limit, random.Random(seed))
+    found = lessons_of(task, seen, encoding, limit, random.Random(seed))
     assert fitting <= {one.target for one in found}
     assert len(found) == len(seen)
 
 
 def test_a_target_that_cannot_fit_passes_its_turn():
     task = task_of(alike(2, 2), alike(2, 2), alike(30, 30))
-    found = lessons(task, [identity(task)] * 10, CELLS, 500, random.Random(0))
+    found = lessons_of(task, [identity(task)] * 10, CELLS, 500, random.Random(0))
     assert Counter(one.target for one in found) == {0: 5, 1: 5}
 
 
@@ -260,7 +260,7 @@ def test_a_target_that_fits_lying_but_not_standing_is_taught_where_it_lies(first
         for turns in (0, 1)
     )
     assert lying < standing
-    found = lessons(task, seen, CELLS, (lying + standing) // 2, random.Random(0))
+    found = lessons_of(task, seen, CELLS, (lying + standing) // 2, random.Random(0))
     assert [one.view for one in found] == seen
     assert {one.view.turns for one in found if one.target == 0} == {0}
     assert {one.target for one in found} == {0, 1, 2}
@@ -268,7 +268,7 @@ def test_a_target_that_fits_lying_but_not_standing_is_taught_where_it_lies(first
 
 def test_a_task_with_one_pair_is_taught_its_look():
     task = task_of(alike(2, 2))
-    (found,) = lessons(task, [identity(task)], CELLS, AMPLE, random.Random(0), loss="outputs")
+    (found,) = lessons_of(task, [identity(task)], CELLS, AMPLE, random.Random(0), loss="outputs")
     answer = CELLS.answer(blank(2, 2))
     assert (found.target, found.shown) == (0, ())
     assert list(found.tokens) == CELLS.question(blank(2, 2), first=True) + answer
@@ -279,9 +279,9 @@ def test_a_task_with_one_pair_can_be_too_long():
     task = task_of(alike(30, 30))
     # BEGIN, INPUT, 30 rows of 30 cells and a NEWLINE, OUTPUT, and the answer.
     needed = 3 + 930 + 931
-    found = lessons(task, [identity(task)], CELLS, needed - 1, random.Random(0))
+    found = lessons_of(task, [identity(task)], CELLS, needed - 1, random.Random(0))
     assert found == TooLong("task", "lesson", needed, needed - 1)
-    assert isinstance(lessons(task, [identity(task)], CELLS, needed, random.Random(0)), list)
+    assert isinstance(lessons_of(task, [identity(task)], CELLS, needed, random.Random(0)), list)
 
 
 def longest(*pairs: Pair, test, turns: int = 0) -> int:
@@ -339,7 +339,7 @@ def large() -> dict[str, Task]:
 def test_the_largest_tasks_are_too_long_as_text(large, task_id, chat, layering, cut):
     task, encoding = large[task_id], text_encoding(layering, chat=chat, cut=cut)
     seen = spread(8, len(task.train), random.Random(0), keep_black=0.9)
-    taught = lessons(task, seen, encoding, 4096, random.Random(0))
+    taught = lessons_of(task, seen, encoding, 4096, random.Random(0))
     asked = question(task, 0, identity(task), encoding, 4096, random.Random(0))
     assert isinstance(taught, TooLong)
     assert isinstance(asked, TooLong)
@@ -351,7 +351,7 @@ def test_the_largest_tasks_are_too_long_as_text(large, task_id, chat, layering, 
 def test_the_largest_tasks_fit_as_cells(large, task_id):
     task = large[task_id]
     seen = spread(8, len(task.train), random.Random(0), keep_black=0.9)
-    taught = lessons(task, seen, CELLS, 4096, random.Random(0))
+    taught = lessons_of(task, seen, CELLS, 4096, random.Random(0))
     asked = question(task, 0, identity(task), CELLS, 4096, random.Random(0))
     assert len(taught) == 8
     assert isinstance(asked, Question)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arcd.backends.protocols import EngineUsage
 from arcd.scheduling.forecast import COLD, Rates, times, work
-from arcd.scheduling.rates import REMEMBERED, LinearFit, Measured, Stretch
+from arcd.scheduling.rates import REMEMBERED, LinearFit, RateEstimator
 
 machines = st.builds(
     lambda scale, task, step, token, round_, prompt, row: Rates(
@@ -35,9 +36,11 @@ def of(rates: Rates, steps: int, tokens: int) -> float:
     return rates.task + steps * rates.step + tokens * rates.token
 
 
-def learnt(rates: Rates, seed: int, *, noise: float = 0.0, stragglers: float = 0.0) -> Measured:
+def learnt(
+    rates: Rates, seed: int, *, noise: float = 0.0, stragglers: float = 0.0
+) -> RateEstimator:
     rng = random.Random(seed)
-    measured = Measured()
+    measured = RateEstimator()
     for steps, tokens in trainings(rng, 40):
         slow = 20 if rng.random() < stragglers else 1
         seconds = of(rates, steps, tokens) * rng.uniform(1 - noise, 1 + noise) * slow
@@ -46,7 +49,7 @@ def learnt(rates: Rates, seed: int, *, noise: float = 0.0, stragglers: float = 0
         sequences, length = rng.choice([1, 4, 16, 64]), rng.randint(10, 300)
         prompt = sequences * rng.choice([0, 100, 800])
         seconds = length * rates.round + prompt * rates.prompt + sequences * length * rates.row
-        measured.stepped(Stretch(length, prompt, sequences * length, seconds))
+        measured.stepped(EngineUsage(length, prompt, sequences * length, seconds))
     return measured
 
 
@@ -70,17 +73,17 @@ def test_stragglers_are_not_believed(rates, seed):
 
 @given(machines)
 def test_one_measurement_sets_the_scale_of_all(rates):
-    measured = Measured()
+    measured = RateEstimator()
     measured.trained(10, 5000, of(rates, 10, 5000))
     assert of(measured.rates, 10, 5000) == pytest.approx(of(rates, 10, 5000), rel=0.01)
     assert not measured.known
-    measured.stepped(Stretch(100, 0, 1600, 2.0))
+    measured.stepped(EngineUsage(100, 0, 1600, 2.0))
     assert measured.known
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 10**6), st.floats(1e-3, 1e5))))
 def test_nothing_ever_costs_less_than_nothing(seen):
-    measured = Measured()
+    measured = RateEstimator()
     for steps, tokens, seconds in seen:
         measured.trained(steps, tokens, seconds)
     rates = measured.rates
@@ -90,7 +93,7 @@ def test_nothing_ever_costs_less_than_nothing(seen):
 
 def test_a_machine_that_has_become_slower_is_believed():
     fast, slow = COLD, Rates(*(3 * rate for rate in (COLD.task, COLD.step, COLD.token)))
-    measured = Measured()
+    measured = RateEstimator()
     for rates in (fast, slow):
         for steps, tokens in trainings(random.Random(1), REMEMBERED):
             measured.trained(steps, tokens, of(rates, steps, tokens))
@@ -98,7 +101,7 @@ def test_a_machine_that_has_become_slower_is_believed():
 
 
 def test_before_anything_is_measured_the_rates_are_the_assumed_ones():
-    assert Measured().rates == COLD
+    assert RateEstimator().rates == COLD
 
 
 def test_what_took_no_time_or_did_nothing_is_no_measurement():
@@ -111,7 +114,7 @@ def test_what_took_no_time_or_did_nothing_is_no_measurement():
 @given(machines)
 def test_what_is_kept_is_gone_on_from(rates):
     before = learnt(rates, 3)
-    after = Measured.from_json(json.loads(json.dumps(before.to_json())))
+    after = RateEstimator.from_json(json.loads(json.dumps(before.to_json())))
     assert after.rates == before.rates
 
 

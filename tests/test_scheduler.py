@@ -19,11 +19,12 @@ from arcd import config
 from arcd.arc.tasks import Task, TaskSet
 from arcd.backends.fake import FakeEngine, FakeTrainer
 from arcd.backends.protocols import Adapter, Completion, Trained, TrainRequest
+from arcd.backends.runtime import Runtime
 from arcd.config import Config, resolve
 from arcd.errors import EngineFailed, TrainerFailed
 from arcd.jobs import events, state
-from arcd.jobs.events import Record
-from arcd.jobs.service import Desk
+from arcd.jobs.events import Record, Times
+from arcd.jobs.service import JobService
 from arcd.jobs.state import JobState, Phase, State
 from arcd.jobs.store import NewJob, Store
 from arcd.model.encoding import CellEncoding
@@ -31,10 +32,9 @@ from arcd.scheduling import fair_queue, forecast, scheduler
 from arcd.scheduling.budget import PATIENCE, SETTLING
 from arcd.scheduling.calibration import calibrate
 from arcd.scheduling.fair_queue import Item, makespan, ordered
-from arcd.scheduling.forecast import Times, times, work
-from arcd.scheduling.rates import Measured
+from arcd.scheduling.forecast import times, work
+from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import DEATHS, Scheduler
-from arcd.solver.solve import Rig
 from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
@@ -95,25 +95,32 @@ class Works:
 
     def __post_init__(self) -> None:
         self.store = Store(self.home, clock=anyio.current_time)
-        self.desk = Desk(self.store)
-        for job, name in self.desk.state.in_hand():
-            self.desk.emit(job, events.Interrupted(name))
+        self.service = JobService(self.store)
+        for job, name in self.service.state.in_flight():
+            self.service.emit(job, events.Interrupted(name))
         self.trainer.folder = self.home / "adapters"
+        self.trainer.capacity = self.trainings
+        self.trainer.slots = anyio.Semaphore(self.trainings)
         self.scheduler: Scheduler | None = None
 
     def submit(self, *tasks: Task, priority: int = 10, settings: list[str] = FEW) -> int:
         chosen = TaskSet("some", tasks or self.tasks.tasks, {})
-        return self.desk.submit(NewJob("job", priority, chosen, resolve(settings=settings))).id
+        return self.service.submit(NewJob("job", priority, chosen, resolve(settings=settings))).id
 
     @asynccontextmanager
     async def running(self, grace: float = 1e6) -> AsyncIterator[None]:
         """Working; stopped, with so much grace, at the end of the block."""
         trained = self.trainer.trained
         engine = self.engine(CellEncoding(), self.tasks.solutions, trained, self.seconds_per_token)
-        rig = Rig(self.trainer, engine, CellEncoding(), Ledger(), self.store.serial, self.trainings)
-        measured = await calibrate(rig, self.config) if self.calibrated else Measured()
+        runtime = Runtime(self.trainer, engine, CellEncoding(), Ledger(), self.store.serial)
+        measured = await calibrate(runtime, self.config) if self.calibrated else RateEstimator()
         self.scheduler = Scheduler(
-            self.desk, rig, self.config, self.home / "adapters", measured, wall=anyio.current_time
+            self.service,
+            runtime,
+            self.config,
+            self.home / "adapters",
+            measured,
+            wall=anyio.current_time,
         )
         async with anyio.create_task_group() as group:
             group.start_soon(self.scheduler.run, grace)
@@ -121,8 +128,8 @@ class Works:
             self.scheduler.stop()
 
     async def until(self, reached: Callable[[State], bool]) -> None:
-        while not reached(self.desk.state):
-            await self.desk.changed()
+        while not reached(self.service.state):
+            await self.service.changed()
 
     async def finish(self) -> float:
         """Work until all jobs are over; the seconds it took."""
@@ -143,11 +150,11 @@ class Works:
         """The tasks of all events of a kind."""
         return [record.event.task for record in self.records(kind, job)]
 
-    def most_in_hand(self) -> int:
+    def most_in_flight(self) -> int:
         state, most = State(), 0
         for record in self.store.records():
             state.apply(record)
-            most = max(most, len(state.in_hand()))
+            most = max(most, len(state.in_flight()))
         return most
 
 
@@ -192,7 +199,7 @@ async def test_each_task_is_begun_with_a_prediction_that_comes_true(build: Build
     )
     number = works.submit()
     await works.finish()
-    accuracy = works.desk.state.jobs[number].accuracy()
+    accuracy = works.service.state.jobs[number].accuracy()
     for lane in ("train", "infer"):
         assert 0.8 < accuracy[lane]["p10"] <= accuracy[lane]["p90"] < 1.25
 
@@ -205,7 +212,7 @@ async def test_what_waits_is_predicted_before_it_starts_in_the_order_of_its_turn
     async with works.running():
         await works.until(lambda state: state.jobs[number].counts[Phase.answered] >= 1)
         found = works.scheduler.predicted(number)
-        tasks = works.desk.state.jobs[number].tasks.items()
+        tasks = works.service.state.jobs[number].tasks.items()
         waiting = [name for name, each in tasks if each.phase is Phase.waiting]
         assert list(found) == waiting
         sizes = [times.train for times in found.values()]
@@ -249,7 +256,7 @@ async def test_never_more_in_hand_than_may_be_and_never_two_in_training(build: B
     works = build(same(12), config=resolve(settings=settings), seconds_per_token=3.0)
     works.submit()
     await works.finish()
-    assert works.most_in_hand() == lookahead + 1
+    assert works.most_in_flight() == lookahead + 1
     assert works.trainer.most == 1
     assert Counter(works.names(events.Answered)) == Counter(t.id for t in works.tasks.tasks)
 
@@ -260,7 +267,7 @@ async def test_as_many_are_trained_at_once_as_the_rig_can(build: Build, training
     works.submit()
     measured = await works.finish()
     assert works.trainer.most == trainings
-    assert works.most_in_hand() <= 2 + trainings
+    assert works.most_in_flight() <= 2 + trainings
     assert measured == pytest.approx(12 * TRAIN / trainings, rel=0.01)
 
 
@@ -324,10 +331,10 @@ async def test_two_jobs_share_by_their_priorities(build: Build):
     first, second = works.submit(priority=10), works.submit(priority=30)
     async with works.running():
         await works.until(lambda state: sum(map(begun, state.jobs.values())) == 40)
-        shares = [begun(works.desk.state.jobs[job]) for job in (first, second)]
+        shares = [begun(works.service.state.jobs[job]) for job in (first, second)]
         assert shares == [pytest.approx(10, abs=1), pytest.approx(30, abs=1)]
-        works.desk.cancel(first)
-        works.desk.cancel(second)
+        works.service.cancel(first)
+        works.service.cancel(second)
 
 
 def begun(job: state.Job) -> int:
@@ -341,16 +348,16 @@ async def test_a_job_that_comes_late_begins_soon_and_starves_nobody(build: Build
         await works.until(lambda state: begun(state.jobs[first]) == 20)
         second = works.submit()
         await works.until(lambda state: sum(map(begun, state.jobs.values())) == 30)
-        assert abs(begun(works.desk.state.jobs[second]) - 5) <= 1
+        assert abs(begun(works.service.state.jobs[second]) - 5) <= 1
         await works.until(lambda state: all(job.finished for job in state.jobs.values()))
-    assert works.most_in_hand() <= works.config.lookahead + 1
+    assert works.most_in_flight() <= works.config.lookahead + 1
 
 
 async def test_a_job_that_comes_while_nothing_is_to_be_done_is_begun_at_once(build: Build):
     works = build(same(2))
     async with works.running():
         await anyio.sleep(100)
-        assert not works.desk.state.in_hand()
+        assert not works.service.state.in_flight()
         job = works.submit()
         await works.until(lambda state: state.jobs[job].finished)
     assert works.records(events.Started)[0].at == works.records(events.Submitted)[0].at
@@ -374,11 +381,11 @@ async def test_a_paused_job_finishes_what_is_in_hand_and_begins_nothing(build: B
     job = works.submit()
     async with works.running():
         await works.until(lambda state: begun(state.jobs[job]) == 4)
-        works.desk.pause(job)
+        works.service.pause(job)
         await anyio.sleep(1000)
-        assert +works.desk.state.jobs[job].counts == {Phase.answered: 4, Phase.waiting: 6}
-        assert not works.desk.state.in_hand()
-        works.desk.resume(job)
+        assert +works.service.state.jobs[job].counts == {Phase.answered: 4, Phase.waiting: 6}
+        assert not works.service.state.in_flight()
+        works.service.resume(job)
         await works.until(lambda state: state.jobs[job].finished)
     assert works.records(events.Released) == []
 
@@ -386,10 +393,10 @@ async def test_a_paused_job_finishes_what_is_in_hand_and_begins_nothing(build: B
 async def test_a_paused_job_leaves_the_machine_to_the_others(build: Build):
     works = build(same(6))
     first, second = works.submit(), works.submit()
-    works.desk.pause(first)
+    works.service.pause(first)
     async with works.running():
         await works.until(lambda state: state.jobs[second].finished)
-        assert +works.desk.state.jobs[first].counts == {Phase.waiting: 6}
+        assert +works.service.state.jobs[first].counts == {Phase.waiting: 6}
 
 
 async def test_a_cancelled_job_stops_at_once_and_the_others_go_on(build: Build):
@@ -397,16 +404,16 @@ async def test_a_cancelled_job_stops_at_once_and_the_others_go_on(build: Build):
     first, second = works.submit(), works.submit()
     async with works.running():
         await works.until(lambda state: state.jobs[first].counts[Phase.answered] == 1)
-        in_hand = [name for job, name in works.desk.state.in_hand() if job == first]
-        assert in_hand
-        works.desk.cancel(first)
+        in_flight = [name for job, name in works.service.state.in_flight() if job == first]
+        assert in_flight
+        works.service.cancel(first)
         await works.until(lambda state: state.jobs[second].finished)
     cancelled = works.records(events.Cancelled, first)[0]
     after = [r for r in works.records(job=first) if r.seq > cancelled.seq]
-    assert [r.event for r in after] == [events.Released(name) for name in in_hand]
+    assert [r.event for r in after] == [events.Released(name) for name in in_flight]
     assert {r.at for r in after} == {cancelled.at}
-    assert works.desk.state.jobs[first].state is JobState.cancelled
-    assert works.most_in_hand() <= works.config.lookahead + 1
+    assert works.service.state.jobs[first].state is JobState.cancelled
+    assert works.most_in_flight() <= works.config.lookahead + 1
 
 
 async def test_the_trainer_is_free_again_after_a_cancellation(build: Build):
@@ -414,7 +421,7 @@ async def test_the_trainer_is_free_again_after_a_cancellation(build: Build):
     first = works.submit()
     async with works.running():
         await works.until(lambda state: state.training)
-        works.desk.cancel(first)
+        works.service.cancel(first)
         second = works.submit()
         cancelled = anyio.current_time()
         await works.until(lambda state: not state.training)
@@ -426,11 +433,11 @@ async def test_the_trainer_is_free_again_after_a_cancellation(build: Build):
 async def test_a_job_that_is_held_waits_until_it_is_resumed(build: Build):
     works = build(same(2))
     job = works.submit()
-    works.desk.held.add(job)
+    works.service.held.add(job)
     async with works.running():
         await anyio.sleep(100)
         assert works.records(events.Started) == []
-        works.desk.resume(job)
+        works.service.resume(job)
         await works.until(lambda state: state.jobs[job].finished)
 
 
@@ -450,8 +457,8 @@ async def test_a_failed_task_is_done_once_more_with_all_candidates(build: Build)
     job = works.submit()
     async with works.running():
         await works.until(lambda state: state.jobs[job].finished)
-        assert works.desk.state.jobs[job].retriable() == ["t1"]
-        works.desk.retry(job)
+        assert works.service.state.jobs[job].retriable() == ["t1"]
+        works.service.retry(job)
         await works.until(lambda state: state.jobs[job].finished)
     assert Counter(works.names(events.Answered)) == {"t0": 1, "t1": 2, "t2": 1}
     samples = [candidate.sample for candidate in works.store.candidates(job, "t1")]
@@ -459,7 +466,7 @@ async def test_a_failed_task_is_done_once_more_with_all_candidates(build: Build)
     (verdict,) = [found for found in works.store.verdicts(job) if found.task == "t1"]
     assert verdict.samples == 8
     assert works.tasks.solutions["t1"][0] in verdict.attempts[0]
-    assert works.desk.state.jobs[job].tasks["t1"].round == 1
+    assert works.service.state.jobs[job].tasks["t1"].round == 1
 
 
 # Ends and new lives.
@@ -467,7 +474,7 @@ async def test_a_failed_task_is_done_once_more_with_all_candidates(build: Build)
 
 def check_all_answered_once(works: Works, samples: int = 4) -> None:
     """Each task has its samples and its right answer, and no adapter is left."""
-    for job in works.desk.state.jobs.values():
+    for job in works.service.state.jobs.values():
         assert job.state is JobState.done
         for each in works.tasks.tasks:
             found = list(works.store.candidates(job.id, each.id))
@@ -492,7 +499,7 @@ async def test_within_its_grace_a_stop_lets_finish_what_is_in_hand(build: Build)
     job = works.submit()
     async with works.running(grace=1000):
         await works.until(lambda state: begun(state.jobs[job]) == 4)
-    counts = works.desk.state.jobs[job].counts
+    counts = works.service.state.jobs[job].counts
     assert +counts == {Phase.answered: 4, Phase.waiting: 6}
     assert works.records(events.Released) == []
 
@@ -503,13 +510,13 @@ async def test_after_its_grace_a_stop_sets_aside_what_is_unfinished(build: Build
     async with works.running(grace=5):
         await works.until(lambda state: begun(state.jobs[job]) == 4)
         stopped = anyio.current_time()
-        in_hand = {name for _, name in works.desk.state.in_hand()}
+        in_flight = {name for _, name in works.service.state.in_flight()}
     assert anyio.current_time() - stopped <= 5
-    assert works.desk.state.in_hand() == []
+    assert works.service.state.in_flight() == []
     released = set(works.names(events.Released))
     assert released
-    assert released <= in_hand
-    assert all(t.deaths == 0 for t in works.desk.state.jobs[job].tasks.values())
+    assert released <= in_flight
+    assert all(t.deaths == 0 for t in works.service.state.jobs[job].tasks.values())
 
 
 async def test_a_stop_before_the_beginning_is_not_lost(build: Build):
@@ -582,7 +589,7 @@ async def test_whatever_ends_a_life_in_the_end_all_is_answered_and_nothing_twice
         check_all_answered_once(works)
     for job in (1, 2):
         assert sorted(works.names(events.Answered, job)) == ["t0", "t1", "t2", "t3"]
-    assert works.desk.state == works.store.state()
+    assert works.service.state == works.store.state()
     works.store.close()
 
 
@@ -592,7 +599,7 @@ async def test_whatever_ends_a_life_in_the_end_all_is_answered_and_nothing_twice
 def die(works: Works, name: str, times: int) -> None:
     """The daemon died so often with this task in hand."""
     for _ in range(times):
-        works.desk.emit(1, events.Started(name, 4, 4), events.Interrupted(name))
+        works.service.emit(1, events.Started(name, 4, 4), events.Interrupted(name))
 
 
 async def test_a_task_under_suspicion_runs_alone(build: Build):
@@ -605,9 +612,9 @@ async def test_a_task_under_suspicion_runs_alone(build: Build):
     await works.finish()
     for record in works.records()[state.seq :]:
         state.apply(record)
-        if (1, "t5") in state.in_hand():
-            assert state.in_hand() == [(1, "t5")]
-    assert works.most_in_hand() == works.config.lookahead + 1
+        if (1, "t5") in state.in_flight():
+            assert state.in_flight() == [(1, "t5")]
+    assert works.most_in_flight() == works.config.lookahead + 1
     check_all_answered_once(works)
 
 
@@ -617,14 +624,14 @@ async def test_a_task_under_suspicion_waits_until_the_others_are_through(build: 
     async with works.running():
         await works.until(lambda state: begun(state.jobs[1]) == 3)
         second = works.submit(priority=1000)
-        works.desk.emit(second, events.Started("t0", 4, 4), events.Interrupted("t0"))
-        works.desk.emit(second, events.Started("t0", 4, 4), events.Interrupted("t0"))
+        works.service.emit(second, events.Started("t0", 4, 4), events.Interrupted("t0"))
+        works.service.emit(second, events.Started("t0", 4, 4), events.Interrupted("t0"))
         await works.until(lambda state: all(job.finished for job in state.jobs.values()))
     state = State()
     for record in works.records():
         state.apply(record)
         if state.jobs.get(2) and state.jobs[2].tasks["t0"].deaths == 2:
-            assert (2, "t0") not in state.in_hand() or len(state.in_hand()) == 1
+            assert (2, "t0") not in state.in_flight() or len(state.in_flight()) == 1
 
 
 @pytest.mark.parametrize("deaths", [DEATHS, DEATHS + 2])
@@ -634,9 +641,9 @@ async def test_a_task_that_the_daemon_died_with_too_often_is_answered_from_what_
     works = build(same(4))
     works.submit()
     die(works, "t2", deaths)
-    works.desk.emit(1, events.Noted("t2", "an old note"))
-    works.desk.emit(1, events.Sampled("t2", candidate(task("t2"), 0, 0, ((4,),))))
-    works.desk.emit(1, events.Started("t2", 4, 3), events.Released("t2"))
+    works.service.emit(1, events.Noted("t2", "an old note"))
+    works.service.emit(1, events.Sampled("t2", candidate(task("t2"), 0, 0, ((4,),))))
+    works.service.emit(1, events.Started("t2", 4, 3), events.Released("t2"))
     before = len(works.names(events.Started))
     await works.finish()
     assert "t2" not in works.trainer.asked
@@ -647,7 +654,7 @@ async def test_a_task_that_the_daemon_died_with_too_often_is_answered_from_what_
         "an old note",
         f"set aside: the daemon died {deaths} times with this task in hand",
     )
-    assert works.desk.state.jobs[1].state is JobState.done
+    assert works.service.state.jobs[1].state is JobState.done
 
 
 async def test_a_task_that_is_set_aside_leaves_no_adapter(build: Build):
@@ -656,7 +663,7 @@ async def test_a_task_that_is_set_aside_leaves_no_adapter(build: Build):
     serial = works.store.serial()
     folder = works.home / "adapters" / f"adapter-{serial}"
     folder.mkdir(parents=True)
-    works.desk.emit(1, events.Started("t0", 4, 4), events.Trained("t0", serial, 1, 1, 1.0, 0.5))
+    works.service.emit(1, events.Started("t0", 4, 4), events.Trained("t0", serial, 1, 1, 1.0, 0.5))
     die(works, "t0", DEATHS)
     await works.finish()
     assert not folder.exists()
@@ -666,8 +673,8 @@ async def test_an_adapter_that_is_gone_is_trained_again(build: Build):
     works = build(same(2))
     works.submit()
     serial = works.store.serial()
-    works.desk.emit(1, events.Started("t0", 4, 4), events.Trained("t0", serial, 1, 1, 1.0, 0.5))
-    works.desk.emit(1, events.Released("t0"))
+    works.service.emit(1, events.Started("t0", 4, 4), events.Trained("t0", serial, 1, 1, 1.0, 0.5))
+    works.service.emit(1, events.Released("t0"))
     await works.finish()
     assert sorted(works.trainer.asked) == ["t0", "t1"]
     check_all_answered_once(works)
@@ -694,7 +701,7 @@ SHARED = [*FEW, "train.share=3"]
 
 
 def answered_by(works: Works, job: int = 1) -> dict[str, int | None]:
-    return {name: t.answered_by for name, t in works.desk.state.jobs[job].tasks.items()}
+    return {name: t.answered_by for name, t in works.service.state.jobs[job].tasks.items()}
 
 
 async def test_neighbours_share_an_adapter_that_is_there_until_the_last_is_answered(build: Build):
@@ -708,7 +715,7 @@ async def test_neighbours_share_an_adapter_that_is_there_until_the_last_is_answe
             there.append({int(folder.name.removeprefix("adapter-")) for folder in folders})
             assert record.event.candidate.adapter in there[-1]
 
-    works.desk.listeners.append(look)
+    works.service.listeners.append(look)
     await works.finish()
     found = list(answered_by(works).values())
     assert [len(set(found[i : i + 3])) for i in (0, 3, 6)] == [1, 1, 1]
@@ -755,8 +762,8 @@ async def test_a_task_that_is_retried_does_not_take_the_adapter_from_the_others(
     works.submit(settings=SHARED)
     async with works.running():
         await works.until(lambda state: state.jobs[1].counts[Phase.answered] == 1)
-        works.desk.emit(1, events.Retried(works.names(events.Answered)[:1]))
-        works.desk.wake()
+        works.service.emit(1, events.Retried(works.names(events.Answered)[:1]))
+        works.service.wake()
         await works.until(lambda state: state.jobs[1].finished)
     again, *others = works.names(events.Answered)[:3]
     found = answered_by(works)
@@ -799,7 +806,9 @@ MANY = 10_000
 
 
 @contextmanager
-def profiled(profile: cProfile.Profile, desk: Desk, first: int, last: int) -> Iterator[None]:
+def profiled(
+    profile: cProfile.Profile, service: JobService, first: int, last: int
+) -> Iterator[None]:
     """The profile runs from the `first` answer to the `last` one."""
     answered = 0
 
@@ -812,7 +821,7 @@ def profiled(profile: cProfile.Profile, desk: Desk, first: int, last: int) -> It
             elif answered == last:
                 profile.disable()
 
-    desk.listeners.append(listen)
+    service.listeners.append(listen)
     yield
     profile.disable()
 
@@ -851,13 +860,13 @@ async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(bu
             works.trainer.asked.clear()
             resident[answered] = resident_bytes()
 
-    with profiled(profile, works.desk, 4000, 5000):
+    with profiled(profile, works.service, 4000, 5000):
         async with works.running():
             await measure()
     per_task = seconds_in(profile, scheduler, fair_queue, state, forecast, config) / 1000
     grown = resident[MANY] - resident[1000]
     print(f"{per_task * 1e3:.3f} ms and {grown / (MANY - 1000):.0f} bytes for each task")
-    assert works.desk.state.jobs[1].state is JobState.done
+    assert works.service.state.jobs[1].state is JobState.done
     assert per_task < 1e-3
     assert grown < 16 << 20
 

@@ -27,7 +27,7 @@ from arcd.daemon import schema, server
 from arcd.daemon.schema import Forecast, Health, Prediction
 from arcd.errors import ArcdError
 from arcd.jobs import events
-from arcd.jobs.service import Desk
+from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, JobState
 from arcd.jobs.store import NewJob, Store
 from arcd.scheduling.forecast import COLD
@@ -58,16 +58,16 @@ def forecast(job: Job) -> Forecast:
 
 
 class Bench:
-    """An application on a desk without a scheduler: nothing ever happens to a job by itself."""
+    """An application on a service without a scheduler: nothing ever happens to a job by itself."""
 
     def __init__(self, home: Path, token: str | None = None) -> None:
         # The test client runs each request in a thread of its own, one after the other.
         connect = partial(sqlite3.connect, check_same_thread=False)
         with patch("arcd.jobs.store.sqlite3.connect", connect):
-            self.desk = Desk(Store(home))
+            self.service = JobService(Store(home))
         self.stopped = 0
         self.app = server.application(
-            self.desk,
+            self.service,
             resolve(),
             check=lambda _: None,
             health=health,
@@ -91,15 +91,15 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     found = Bench(tmp_path)
     yield found
-    found.desk.store.close()
+    found.service.store.close()
 
 
 def fuzzed() -> Bench:
     """Jobs 1 and 2 are there, and streams end where the records do."""
     found = Bench(Path(tempfile.mkdtemp(prefix="arcd-fuzz-")))
     for _ in range(2):
-        found.desk.submit(NewJob("two", 10, TASKS, resolve()))
-    found.desk.close()
+        found.service.submit(NewJob("two", 10, TASKS, resolve()))
+    found.service.close()
     return found
 
 
@@ -124,7 +124,7 @@ def test_a_job_is_taken_on_and_can_be_asked_for(bench: Bench):
     assert (status["job"], status["name"], status["state"]) == (1, "mine", "queued")
     assert bench.client.get("/jobs/1").json() == status
     assert bench.client.get("/jobs").json() == [status]
-    assert bench.desk.store.config(1).train.steps == 5
+    assert bench.service.store.config(1).train.steps == 5
     result = bench.client.get("/jobs/1/result").json()
     assert set(result) == {task.id for task in TASKS.tasks}
 
@@ -175,11 +175,11 @@ def test_what_was_unfinished_is_taken_up_if_it_asks_for_the_same(bench: Bench):
 
 
 def test_what_is_done_is_not_done_again_if_that_will_do(bench: Bench):
-    (job,) = (bench.desk.state.jobs[bench.submit().json()["job"]],)
+    (job,) = (bench.service.state.jobs[bench.submit().json()["job"]],)
     for name in job.tasks:
-        bench.desk.emit(job.id, events.Started(name, 1, 1))
+        bench.service.emit(job.id, events.Started(name, 1, 1))
         sample = candidate(task(name))
-        bench.desk.emit(job.id, events.Answered(name, verdict(name, 1, [sample], 3)))
+        bench.service.emit(job.id, events.Answered(name, verdict(name, 1, [sample], 3)))
     assert job.state is JobState.done
     assert bench.submit(take_up="done").json()["job"] == job.id
     assert bench.submit(take_up="done", settings={"train": {"steps": 5}}).json()["job"] == 2
@@ -228,7 +228,7 @@ def test_without_the_token_nobody_gets_in(tmp_path: Path, header: str | None):
         assert bench.client.get(path, headers=headers).status_code == 401
     with_it = {"Authorization": "Bearer secret"}
     assert bench.client.get("/health", headers=with_it).status_code == 200
-    bench.desk.store.close()
+    bench.service.store.close()
 
 
 def test_a_client_from_afar_may_not_name_files(tmp_path: Path):
@@ -237,7 +237,7 @@ def test_a_client_from_afar_may_not_name_files(tmp_path: Path):
     answer = bench.submit(outs=[str(tmp_path / "out.json")])
     assert answer.status_code == 409
     assert bench.submit().status_code == 201
-    bench.desk.store.close()
+    bench.service.store.close()
 
 
 @pytest.mark.parametrize("announced", [True, False])

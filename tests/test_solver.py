@@ -13,14 +13,15 @@ from small import candidate, grid, solutions, task
 from arcd.arc.selection import CONTENDERS, Candidate, Verdict
 from arcd.arc.tasks import Task
 from arcd.backends.fake import FakeEngine, FakeTrainer
-from arcd.backends.protocols import Adapter, Request, Trained, TrainRequest
+from arcd.backends.protocols import Adapter, EngineUsage, Request, Trained, TrainRequest
+from arcd.backends.runtime import Runtime
 from arcd.config import Config, resolve
 from arcd.errors import EngineFailed, SampleRefused
 from arcd.jobs import events
 from arcd.model.encoding import CellEncoding
-from arcd.model.prompts import TooLong
-from arcd.scheduling.rates import Stretch
-from arcd.solver.solve import Assignment, Rig, build_lessons, build_questions, build_requests, solve
+from arcd.model.prompts import TooLong, build_lessons, build_questions
+from arcd.solver.assignment import Assignment, build_requests
+from arcd.solver.solve import solve
 from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +40,7 @@ class Recorded(FakeTrainer):
 
 @dataclass
 class Bench:
-    """A task on a rig of fakes, with the events that were emitted."""
+    """A task on a runtime of fakes, with the events that were emitted."""
 
     task: Task = field(default_factory=task)
     config: Config = field(default_factory=lambda: resolve(settings=["train.steps=4"]))
@@ -53,12 +54,12 @@ class Bench:
     async def solve(self, **left: object) -> Verdict:
         """The verdict, with what earlier attempts have left."""
         assignment = Assignment(self.task, self.config, **left)
-        return await solve(assignment, self.rig(), self.seen.append)
+        return await solve(assignment, self.runtime(), self.seen.append)
 
-    def rig(self) -> Rig:
+    def runtime(self) -> Runtime:
         engine = self.engine(CellEncoding(), solutions([self.task]), self.trainer.trained)
         self.engines.append(engine)
-        return Rig(
+        return Runtime(
             self.trainer, engine, CellEncoding(), Ledger(), serial=lambda: next(self.serials)
         )
 
@@ -244,9 +245,9 @@ async def test_a_finished_sample_is_not_asked_for_again_but_has_its_vote():
     left = tuple(c for c in first.candidates if (c.test, c.sample) not in {(0, 3), (1, 0)})
     bench = Bench(task(tests=2))
     engine = Asked(CellEncoding(), solutions([bench.task]), bench.trainer.trained)
-    rig = Rig(bench.trainer, engine, CellEncoding(), Ledger(), serial=lambda: 1)
+    runtime = Runtime(bench.trainer, engine, CellEncoding(), Ledger(), serial=lambda: 1)
     assignment = Assignment(bench.task, bench.config, candidates=left)
-    verdict = await solve(assignment, rig, bench.seen.append)
+    verdict = await solve(assignment, runtime, bench.seen.append)
     assert [(r.question.test, r.sample) for r in engine.requests] == [(0, 3), (1, 0)]
     assert bench.seen[0] == events.Started("t", 8, 2)
     assert bench.kinds.count("Sampled") == 2
@@ -450,15 +451,15 @@ class DeadEngine:
     async def sample(self, requests: object, adapter: Adapter | None, deliver: object) -> None:
         raise EngineFailed
 
-    def stretches(self) -> list[Stretch]:
+    def usage(self) -> list[EngineUsage]:
         return []
 
 
 async def test_a_dead_engine_is_nothing_that_a_task_can_be_answered_without():
     bench = Bench()
-    rig = Rig(bench.trainer, DeadEngine(), CellEncoding(), Ledger(), serial=lambda: 0)
+    runtime = Runtime(bench.trainer, DeadEngine(), CellEncoding(), Ledger(), serial=lambda: 0)
     with pytest.raises(EngineFailed):
-        await solve(Assignment(bench.task, bench.config), rig, bench.seen.append)
+        await solve(Assignment(bench.task, bench.config), runtime, bench.seen.append)
     assert bench.kinds[-1] == "Trained"
 
 

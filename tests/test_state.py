@@ -10,9 +10,8 @@ from strategies import Happening, lives
 
 from arcd.arc.selection import Verdict, verdict
 from arcd.jobs import events
-from arcd.jobs.events import Record
+from arcd.jobs.events import Record, Times
 from arcd.jobs.state import FINISHED, Answer, JobState, Phase, State
-from arcd.scheduling.forecast import Times
 
 DAEMON = events.DaemonStarted(7, "0.1", "base", "f", "cpu", "float32")
 
@@ -64,7 +63,7 @@ def test_a_task_goes_from_waiting_to_answered():
         job = one_job(*happened).jobs[1]
         assert job.tasks["a"].phase is phase
         assert job.tasks["b"].phase is Phase.waiting
-        assert job.tasks["a"].in_hand == (phase is not Phase.answered)
+        assert job.tasks["a"].in_flight == (phase is not Phase.answered)
         assert job.state is JobState.running
 
 
@@ -266,7 +265,7 @@ def test_what_is_in_hand_is_found_in_all_jobs():
             (2, events.Trained("a", 3, 2, 10, 1.0, 0.5)),
         ]
     )
-    assert state.in_hand() == [(1, "b"), (2, "a")]
+    assert state.in_flight() == [(1, "b"), (2, "a")]
 
 
 @given(lives())
@@ -280,8 +279,10 @@ def test_counts_are_those_of_the_tasks_whatever_happens(lived):
             assert min(each.counts.values()) >= 0
             shown = each.to_json()
             assert sum(shown[phase.value] for phase in Phase) == shown["tasks"]
-        in_hand = [(j.id, n) for j in state.jobs.values() for n, t in j.tasks.items() if t.in_hand]
-        assert state.in_hand() == in_hand
+        in_flight = [
+            (j.id, n) for j in state.jobs.values() for n, t in j.tasks.items() if t.in_flight
+        ]
+        assert state.in_flight() == in_flight
 
 
 @given(lives())

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arcd.backends.protocols import EngineUsage
 from arcd.backends.vllm.step_log import FEWEST, StepLog
-from arcd.scheduling.rates import Stretch
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Sample:
     made: int = 0
 
 
-def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[Stretch], list[tuple]]:
+def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list[tuple]]:
     """Stretches told, and for each step of an engine (seconds, prompt, generated, spoilt).
 
     Requests come at any time; a step reads the prompts of all that are new and makes a token of
@@ -55,12 +55,12 @@ def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[Stretch], list[tup
     return told + log.take(), steps
 
 
-def total(stretches: list[Stretch]) -> tuple:
+def total(usage: list[EngineUsage]) -> tuple:
     return (
-        sum(s.steps for s in stretches),
-        sum(s.prompt for s in stretches),
-        sum(s.generated for s in stretches),
-        round(sum(s.seconds for s in stretches), 6),
+        sum(s.steps for s in usage),
+        sum(s.prompt for s in usage),
+        sum(s.generated for s in usage),
+        round(sum(s.seconds for s in usage), 6),
     )
 
 
@@ -107,5 +107,5 @@ def test_a_prompt_that_is_read_in_pieces_is_told_with_all_of_its_steps():
     log.step(0.1)
     log.finish("long", 8000, 2)
     reading, generating = log.take()
-    assert reading == Stretch(4, 8000, 1, 2.0)
-    assert generating == Stretch(1, 0, 1, 0.1)
+    assert reading == EngineUsage(4, 8000, 1, 2.0)
+    assert generating == EngineUsage(1, 0, 1, 0.1)

@@ -34,10 +34,9 @@ from arcd.arc.tasks import Pair, Task, TaskSet
 from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
 from arcd.jobs import events
-from arcd.jobs.events import Record
+from arcd.jobs.events import Record, Times
 from arcd.jobs.state import JobState, Phase, State
 from arcd.jobs.store import VERSION, NewJob, Store, path_in
-from arcd.scheduling.forecast import Times
 from arcd.system import files
 
 # Of this file alone: the stores that are kept must not change with helpers.

@@ -34,10 +34,10 @@ STRICT = Limits(floor=1, ceiling=20)
 DAEMON = """
 import ctypes, os, signal, subprocess, sys, threading, time
 from pathlib import Path
-from arcd.daemon.heartbeat import Beat, Failure, Lane, Pulse, prepare_child
+from arcd.daemon.heartbeat import Beat, Failure, Activity, Pulse, prepare_child
 
 HERE = Path(__file__).parent
-IDLE = Lane(False, 0)
+IDLE = Activity(False, 0)
 
 def beat(engine=IDLE, trainer=IDLE, ready=True):
     pulse.send(Beat(ready, engine, trainer))
@@ -228,8 +228,8 @@ async def test_a_daemon_that_stands_still_is_replaced(rig):
 
 LIVING_LOOP = """
 if life == 2: sys.exit()
-beat(Lane(True, 0)); beat(Lane(True, 1))
-beat_for_ever(Lane(True, 1))
+beat(Activity(True, 0)); beat(Activity(True, 1))
+beat_for_ever(Activity(True, 1))
 """
 
 

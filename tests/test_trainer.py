@@ -20,9 +20,8 @@ from arcd.backends.protocols import Trained, TrainingStep, TrainRequest
 from arcd.config import TrainConfig, resolve
 from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed
 from arcd.model.base_model import Device, load_model, open_encoding
-from arcd.model.prompts import Lesson
+from arcd.model.prompts import Lesson, build_lessons
 from arcd.pretrain.cell_model import CellModel
-from arcd.solver.solve import build_lessons
 from arcd.system.ledger import Ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]

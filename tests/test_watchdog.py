@@ -2,20 +2,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.daemon.heartbeat import Beat, Lane
+from arcd.daemon.heartbeat import Activity, Beat
 from arcd.daemon.watchdog import Limits, Watchdog
 
 LIMITS = Limits()
-IDLE = Lane(busy=False, steps=0)
+IDLE = Activity(busy=False, steps=0)
 
-lanes = st.builds(Lane, busy=st.booleans(), steps=st.integers(0, 5))
+lanes = st.builds(Activity, busy=st.booleans(), steps=st.integers(0, 5))
 beats = st.builds(Beat, ready=st.booleans(), engine=lanes, trainer=lanes)
 # Whole milliseconds, so that sums are the same in whatever order they are taken.
 waits = st.integers(0, 2_000_000).map(lambda milliseconds: milliseconds / 1024)
 histories = st.lists(st.tuples(waits, beats), max_size=30)
 
 
-def beat(engine: Lane = IDLE, trainer: Lane = IDLE, ready: bool = True) -> Beat:
+def beat(engine: Activity = IDLE, trainer: Activity = IDLE, ready: bool = True) -> Beat:
     return Beat(ready, engine, trainer)
 
 
@@ -32,7 +32,7 @@ def told(history: list[tuple[float, Beat]]) -> tuple[Watchdog, float]:
 def stepping(watchdog: Watchdog, now: float, gap: float, count: int) -> float:
     """The engine makes `count` steps, one every `gap` seconds; returns the time of the last."""
     for steps in range(count + 1):
-        watchdog.hear(beat(Lane(True, steps)), now + steps * gap)
+        watchdog.hear(beat(Activity(True, steps)), now + steps * gap)
     return now + count * gap
 
 
@@ -51,7 +51,7 @@ def beating(watchdog: Watchdog, heard: Beat, start: float, end: float) -> list[s
 def test_nothing_stalls_before_the_floor(history, wait):
     watchdog, now = told(history)
     watchdog.hear(beat(IDLE, IDLE), now)
-    watchdog.hear(beat(Lane(True, 0), Lane(True, 0)), now)
+    watchdog.hear(beat(Activity(True, 0), Activity(True, 0)), now)
     assert watchdog.stalled(now + wait) is None or now + wait == now + LIMITS.floor
 
 
@@ -59,13 +59,13 @@ def test_nothing_stalls_before_the_floor(history, wait):
 def test_a_lane_that_becomes_ten_times_slower_is_let_alone(gap, count):
     watchdog, now = told([])
     now = stepping(watchdog, now, gap, count)
-    assert beating(watchdog, beat(Lane(True, count)), now, now + 10 * gap) == []
+    assert beating(watchdog, beat(Activity(True, count)), now, now + 10 * gap) == []
 
 
 @given(histories, st.sampled_from(["engine", "trainer"]))
 def test_a_lane_that_stops_for_ever_is_stalled_at_the_ceiling_at_the_latest(history, lane):
     watchdog, now = told(history)
-    stuck = beat(**{lane: Lane(True, 9)})
+    stuck = beat(**{lane: Activity(True, 9)})
     watchdog.hear(stuck, now)
     beating(watchdog, stuck, now, now + LIMITS.ceiling)
     assert f"no {lane} step for" in watchdog.stalled(now + LIMITS.ceiling)
@@ -84,7 +84,7 @@ def test_idle_lanes_never_stall(history):
     for wait, engine, trainer in history:
         now += wait
         assert watchdog.stalled(now) is None
-        watchdog.hear(beat(Lane(False, engine), Lane(False, trainer)), now)
+        watchdog.hear(beat(Activity(False, engine), Activity(False, trainer)), now)
 
 
 @given(histories, st.lists(st.floats(0, 2000)))
@@ -106,7 +106,7 @@ def test_a_new_life_starts_without_open_lanes(history, steps):
     watchdog, now = told(history)
     watchdog.begin(now)
     assert watchdog.deadline() == now + LIMITS.ceiling
-    watchdog.hear(beat(Lane(False, steps)), now)
+    watchdog.hear(beat(Activity(False, steps)), now)
     assert watchdog.deadline() == now + LIMITS.floor
 
 
@@ -114,7 +114,7 @@ def test_a_new_life_keeps_the_learnt_gaps():
     watchdog, now = told([])
     now = stepping(watchdog, now, 30, 10)
     watchdog.begin(now)
-    stuck = beat(Lane(True, 0))
+    stuck = beat(Activity(True, 0))
     watchdog.hear(stuck, now)
     assert beating(watchdog, stuck, now, now + 599) == []
     assert watchdog.stalled(now + 600) == "no engine step for 600 s (limit 600 s)"
@@ -125,13 +125,13 @@ def test_the_time_between_two_lives_is_no_gap():
     now = stepping(watchdog, now, 1, 10)
     watchdog.begin(now + 800)
     now = stepping(watchdog, now + 800, 1, 3)
-    assert beating(watchdog, beat(Lane(True, 3)), now, now + 59) == []
+    assert beating(watchdog, beat(Activity(True, 3)), now, now + 59) == []
     assert watchdog.stalled(now + 60)
 
 
 def test_before_its_first_step_a_lane_has_until_the_ceiling():
     watchdog, now = told([])
-    first = beat(trainer=Lane(True, 0))
+    first = beat(trainer=Activity(True, 0))
     watchdog.hear(first, now)
     assert beating(watchdog, first, now, now + 899) == []
     assert watchdog.stalled(now + 900) == "no trainer step for 900 s (limit 900 s)"
@@ -140,7 +140,7 @@ def test_before_its_first_step_a_lane_has_until_the_ceiling():
 def test_the_clock_of_a_lane_starts_when_it_becomes_busy():
     watchdog, now = told([])
     now = stepping(watchdog, now, 1, 10)
-    idle, busy = beat(Lane(False, 10)), beat(Lane(True, 10))
+    idle, busy = beat(Activity(False, 10)), beat(Activity(True, 10))
     assert beating(watchdog, idle, now, now + 500) == []
     watchdog.hear(busy, now + 500)
     assert beating(watchdog, busy, now + 500, now + 559) == []
@@ -150,8 +150,8 @@ def test_the_clock_of_a_lane_starts_when_it_becomes_busy():
 def test_a_rare_outlier_is_not_the_usual_gap():
     watchdog, now = told([])
     now = stepping(watchdog, now, 1, 200)
-    watchdog.hear(beat(Lane(True, 201)), now + 50)
-    watchdog.hear(beat(Lane(True, 201)), now + 80)
+    watchdog.hear(beat(Activity(True, 201)), now + 50)
+    watchdog.hear(beat(Activity(True, 201)), now + 80)
     assert watchdog.stalled(now + 110) == "no engine step for 60 s (limit 60 s)"
 
 
@@ -159,7 +159,7 @@ def test_gaps_of_long_ago_are_forgotten():
     watchdog, now = told([])
     now = stepping(watchdog, now, 45, 10)
     now = stepping(watchdog, now, 0.5, LIMITS.window)
-    stuck = beat(Lane(True, LIMITS.window))
+    stuck = beat(Activity(True, LIMITS.window))
     assert beating(watchdog, stuck, now, now + 59) == []
     assert watchdog.stalled(now + 60)
 
@@ -171,7 +171,7 @@ def test_a_ready_daemon_must_give_signs_of_life():
     assert watchdog.stalled(now + 60) == "no sign of life for 60 s (limit 60 s)"
 
 
-@pytest.mark.parametrize("heard", [[], [(0.0, beat(Lane(True, 3), ready=False))]])
+@pytest.mark.parametrize("heard", [[], [(0.0, beat(Activity(True, 3), ready=False))]])
 def test_before_it_is_ready_a_daemon_may_be_silent_up_to_the_ceiling(heard):
     watchdog, now = told(heard)
     assert watchdog.stalled(now + 899) is None

@@ -16,6 +16,7 @@ from arcd.arc.tasks import Solutions
 from arcd.backends.protocols import (
     Adapter,
     Completion,
+    EngineUsage,
     Request,
     Trained,
     TrainingStep,
@@ -24,7 +25,6 @@ from arcd.backends.protocols import (
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.model.encoding import Encoding
 from arcd.model.prompts import Question
-from arcd.scheduling.rates import Stretch
 
 
 @dataclass
@@ -38,21 +38,30 @@ class FakeTrainer:
     seconds_per_step: float = 0.0
     memory: int = 1 << 30
     broken: frozenset[str] = frozenset()
+    capacity: int = 1
+    """Trainings at once."""
     folder: Path | None = None
     """Where each adapter leaves a file with the name of its task, if anywhere."""
     trained: dict[int, str] = field(default_factory=dict)
     """The task of each adapter's serial."""
     steps: int = 0
-    busy: bool = False
+    under_way: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = anyio.Semaphore(self.capacity)
+
+    @property
+    def busy(self) -> bool:
+        return self.under_way > 0
 
     async def train(
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
     ) -> Trained:
-        self.busy = True
+        self.under_way += 1
         try:
             return await self._train(wanted, progress)
         finally:
-            self.busy = False
+            self.under_way -= 1
 
     async def _train(
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
@@ -98,7 +107,7 @@ class FakeEngine:
     broken: frozenset[str] = frozenset()
     steps: int = 0
     open: int = 0
-    told: list[Stretch] = field(default_factory=list)
+    told: list[EngineUsage] = field(default_factory=list)
 
     @property
     def busy(self) -> bool:
@@ -128,9 +137,9 @@ class FakeEngine:
         prompt = sum(len(request.question.tokens) for request in requests)
         rounds = max(generated, default=0)
         seconds = rounds * self.seconds_per_token
-        self.told.append(Stretch(rounds, prompt, sum(generated), seconds))
+        self.told.append(EngineUsage(rounds, prompt, sum(generated), seconds))
 
-    def stretches(self) -> list[Stretch]:
+    def usage(self) -> list[EngineUsage]:
         told, self.told = self.told, []
         return told
 

@@ -74,8 +74,6 @@ class LoraTrainer:
         `cores` says before each step how many OpenMP threads it may have on a CPU.
         """
         self._cores = cores
-        self.steps = 0
-        self.busy = False
         self._model, self._device, self._pad, self._ledger = model, device, pad, ledger
         self._folder = folder
         self._marker = {"base": fingerprint(base)}
@@ -88,14 +86,7 @@ class LoraTrainer:
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
     ) -> Trained:
         """See `Trainer.train`."""
-        self.busy = True
-        course = _Course(progress)
-        try:
-            return await self._in_thread(wanted, course)
-        finally:
-            self.busy = False
-
-    async def _in_thread(self, wanted: TrainRequest, course: "_Course") -> Trained:
+        course = TrainingHandle(progress)
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._train, wanted, course)
         try:
             await asyncio.wait([work])
@@ -109,7 +100,7 @@ class LoraTrainer:
         course.check()
         return work.result()
 
-    def _train(self, wanted: TrainRequest, course: "_Course") -> Trained:
+    def _train(self, wanted: TrainRequest, course: "TrainingHandle") -> Trained:
         begun = time.monotonic()
         size = wanted.config.batch_size
         steps = math.ceil(len(wanted.lessons) / size)
@@ -124,7 +115,6 @@ class LoraTrainer:
                 batch = wanted.lessons[step * size : (step + 1) * size]
                 with self._ledger.span("trainer", "step"):
                     loss = lora.step(batch, wanted.config.lr * factor(wanted.config, step, steps))
-                self.steps += 1
                 tokens += sum(len(lesson.tokens) for lesson in batch)
                 rate = tokens / (time.monotonic() - begun)
                 course.tell(TrainingStep(step + 1, steps, loss, rate))
@@ -167,7 +157,7 @@ class LoraTrainer:
         return adapter
 
 
-class _Course:
+class TrainingHandle:
     """What the training thread and the event loop tell each other; neither waits for the other.
 
     Writing a step down takes as long as the disk does: the next one need not stand still for it.

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import anyio
+
 from arcd.config import TrainConfig
 from arcd.model.prompts import Lesson, Question
-from arcd.scheduling.rates import Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +99,27 @@ class TrainRequest:
     start: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EngineUsage:
+    """What some engine steps did together: prompt tokens read, tokens generated, seconds."""
+
+    steps: int
+    prompt: int
+    generated: int
+    seconds: float
+
+
 class Trainer(Protocol):
-    """Trains adapters on the resident base model: one at a time, or as many as a rig says."""
+    """Trains adapters on the resident base model, at most `capacity` of them at once."""
+
+    capacity: int
+    slots: anyio.Semaphore
+    """`capacity` slots, given out in the order of asking. Who trains holds one of them, through all
+    attempts at the same adapter."""
 
     @property
     def steps(self) -> int:
-        """Steps made so far, of all trainings: its heartbeat while it is `busy`."""
+        """Steps made so far. It goes on only if every training under way goes on."""
         ...
 
     @property
@@ -149,6 +165,6 @@ class Engine(Protocol):
         """
         ...
 
-    def stretches(self) -> list[Stretch]:
+    def usage(self) -> list[EngineUsage]:
         """What the steps did that were not told yet, as soon as it is known."""
         ...

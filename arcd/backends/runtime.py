@@ -1,22 +1,25 @@
-"""The real rig: the base model loaded, the trainer and the engine on it, opened in the one order
-that works and closed again whatever happens. Knows nothing of jobs.
+"""The runtime: what tasks are solved with, and how the real one is opened and closed.
+
+The base model is loaded, then the trainer and the engine on it, in the one order that works; all of
+it is closed again whatever happens. Knows nothing of jobs.
 """
 
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
 
-from arcd.backends.protocols import Engine
+from arcd.backends.protocols import Engine, Trainer
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import Config
 from arcd.errors import MissingPackage
 from arcd.model.base_model import Device, load_model, open_encoding, twin
-from arcd.solver.solve import Rig
+from arcd.model.encoding import Encoding
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
 
@@ -24,6 +27,17 @@ SWITCH = 0.0005
 """Seconds that a thread may keep Python to itself while others wait, instead of 0.005: trainers and
 engine call torch thousands of times a second, each time to come back for it. 45.5 s became 42.6
 (12 tasks, 20 steps, two cores)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What tasks are solved with; shared by all of them. `serial` numbers an adapter."""
+
+    trainer: Trainer
+    engine: Engine
+    encoding: Encoding
+    ledger: Ledger
+    serial: Callable[[], int]
 
 
 def set_environment() -> None:
@@ -39,7 +53,7 @@ def set_environment() -> None:
 
 
 @asynccontextmanager
-async def open_rig(
+async def open_runtime(
     base: Path,
     config: Config,
     device: Device,
@@ -48,8 +62,8 @@ async def open_rig(
     adapters: Path,
     ledger: Ledger,
     serial: Callable[[], int],
-) -> AsyncIterator[Rig]:
-    """A rig on the base that serves adapters of at most `rank`, kept under `adapters`."""
+) -> AsyncIterator[Runtime]:
+    """A runtime on the base that serves adapters of at most `rank`, kept under `adapters`."""
     try:
         from arcd.backends.lora_trainer import LoraTrainer
         from arcd.backends.vllm.engine import vllm_engine
@@ -85,7 +99,7 @@ async def open_rig(
         ) as engine:
             share.engine = engine
             loading.close()
-            yield Rig(pool, engine, encoding, ledger, serial, trainings)
+            yield Runtime(pool, engine, encoding, ledger, serial)
 
 
 class _Cores:

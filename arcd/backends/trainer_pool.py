@@ -1,54 +1,69 @@
-"""The pool: several trainers as one, so that several adapters can be trained at once.
+"""The trainer pool: several trainers of one adapter each as one, for trainings side by side.
 
 On a CPU, two trainings with a core each get through more than one with two. Knows nothing of what
 the trainers are.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from arcd.backends.protocols import Trained, Trainer, TrainingStep, TrainRequest
+import anyio
+
+from arcd.backends.protocols import Trained, TrainingStep, TrainRequest
 
 
-class TrainerPool:
-    """Gives each training to the first of its trainers that is idle; there must be one."""
-
-    def __init__(self, trainers: Sequence[Trainer]) -> None:
-        self._trainers = trainers
-        self._steps = 0
-        self._seen = [0] * len(trainers)
-        self._taken = [False] * len(trainers)
-
-    @property
-    def busy(self) -> bool:
-        """See `Trainer.busy`."""
-        return any(self._taken)
-
-    @property
-    def steps(self) -> int:
-        """See `Trainer.steps`; goes on only when each training under way has made a step.
-
-        So a training that hangs is noticed whatever the others do.
-        """
-        taken = [i for i, taken in enumerate(self._taken) if taken]
-        if taken and all(self._trainers[i].steps != self._seen[i] for i in taken):
-            self._steps += 1
-            for i in taken:
-                self._seen[i] = self._trainers[i].steps
-        return self._steps
-
-    def alone(self, index: int) -> bool:
-        """Whether no other trainer than this one is busy."""
-        return not any(taken for i, taken in enumerate(self._taken) if i != index)
+class SingleTrainer(Protocol):
+    """Trains one adapter at a time."""
 
     async def train(
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
     ) -> Trained:
         """See `Trainer.train`."""
-        index = self._taken.index(False)
-        self._taken[index] = True
-        self._seen[index] = self._trainers[index].steps
+        ...
+
+
+class TrainerPool:
+    """A `Trainer` that gives each training to the first of its trainers that is idle."""
+
+    def __init__(self, trainers: Sequence[SingleTrainer]) -> None:
+        """There must be one trainer at least."""
+        self.capacity = len(trainers)
+        self.slots = anyio.Semaphore(self.capacity)
+        self.steps = 0
+        """See `Trainer.steps`; a training that hangs keeps it from going on, whatever the others
+        do."""
+        self._trainers = trainers
+        self._stepped: dict[int, bool] = {}
+        """By trainer under way, whether it has made a step since `steps` was raised last."""
+
+    @property
+    def busy(self) -> bool:
+        """See `Trainer.busy`."""
+        return bool(self._stepped)
+
+    def alone(self, index: int) -> bool:
+        """Whether no other trainer than this one is busy."""
+        return not self._stepped.keys() - {index}
+
+    async def train(
+        self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
+    ) -> Trained:
+        """See `Trainer.train`; called with a slot held."""
+        index = min(set(range(self.capacity)) - self._stepped.keys())
+
+        def count(step: TrainingStep) -> None:
+            self._count(index)
+            progress(step)
+
+        self._stepped[index] = False
         try:
-            return await self._trainers[index].train(wanted, progress)
+            return await self._trainers[index].train(wanted, count)
         finally:
-            self._taken[index] = False
-            self._steps += 1  # one that ends has got on
+            del self._stepped[index]
+            self.steps += 1  # one that ends has got on
+
+    def _count(self, index: int) -> None:
+        self._stepped[index] = True
+        if all(self._stepped.values()):
+            self.steps += 1
+            self._stepped = dict.fromkeys(self._stepped, False)

@@ -19,9 +19,10 @@ from arcd.backends.protocols import Adapter, Completion, TrainRequest
 from arcd.backends.runtime import set_environment
 from arcd.config import Config
 from arcd.model.base_model import load_model, open_encoding, pick_device
-from arcd.model.prompts import TooLong
+from arcd.model.prompts import TooLong, build_lessons, build_questions
+from arcd.solver.assignment import build_requests
 from arcd.solver.rescoring import judge
-from arcd.solver.solve import build_lessons, build_questions, build_requests, to_candidate
+from arcd.solver.solve import to_candidate
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
 from arcd.system.seeds import seed_of

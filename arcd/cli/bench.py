@@ -23,10 +23,9 @@ from arcd.daemon.options import Options
 from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, BadConfig
 from arcd.jobs import events
-from arcd.jobs.events import Record
+from arcd.jobs.events import Record, Times
 from arcd.scheduling.fair_queue import Item, makespan, ordered
-from arcd.scheduling.forecast import Times
-from arcd.system.ledger import LANES, Account
+from arcd.system.ledger import RESOURCES, Account
 from arcd.system.processes import cores
 
 
@@ -69,7 +68,9 @@ class Comparison:
     def contention(self) -> Times:
         """How much longer each lane's steps took because the other one worked beside it."""
         together, alone = self.arcd.account.seconds, self.resident.account.seconds
-        trainer, engine = (together[lane]["step"] / alone[lane]["step"] for lane in LANES[:2])
+        trainer, engine = (
+            together[resource]["step"] / alone[resource]["step"] for resource in RESOURCES[:2]
+        )
         return Times(trainer, engine)
 
     @property
@@ -114,7 +115,7 @@ class Comparison:
             "overlap_uncorrected": self.overlap_uncorrected,
             "outside_compute_share": account.outside_steps,
             "contention": {"trainer": self.contention.train, "engine": self.contention.infer},
-            "idle": {lane: account.idle(lane) / account.solving for lane in LANES},
+            "idle": {resource: account.idle(resource) / account.solving for resource in RESOURCES},
             "bound": self.bound,
             "tasks": self.tasks,
             "cores": self.cores,
@@ -237,5 +238,7 @@ def _numbers(run: Resident) -> dict[str, Any]:
         "first": run.first,
         "loading": run.account.loading,
         "solving": run.solving,
-        "steps": {lane: run.account.seconds[lane].get("step", 0.0) for lane in LANES},
+        "steps": {
+            resource: run.account.seconds[resource].get("step", 0.0) for resource in RESOURCES
+        },
     }

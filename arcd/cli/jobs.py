@@ -25,7 +25,7 @@ from arcd.errors import NoDaemon
 
 if TYPE_CHECKING:
     from arcd.daemon.client import Client
-    from arcd.daemon.offline import Stored
+    from arcd.daemon.offline import OfflineClient
     from arcd.daemon.supervisor import Incident
     from arcd.display.live import Display
     from arcd.system.home import Home
@@ -380,9 +380,9 @@ def _client(home: Path | None) -> "Client":
 
 
 @contextmanager
-def _reading(given: Path | None) -> "Iterator[Client | Stored]":
+def _reading(given: Path | None) -> "Iterator[Client | OfflineClient]":
     """The daemon where one answers, else the store that it left."""
-    from arcd.daemon.offline import Stored
+    from arcd.daemon.offline import OfflineClient
 
     with _client(given) as client:
         try:
@@ -393,7 +393,7 @@ def _reading(given: Path | None) -> "Iterator[Client | Stored]":
         else:
             yield client
             return
-    yield Stored(_home(given))
+    yield OfflineClient(_home(given))
 
 
 def ledger_of_daemon(home: "Home") -> dict[str, Any] | None:
@@ -487,11 +487,11 @@ def _print_submitted(status: dict[str, Any], *, wait: bool) -> None:
 
 
 def _print_status(status: dict[str, Any]) -> None:
-    in_hand = status["started"] + status["trained"]
+    in_flight = status["started"] + status["trained"]
     doubt = f", {status['retriable']} failed or doubtful" if status["retriable"] else ""
     _say(
         f"job {status['job']} ({status['name']}): {status['state']}, "
-        f"{status['answered']} of {status['tasks']} tasks answered, {in_hand} in hand{doubt}"
+        f"{status['answered']} of {status['tasks']} tasks answered, {in_flight} in hand{doubt}"
     )
     if status["retriable"] and status["state"] == "done":
         _say(f"  arcd retry {status['job']}")

@@ -296,6 +296,7 @@ def bench(
     from arcd import config as configuration
     from arcd.arc import tasks as taskfiles
     from arcd.cli import bench as measuring
+    from arcd.cli.tables import bench_table
     from arcd.daemon.options import Options
     from arcd.display import tables
     from arcd.model import base_model
@@ -308,7 +309,7 @@ def bench(
     report = err.print if not as_json else lambda text: None
     compared = measuring.compare(found, tasks, options, repeat=repeat, report=report)
     if not as_json:
-        out.print(tables.bench_table(compared))
+        out.print(bench_table(compared))
         out.print(tables.account(compared.arcd.account))
     print(json.dumps(compared.to_json()))
 
@@ -333,9 +334,9 @@ def sweep(
     from arcd import config as configuration
     from arcd.arc import tasks as taskfiles
     from arcd.cli import sweep as sweeping
+    from arcd.cli.tables import trials_table
     from arcd.daemon import schema
     from arcd.daemon.client import Client
-    from arcd.display import tables
     from arcd.errors import BadConfig, BadTask
     from arcd.jobs.history import History
 
@@ -363,7 +364,7 @@ def sweep(
             if as_json:
                 print(json.dumps(trials[-1].to_json()), flush=True)
     if not as_json:
-        out.print(tables.trials_table(trials))
+        out.print(trials_table(trials))
 
 
 @app.command()

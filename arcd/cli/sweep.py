@@ -11,7 +11,7 @@ from typing import Any
 from arcd.arc.metrics import Report
 from arcd.errors import BadConfig, BadJob
 from arcd.jobs.history import History
-from arcd.jobs.state import JobState, Lane
+from arcd.jobs.state import JobState, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Axis:
 class Trial:
     """A point of the grid that is done: its settings, its job, how good and how long.
 
-    `wall` is from the first task's start to the last answer, `lanes` what training and sampling
+    `wall` is from the first task's start to the last answer, `stages` what training and sampling
     took; seconds. `tasks` are all that were done, also those without solutions.
     """
 
@@ -35,7 +35,7 @@ class Trial:
     tasks: int
     report: Report
     wall: float
-    lanes: dict[Lane, float]
+    stages: dict[Stage, float]
 
     def to_json(self) -> dict[str, Any]:
         """The settings, the job, all metrics, and seconds."""
@@ -46,8 +46,8 @@ class Trial:
             **self.report.total.to_json(),
             "seconds": self.wall,
             "seconds_per_task": self.wall / self.tasks,
-            "train_seconds": self.lanes["train"],
-            "infer_seconds": self.lanes["infer"],
+            "train_seconds": self.stages["train"],
+            "infer_seconds": self.stages["infer"],
         }
 
 
@@ -88,12 +88,12 @@ def trial(settings: dict[str, str], history: History, report: Report) -> Trial:
     job = history.state.jobs[history.job]
     if job.state is JobState.cancelled:
         raise BadJob(f"job {job.id} was cancelled; the same sweep goes on with a new one for it")
-    lanes: dict[Lane, float] = {"train": 0.0, "infer": 0.0}
+    stages: dict[Stage, float] = {"train": 0.0, "infer": 0.0}
     for span in history.over:
-        lanes[span.lane] += span.until(history.at) - span.begin
+        stages[span.stage] += span.until(history.at) - span.begin
     begun = min((span.begin for span in history.over), default=0.0)
     ended = max((span.until(history.at) for span in history.over), default=0.0)
-    return Trial(settings, job.id, len(job.tasks), report, ended - begun, lanes)
+    return Trial(settings, job.id, len(job.tasks), report, ended - begun, stages)
 
 
 def _parts(text: str) -> Iterator[str]:

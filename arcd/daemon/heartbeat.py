@@ -29,7 +29,7 @@ stays below the 4096 bytes (PIPE_BUF) that a pipe takes whole or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class Activity:
     """Whether a lane has a step to do, and how many it has done."""
 
     busy: bool
@@ -41,8 +41,8 @@ class Beat:
     """A sign of life."""
 
     ready: bool
-    engine: Lane
-    trainer: Lane
+    engine: Activity
+    trainer: Activity
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,12 @@ def _failure(fields: dict[str, Any]) -> Failure:
 
 
 def _beat(fields: dict[str, Any]) -> Beat:
-    engine, trainer = _lane(fields["engine"]), _lane(fields["trainer"])
+    engine, trainer = _activity(fields["engine"]), _activity(fields["trainer"])
     return Beat(_typed(fields["ready"], bool), engine, trainer)
 
 
-def _lane(fields: dict[str, Any]) -> Lane:
-    return Lane(_typed(fields["busy"], bool), _typed(fields["steps"], int))
+def _activity(fields: dict[str, Any]) -> Activity:
+    return Activity(_typed(fields["busy"], bool), _typed(fields["steps"], int))
 
 
 def _typed(value: Any, kind: type[T]) -> T:

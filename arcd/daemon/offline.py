@@ -8,7 +8,7 @@ from arcd.jobs.store import Store
 from arcd.system.home import Home
 
 
-class Stored:
+class OfflineClient:
     """What a `Client` can be asked, of a home in which no daemon runs."""
 
     def __init__(self, home: Home) -> None:

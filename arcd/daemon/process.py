@@ -1,4 +1,4 @@
-"""The daemon: one process with the desk, the server, the scheduler and the rig in one task group.
+"""The daemon: one process with job service, server, scheduler and runtime in one task group.
 
 Crash-only: whatever goes wrong in earnest ends the process; the supervisor starts another one,
 which finds everything in the store. What a restart would not mend is told to the supervisor as a
@@ -21,26 +21,25 @@ from typing import Literal, Protocol
 import anyio
 from anyio import to_thread
 
-from arcd import __version__
-from arcd.backends.runtime import set_environment
+from arcd.backends.runtime import Runtime, set_environment
 from arcd.daemon import server
-from arcd.daemon.heartbeat import Beat, Failure, Lane, Pulse, prepare_child
+from arcd.daemon.heartbeat import Activity, Beat, Failure, Pulse, prepare_child
 from arcd.daemon.options import Options
 from arcd.daemon.publisher import Publisher
 from arcd.daemon.schema import Forecast, Health, Prediction
 from arcd.errors import EngineFailed, known
 from arcd.jobs import events, messages
 from arcd.jobs.events import Record
-from arcd.jobs.service import Desk
+from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
 from arcd.jobs.store import NewJob, Store
 from arcd.model.base_model import Device, check, check_training, fingerprint, pick_device
 from arcd.scheduling.calibration import calibrate
-from arcd.scheduling.rates import Measured
+from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
-from arcd.solver.solve import Rig
 from arcd.system.home import Home
 from arcd.system.ledger import Ledger
+from arcd.version import __version__
 
 BEAT = 0.5
 """Seconds between two signs of life."""
@@ -59,8 +58,8 @@ class Platform:
     device: Device
 
 
-class OpenRig(Protocol):
-    """Makes a daemon's rig; the real one, or one of fakes."""
+class OpenRuntime(Protocol):
+    """Makes a daemon's runtime; the real one, or one of fakes."""
 
     def __call__(
         self,
@@ -70,7 +69,7 @@ class OpenRig(Protocol):
         rank: int,
         ledger: Ledger,
         serial: Callable[[], int],
-    ) -> AbstractAsyncContextManager[Rig]: ...
+    ) -> AbstractAsyncContextManager[Runtime]: ...
 
 
 class Daemon:
@@ -80,17 +79,19 @@ class Daemon:
         self._options, self._pulse = options, pulse
         self._home = Home(options.home)
         self._ledger = Ledger()
-        self._desk = Desk(Store(options.home))
-        self._publisher = Publisher(self._desk, self._home)
+        self._service = JobService(Store(options.home))
+        self._publisher = Publisher(self._service, self._home)
         self._scheduler: Scheduler | None = None
-        self._rig: Rig | None = None
+        self._runtime: Runtime | None = None
         self._platform: Platform | None = None
         self._state: Literal["loading", "ready", "stopping"] = "loading"
-        self._rates: Measured | None = None
+        self._rates: RateEstimator | None = None
         self._kept = 0.0  # when they were written down last
-        self._desk.listeners.append(self._log)
+        self._service.listeners.append(self._log)
 
-    async def run(self, open_rig: OpenRig, find_platform: Callable[[Options], Platform]) -> None:
+    async def run(
+        self, open_runtime: OpenRuntime, find_platform: Callable[[Options], Platform]
+    ) -> None:
         """Serve until told to stop."""
         self._recover()
         servers = self._servers()
@@ -100,47 +101,49 @@ class Daemon:
             async with anyio.create_task_group() as serving:
                 for http, listening in servers:
                     serving.start_soon(http.serve, [listening])
-                await self._work(open_rig, find_platform)
+                await self._work(open_runtime, find_platform)
                 for http, _ in servers:
                     http.should_exit = True
             helping.cancel_scope.cancel()
-        self._desk.store.close()
+        self._service.store.close()
 
-    async def _work(self, open_rig: OpenRig, find_platform: Callable[[Options], Platform]) -> None:
+    async def _work(
+        self, open_runtime: OpenRuntime, find_platform: Callable[[Options], Platform]
+    ) -> None:
         """Load the models, work through jobs until told to stop, write the last word."""
         begun = time.monotonic()
         with self._ledger.span("host", "load"):
             self._platform = await to_thread.run_sync(find_platform, self._options)
         self._started(self._platform)
-        async with open_rig(
+        async with open_runtime(
             self._options,
             self._platform,
             rank=self._largest_rank(),
             ledger=self._ledger,
-            serial=self._desk.store.serial,
-        ) as rig:
-            self._rates = await self._measured(rig)
-            scheduler = self._ready(rig, self._rates, time.monotonic() - begun)
+            serial=self._service.store.serial,
+        ) as runtime:
+            self._rates = await self._measured(runtime)
+            scheduler = self._ready(runtime, self._rates, time.monotonic() - begun)
             if self._state == "stopping":
                 scheduler.stop()
             await scheduler.run(self._options.grace)
             self._keep(self._rates)
         await to_thread.run_sync(self._publisher.flush)
-        self._desk.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
-        self._desk.close()
+        self._service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
+        self._service.close()
 
-    async def _measured(self, rig: Rig) -> Measured:
+    async def _measured(self, runtime: Runtime) -> RateEstimator:
         """What an earlier daemon has measured of this platform, or a calibration."""
-        kept = self._desk.store.measured(self._rates_key())
-        if kept is not None and (found := Measured.from_json(kept)).known:
+        kept = self._service.store.measured(self._rates_key())
+        if kept is not None and (found := RateEstimator.from_json(kept)).known:
             return found
         with self._ledger.span("host", "load"):
-            measured = await calibrate(rig, self._options.config)
+            measured = await calibrate(runtime, self._options.config)
         self._keep(measured)
         return measured
 
-    def _keep(self, measured: Measured) -> None:
-        self._desk.store.keep_measured(self._rates_key(), measured.to_json())
+    def _keep(self, measured: RateEstimator) -> None:
+        self._service.store.keep_measured(self._rates_key(), measured.to_json())
         self._kept = time.monotonic()
 
     def _rates_key(self) -> str:
@@ -168,7 +171,7 @@ class Daemon:
             base=str(self._options.base),
             device=device.kind if device else self._options.device,
             dtype=device.dtype if device else self._options.config.precision,
-            jobs=len(self._desk.state.jobs),
+            jobs=len(self._service.state.jobs),
             rates=self._rates.rates.to_json() if self._rates else None,
             ledger=self._ledger.account().to_json(),
         )
@@ -176,7 +179,7 @@ class Daemon:
     def forecast(self, job: Job) -> Forecast:
         """What is still to come of a job."""
         scheduler = self._scheduler
-        tasks = {n: t.predicted for n, t in job.tasks.items() if t.in_hand and t.predicted}
+        tasks = {n: t.predicted for n, t in job.tasks.items() if t.in_flight and t.predicted}
         tasks |= scheduler.predicted(job.id) if scheduler else {}
         return Forecast(
             job=job.id,
@@ -197,27 +200,27 @@ class Daemon:
     def _drop_everything(self) -> None:
         """End before the models are loaded: nothing is in hand."""
         self._publisher.flush()
-        self._desk.emit(None, events.DaemonStopped())
-        self._desk.store.close()
+        self._service.emit(None, events.DaemonStopped())
+        self._service.store.close()
         os._exit(0)
 
     def _log(self, record: Record) -> None:
-        line = messages.log_line(record, self._desk.state)
+        line = messages.log_line(record, self._service.state)
         if line:
             log.info("%s", line)
 
     def _recover(self) -> None:
         """Count the deaths of what was in hand, and throw away what a death has left half done."""
-        state = self._desk.state
-        for job, task in state.in_hand():
-            self._desk.emit(job, events.Interrupted(task))
+        state = self._service.state
+        for job, task in state.in_flight():
+            self._service.emit(job, events.Interrupted(task))
         since, base = self._options.since, str(self._options.base)
-        bases = self._desk.store.bases().items()
-        self._desk.foreign = {number: other for number, other in bases if other != base}
-        self._desk.held = {job.id for job in state.jobs.values() if job.asked < since}
-        for number, other in self._desk.foreign.items():
+        bases = self._service.store.bases().items()
+        self._service.foreign = {number: other for number, other in bases if other != base}
+        self._service.held = {job.id for job in state.jobs.values() if job.asked < since}
+        for number, other in self._service.foreign.items():
             if not state.jobs[number].finished:
-                self._desk.held.add(number)
+                self._service.held.add(number)
                 log.warning("job %d waits for a daemon with its base, %s", number, other)
         kept = {
             f"adapter-{serial}"
@@ -244,7 +247,7 @@ class Daemon:
     def _server(self, token: str | None = None) -> server.Server:
         return server.server_of(
             server.application(
-                self._desk,
+                self._service,
                 self._options.config,
                 base=str(self._options.base),
                 check=self._check,
@@ -260,12 +263,12 @@ class Daemon:
 
     def _largest_rank(self) -> int:
         """The rank that the engine must serve: also that of jobs of an earlier daemon."""
-        jobs = (job for job in self._desk.state.jobs.values() if not job.finished)
-        ranks = (self._desk.store.config(job.id).train.rank for job in jobs)
+        jobs = (job for job in self._service.state.jobs.values() if not job.finished)
+        ranks = (self._service.store.config(job.id).train.rank for job in jobs)
         return max([self._options.config.train.rank, *ranks])
 
     def _started(self, platform: Platform) -> None:
-        self._desk.emit(
+        self._service.emit(
             None,
             events.DaemonStarted(
                 os.getpid(),
@@ -277,18 +280,18 @@ class Daemon:
             ),
         )
 
-    def _ready(self, rig: Rig, measured: Measured, seconds: float) -> Scheduler:
-        self._rig = rig
+    def _ready(self, runtime: Runtime, measured: RateEstimator, seconds: float) -> Scheduler:
+        self._runtime = runtime
         self._scheduler = Scheduler(
-            self._desk, rig, self._options.config, self._home.adapters, measured
+            self._service, runtime, self._options.config, self._home.adapters, measured
         )
 
         def remember(record: Record) -> None:
             if isinstance(record.event, events.Answered) and self._kept + KEEP < time.monotonic():
                 self._keep(measured)
 
-        self._desk.listeners.append(remember)
-        self._desk.emit(None, events.DaemonReady(seconds))
+        self._service.listeners.append(remember)
+        self._service.emit(None, events.DaemonReady(seconds))
         if self._state == "loading":
             self._state = "ready"
         if self._pulse:
@@ -302,10 +305,12 @@ class Daemon:
             await anyio.sleep(BEAT)
 
     def _life(self) -> Beat:
-        if self._rig is None:
-            return Beat(False, Lane(False, 0), Lane(False, 0))
-        engine, trainer = self._rig.engine, self._rig.trainer
-        return Beat(True, Lane(engine.busy, engine.steps), Lane(trainer.busy, trainer.steps))
+        if self._runtime is None:
+            return Beat(False, Activity(False, 0), Activity(False, 0))
+        engine, trainer = self._runtime.engine, self._runtime.trainer
+        return Beat(
+            True, Activity(engine.busy, engine.steps), Activity(trainer.busy, trainer.steps)
+        )
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
@@ -320,18 +325,18 @@ def find_platform(options: Options) -> Platform:
 
 
 @asynccontextmanager
-async def real_rig(
+async def real_runtime(
     options: Options,
     platform: Platform,
     *,
     rank: int,
     ledger: Ledger,
     serial: Callable[[], int],
-) -> AsyncIterator[Rig]:
+) -> AsyncIterator[Runtime]:
     """The real trainer and the real engine."""
-    from arcd.backends.runtime import open_rig
+    from arcd.backends.runtime import open_runtime
 
-    async with open_rig(
+    async with open_runtime(
         options.base,
         options.config,
         platform.device,
@@ -339,12 +344,12 @@ async def real_rig(
         adapters=Home(options.home).adapters,
         ledger=ledger,
         serial=serial,
-    ) as rig:
-        yield rig
+    ) as runtime:
+        yield runtime
 
 
 def main(
-    open_rig: OpenRig = real_rig,
+    open_runtime: OpenRuntime = real_runtime,
     find_platform: Callable[[Options], Platform] = find_platform,
 ) -> int:
     """Be a daemon, with the options given on the command line; returns the exit code."""
@@ -356,7 +361,7 @@ def main(
     pulse = Pulse.from_environment()
 
     async def live() -> None:
-        await Daemon(options, pulse).run(open_rig, find_platform)
+        await Daemon(options, pulse).run(open_runtime, find_platform)
 
     try:
         anyio.run(live)

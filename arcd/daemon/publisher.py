@@ -18,7 +18,7 @@ from anyio import to_thread
 from arcd.errors import ArcdError
 from arcd.jobs import events
 from arcd.jobs.events import Record
-from arcd.jobs.service import Desk
+from arcd.jobs.service import JobService
 from arcd.jobs.store import Store
 from arcd.system import files
 from arcd.system.home import Home
@@ -31,18 +31,18 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Writes the submissions of a desk's jobs."""
+    """Writes the submissions of a service's jobs."""
 
     def __init__(
-        self, desk: Desk, home: Home, *, clock: Callable[[], float] = time.monotonic
+        self, service: JobService, home: Home, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._desk, self._home, self._clock = desk, home, clock
+        self._service, self._home, self._clock = service, home, clock
         self._writing = threading.Lock()
         # A daemon that did not leave in order may not have written its last answers.
-        left = desk.state.left
-        jobs = desk.state.jobs.values()
+        left = service.state.left
+        jobs = service.state.jobs.values()
         self._stale = {job.id for job in jobs if not job.finished or job.changed > left}
-        desk.listeners.append(self._hear)
+        service.listeners.append(self._hear)
 
     async def run(self) -> None:
         """Write whatever is stale, again and again."""
@@ -52,7 +52,7 @@ class Publisher:
                 await to_thread.run_sync(self._publish_one)
                 await anyio.sleep(REST * (self._clock() - begun))
             else:
-                await self._desk.changed()
+                await self._service.changed()
 
     def flush(self) -> None:
         """Write what is stale now; the last thing before the daemon leaves."""

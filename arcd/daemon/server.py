@@ -1,4 +1,4 @@
-"""The server: the desk over HTTP, on a Unix socket or, when asked for, by TCP with a token.
+"""The server: the service over HTTP, on a Unix socket or, when asked for, by TCP with a token.
 
 Routes, limits and their OpenAPI document; nothing is decided here. Knows nothing of trainers or
 engines.
@@ -22,14 +22,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from arcd import __version__
 from arcd.config import Config
 from arcd.daemon.schema import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
 from arcd.errors import ArcdError, BadInput, BadJob, NoJob
-from arcd.jobs.service import Desk
+from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
 from arcd.jobs.store import NewJob
 from arcd.system.home import Home
+from arcd.version import __version__
 
 Server = uvicorn.Server
 Socket = socket.socket
@@ -46,7 +46,7 @@ PROBLEMS: dict[int | str, dict[str, object]] = {
 
 
 def application(
-    desk: Desk,
+    service: JobService,
     config: Config,
     *,
     base: str = "",
@@ -84,34 +84,34 @@ def application(
         job = accept(order, config, base)
         check(job)
         if order.take_up == "never":
-            return _status(desk.submit(job))
-        return _status(desk.take_up(job, done=order.take_up == "done"))
+            return _status(service.submit(job))
+        return _status(service.take_up(job, done=order.take_up == "done"))
 
     @app.get("/jobs")
     async def get_jobs() -> list[Status]:
         """All jobs, oldest first."""
-        return [_status(job) for job in desk.state.jobs.values()]
+        return [_status(job) for job in service.state.jobs.values()]
 
     @app.get("/jobs/{job}")
     async def get_job(job: Number) -> Status:
         """One job."""
-        return _status(desk.job(job))
+        return _status(service.job(job))
 
     @app.get("/jobs/{job}/forecast")
     async def get_forecast(job: Number) -> Forecast:
         """How long what is left of a job should take."""
-        return forecast(desk.job(job))
+        return forecast(service.job(job))
 
     @app.get("/jobs/{job}/solutions")
     async def get_solutions(job: Number) -> dict[str, list[list[list[int]]]]:
         """The solutions of its tasks that are known, in Kaggle's format."""
-        known = desk.store.tasks(desk.job(job).id).solutions
+        known = service.store.tasks(service.job(job).id).solutions
         return {task: [[list(row) for row in grid] for grid in known[task]] for task in known}
 
     @app.get("/jobs/{job}/result", response_model=dict[str, list[dict[str, list[list[int]]]]])
     async def get_result(job: Number) -> Response:
         """The job's submission, complete and valid at any time."""
-        text = desk.store.submission(desk.job(job).id)
+        text = service.store.submission(service.job(job).id)
         return Response(text, media_type="application/json")
 
     @app.get("/jobs/{job}/events", response_class=StreamingResponse)
@@ -120,28 +120,28 @@ def application(
         after: Annotated[int, Query(ge=0, le=2**53, description="Number of the last one seen")] = 0,
     ) -> StreamingResponse:
         """The job's events as server-sent events, each a record as JSON; ends with the job."""
-        desk.job(job)
-        return StreamingResponse(_stream(desk, job, after), media_type="text/event-stream")
+        service.job(job)
+        return StreamingResponse(_stream(service, job, after), media_type="text/event-stream")
 
     @app.post("/jobs/{job}/pause")
     async def post_pause(job: Number) -> Status:
         """Begin none of its tasks any more."""
-        return _status(desk.pause(job))
+        return _status(service.pause(job))
 
     @app.post("/jobs/{job}/resume")
     async def post_resume(job: Number) -> Status:
         """End a pause."""
-        return _status(desk.resume(job))
+        return _status(service.resume(job))
 
     @app.post("/jobs/{job}/cancel")
     async def post_cancel(job: Number) -> Status:
         """Leave what is not answered unanswered."""
-        return _status(desk.cancel(job))
+        return _status(service.cancel(job))
 
     @app.post("/jobs/{job}/retry")
     async def post_retry(job: Number) -> Status:
         """Do its failed and doubtful tasks once more."""
-        return _status(desk.retry(job))
+        return _status(service.retry(job))
 
     guarded: ASGIApp = _Limited(app)
     return _Guarded(guarded, token) if token is not None else guarded
@@ -221,8 +221,8 @@ def _status(job: Job) -> Status:
     return Status.model_validate(job.to_json())
 
 
-async def _stream(desk: Desk, job: int, after: int) -> AsyncIterator[str]:
-    async for record in desk.follow(job, after):
+async def _stream(service: JobService, job: int, after: int) -> AsyncIterator[str]:
+    async for record in service.follow(job, after):
         yield f"id: {record.seq}\ndata: {json.dumps(record.to_json())}\n\n"
 
 

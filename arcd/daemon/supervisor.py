@@ -117,7 +117,7 @@ class Supervisor:
                 raise DaemonFailed(self._never_ready())
         return 0
 
-    def _exit_code(self, life: "_Life") -> int | None:
+    def _exit_code(self, life: "DaemonRun") -> int | None:
         """What to end with after this life, if it was the last; an end nobody wanted is told."""
         if life.failure:
             raise DaemonFailed(life.failure.message, life.failure.exit_code)
@@ -134,7 +134,7 @@ class Supervisor:
         last = _last_line(self._log)
         return f"the daemon ended {LIVES} times before it was ready, see {self._log}: {last}"
 
-    async def _live(self, number: int) -> "_Life":
+    async def _live(self, number: int) -> "DaemonRun":
         async with self._spawn(number) as life:
             self._watchdog.begin(anyio.current_time())
             async with anyio.create_task_group() as tasks:
@@ -145,7 +145,7 @@ class Supervisor:
         return life
 
     @asynccontextmanager
-    async def _spawn(self, number: int) -> AsyncIterator["_Life"]:
+    async def _spawn(self, number: int) -> AsyncIterator["DaemonRun"]:
         """One daemon; when the block is left, it and its process group are gone and reaped."""
         reading, writing = os.pipe()
         try:
@@ -153,7 +153,7 @@ class Supervisor:
                 process = await self._start(writing)
             finally:
                 os.close(writing)
-            life = _Life(number, process, reading)
+            life = DaemonRun(number, process, reading)
             try:
                 self._lock.record(life.identity)
                 yield life
@@ -181,7 +181,7 @@ class Supervisor:
             raise DaemonFailed(f"the daemon cannot be started: {error}") from error
         return process
 
-    async def _watch(self, life: "_Life") -> None:
+    async def _watch(self, life: "DaemonRun") -> None:
         """Hear the daemon until it stalls, then kill it; one that is to stop has another clock."""
         while True:
             stopping = self._asked.is_set()
@@ -197,7 +197,7 @@ class Supervisor:
         await anyio.sleep(DUMP)
         kill_group(life.identity)
 
-    async def _stop(self, life: "_Life") -> None:
+    async def _stop(self, life: "DaemonRun") -> None:
         """Ask the daemon to end when `stop` is called, kill it when it does not."""
         await self._asked.wait()
         send(life.identity, signal.SIGTERM)
@@ -209,7 +209,7 @@ class Supervisor:
         life.killed = Incident("kill", reason, life.number)
         kill_group(life.identity)
 
-    def _hear(self, life: "_Life") -> None:
+    def _hear(self, life: "DaemonRun") -> None:
         for message in life.hear():
             if isinstance(message, Beat):
                 self._watchdog.hear(message, anyio.current_time())
@@ -219,7 +219,7 @@ class Supervisor:
                     self._progress(now, life.process.pid)
 
 
-class _Life:
+class DaemonRun:
     """One daemon process, from its start until it is reaped."""
 
     def __init__(self, number: int, process: anyio.abc.Process, pipe: int) -> None:

@@ -1,7 +1,7 @@
 """The watchdog: when silence is too long.
 
 Heard beats and given times in, a verdict and its deadline out; no clock, no process, no I/O. It
-learns how long the steps of each lane take here, so that a slow machine is not taken for a dead
+learns how long the steps of each activity take here, so that a slow machine is not taken for a dead
 one. Knows nothing of what happens to a daemon that has stalled.
 """
 
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from arcd.daemon.heartbeat import Beat, Lane
+from arcd.daemon.heartbeat import Activity, Beat
 
 QUANTILE = 0.99
 """Of the gaps seen, the one that counts as usual: the slowest, but for a rare outlier."""
@@ -21,8 +21,8 @@ class Limits:
     """How long a daemon may be silent, in seconds; `floor` must not be above `ceiling`."""
 
     factor: float = 20
-    """A lane stalls after this many times its usual gap between steps: an engine that becomes ten
-    times slower, say because the machine is shared, is still let alone."""
+    """A stall is this many times the usual gap between steps: an engine that becomes ten times
+    slower, for example because the machine is shared, is left alone."""
 
     floor: float = 60
     """No stall before: steps of milliseconds are no promise, a kernel may have to be compiled."""
@@ -31,7 +31,7 @@ class Limits:
     """A stall at the latest, and all there is to go by before the first step has been seen."""
 
     window: int = 1000
-    """How many gaps of a lane are remembered: minutes of engine steps, hours of training."""
+    """How many gaps of a activity are remembered: minutes of engine steps, hours of training."""
 
 
 class Watchdog:
@@ -81,17 +81,17 @@ class Watchdog:
         yield "sign of life", self._heard, self._limits.floor
         for gaps in (self._engine, self._trainer):
             if gaps.since is not None:
-                yield f"{gaps.lane} step", gaps.since, gaps.limit
+                yield f"{gaps.activity} step", gaps.since, gaps.limit
 
 
 class _Gaps:
-    """The gaps between the steps of one lane while it is busy.
+    """The gaps between the steps of the trainer, or of the engine, while it is busy.
 
-    `since`: when the open gap began, None while the lane is idle. `limit`: how long it may last.
+    `since`: when the open gap began, None while it is idle. `limit`: how long the gap may last.
     """
 
-    def __init__(self, lane: str, limits: Limits) -> None:
-        self.lane = lane
+    def __init__(self, activity: str, limits: Limits) -> None:
+        self.activity = activity
         self.since: float | None = None
         self.limit = limits.ceiling
         self._limits = limits
@@ -101,15 +101,15 @@ class _Gaps:
     def close(self) -> None:
         self.since = None
 
-    def hear(self, lane: Lane, now: float) -> None:
-        stepped = lane.steps != self._steps
+    def hear(self, activity: Activity, now: float) -> None:
+        stepped = activity.steps != self._steps
         if stepped and self.since is not None:
             self._learn(now - self.since)
-        if not lane.busy:
+        if not activity.busy:
             self.since = None
         elif stepped or self.since is None:
             self.since = now
-        self._steps = lane.steps
+        self._steps = activity.steps
 
     def _learn(self, gap: float) -> None:
         self._seen.append(gap)

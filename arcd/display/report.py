@@ -1,4 +1,4 @@
-"""What a job came to, for people and other tools: a page of HTML and a trace of the lanes.
+"""What a job came to, for people and other tools: a page of HTML and a trace of the stages.
 
 Pure functions of the job's past. The page is one file that asks nothing of the network: the data
 are in it as JSON, drawn by the script beside this module. The trace is in the Chrome trace event
@@ -19,12 +19,12 @@ from arcd.config import Config
 from arcd.display.grids import likely
 from arcd.display.palette import Palette
 from arcd.jobs.history import History, Span
-from arcd.jobs.state import Job, Lane, TaskState
+from arcd.jobs.state import Job, Stage, TaskState
 
 SHOWN = 6
 """Candidates of a test at most."""
 
-LANE_NAMES: dict[Lane, str] = {"train": "training", "infer": "inference"}
+STAGE_NAMES: dict[Stage, str] = {"train": "training", "infer": "inference"}
 
 
 def page(
@@ -61,16 +61,16 @@ def page(
 
 
 def trace(history: History) -> dict[str, Any]:
-    """The lanes of a job as Chrome trace events, microseconds from its submission.
+    """The stages of a job as Chrome trace events, microseconds from its submission.
 
     Source: "Trace Event Format", The Chromium Authors: complete events (X) with a process for
-    each lane and a thread for each track, instant events (i) for what went other than planned.
+    each stage and a thread for each track, instant events (i) for what went other than planned.
     """
     job = _job(history)
-    numbers: dict[Lane, int] = {lane: i for i, lane in enumerate(LANE_NAMES, 1)}
+    numbers: dict[Stage, int] = {stage: i for i, stage in enumerate(STAGE_NAMES, 1)}
     found: list[dict[str, Any]] = [
-        {"ph": "M", "name": "process_name", "pid": numbers[lane], "tid": 0, "args": {"name": name}}
-        for lane, name in LANE_NAMES.items()
+        {"ph": "M", "name": "process_name", "pid": numbers[stage], "tid": 0, "args": {"name": name}}
+        for stage, name in STAGE_NAMES.items()
     ]
     for span in history.spans():
         end = span.until(history.until(history.at))
@@ -78,8 +78,8 @@ def trace(history: History) -> dict[str, Any]:
             {
                 "ph": "X",
                 "name": span.task,
-                "cat": span.lane,
-                "pid": numbers[span.lane],
+                "cat": span.stage,
+                "pid": numbers[span.stage],
                 "tid": span.track,
                 "ts": _microseconds(span.begin - job.submitted),
                 "dur": _microseconds(end - span.begin),
@@ -93,7 +93,7 @@ def trace(history: History) -> dict[str, Any]:
 
 
 def _arguments(span: Span, history: History) -> dict[str, Any]:
-    if span.lane == "train" and (curve := history.losses.get(span.task)):
+    if span.stage == "train" and (curve := history.losses.get(span.task)):
         return {"steps": curve[-1][0], "loss": curve[-1][1]}
     return {}
 

@@ -17,7 +17,7 @@ from arcd.display import grids
 from arcd.display.palette import Palette
 from arcd.jobs.events import Training
 from arcd.jobs.history import History, Span
-from arcd.jobs.state import Job, JobState, Lane, Phase
+from arcd.jobs.state import Job, JobState, Phase, Stage
 
 LEVELS = "▁▂▃▄▅▆▇█"
 TASK_COLOURS = ("cyan", "magenta", "blue", "yellow", "green", "red")
@@ -76,13 +76,13 @@ def draw(scene: Scene, now: float, width: int, height: int) -> RenderableType:
         _progress(history, job, width),
         *_clock(scene, job, now, width),
     ]
-    lanes = [Text(), *_training(history, now, width), _inference(history, job, now, width)]
+    stages = [Text(), *_training(history, now, width), _inference(history, job, now, width)]
     strip = [Text(), *_strip(history, now, width)]
     notices = _notices(history, width)
-    room = height - sum(map(len, (top, lanes, strip, notices)))
+    room = height - sum(map(len, (top, stages, strip, notices)))
     if room < 0:
         strip = []
-    lines = [*top, *lanes, *strip, *notices]
+    lines = [*top, *stages, *strip, *notices]
     rows = height - len(lines) - 1
     if rows >= ANSWER_ROWS and (answers := _answers(history, scene.palette, width, rows)):
         lines += [Text(), *answers]
@@ -187,7 +187,7 @@ def _still(history: History, now: float) -> Text | None:
 
 
 def _inference(history: History, job: Job, now: float, width: int) -> Text:
-    busy = [span.task for (lane, _), span in history.open.items() if lane == "infer"]
+    busy = [span.task for (stage, _), span in history.open.items() if stage == "infer"]
     if not busy:
         return _labelled("inference", ("idle", "dim"))
     tasks = [f"{name} {job.tasks[name].sampled}/{job.tasks[name].wanted}" for name in busy]
@@ -204,7 +204,7 @@ def _inference(history: History, job: Job, now: float, width: int) -> Text:
 
 
 def _strip(history: History, now: float, width: int) -> list[Text]:
-    """The lanes of the recent past: a block for each training, bars for how many are sampled."""
+    """The stages of the recent past: a block for each training, bars for how many are sampled."""
     spans, columns = history.spans(), width - LABEL
     if not spans or columns < 1 or history.found is None:
         return []
@@ -214,13 +214,13 @@ def _strip(history: History, now: float, width: int) -> list[Text]:
     begin = (math.floor(end / stride) + 1 - columns) * stride
     edges = [begin + i * stride for i in range(columns + 1)]
     spans = [span for span in spans if span.end is None or span.end > begin]
-    tracks = 1 + max((span.track for span in spans if span.lane == "train"), default=0)
+    tracks = 1 + max((span.track for span in spans if span.stage == "train"), default=0)
     rows = []
     for track in range(min(tracks, TRAININGS)):
-        mine = [span for span in spans if span.lane == "train" and span.track == track]
+        mine = [span for span in spans if span.stage == "train" and span.track == track]
         name = "trained" if tracks == 1 else f"trained {track + 1}"
         rows.append(_labelled(name, _blocks(mine, edges, end)))
-    rows.append(_labelled("sampled", _bars([s for s in spans if s.lane == "infer"], edges, end)))
+    rows.append(_labelled("sampled", _bars([s for s in spans if s.stage == "infer"], edges, end)))
     ago = f"{_duration(columns * stride)} ago"
     axis = _apart(Text(ago, "dim"), Text(f"now, {_duration(stride)} a column", "dim"), columns)
     return [*rows, _labelled("", axis)]
@@ -228,8 +228,8 @@ def _strip(history: History, now: float, width: int) -> list[Text]:
 
 def _stride(spans: Sequence[Span], now: float, columns: int, age: float) -> float:
     """So short that tasks are blocks, and that a young job fills the columns."""
-    lane: Lane = "train" if any(span.lane == "train" for span in spans) else "infer"
-    lengths = sorted(s.until(now) - s.begin for s in spans if s.lane == lane)
+    stage: Stage = "train" if any(span.stage == "train" for span in spans) else "infer"
+    lengths = sorted(s.until(now) - s.begin for s in spans if s.stage == stage)
     wanted = min(lengths[len(lengths) // 2] / COLUMNS_PER_TASK, age / columns)
     return next((stride for stride in STRIDES if stride >= wanted), STRIDES[-1])
 

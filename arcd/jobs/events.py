@@ -16,7 +16,18 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 
 from arcd.arc.selection import Candidate, Verdict
-from arcd.scheduling.forecast import Times
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds that a task needs of the trainer and of the engine."""
+
+    train: float
+    infer: float
+
+    @property
+    def total(self) -> float:
+        return self.train + self.infer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The past of a job: which task had which lane when, losses, answers, what went wrong.
+"""The past of a job: which task had which stage when, losses, answers, what went wrong.
 
 A fold of the job's records, like the state that it holds; it keeps what pictures need beyond that.
 With `keep` it remembers only so much of each kind, for who watches for hours. Knows nothing of
@@ -15,7 +15,7 @@ from arcd.arc.tasks import Solutions
 from arcd.jobs import events
 from arcd.jobs.events import Record
 from arcd.jobs.messages import line
-from arcd.jobs.state import Job, Lane, Phase, State
+from arcd.jobs.state import Job, Phase, Stage, State
 
 RECENT = 10.0
 """Seconds over which the speed of sampling is taken."""
@@ -23,13 +23,13 @@ RECENT = 10.0
 
 @dataclass(slots=True)
 class Span:
-    """A time in which a task held a lane, in seconds since 1970; `end` is None while it does.
+    """A time in which a task held a stage, in seconds since 1970; `end` is None while it does.
 
     `track` tells those apart that are held at once: it is the lowest that was free. `number` counts
     the spans of a track.
     """
 
-    lane: Lane
+    stage: Stage
     task: str
     number: int
     track: int
@@ -51,7 +51,7 @@ class History:
     state: State = field(default_factory=State)
     at: float = 0.0
     """Of the last record, or a later one where clocks were set back: this one never is."""
-    open: dict[tuple[Lane, str], Span] = field(default_factory=dict)
+    open: dict[tuple[Stage, str], Span] = field(default_factory=dict)
     """The spans that go on."""
     over: deque[Span] = field(init=False)
     """Those that are over, in the order of their ends."""
@@ -72,7 +72,7 @@ class History:
     deaths: list[float] = field(default_factory=list)
     """When a daemon was started in the place of one that had died."""
     _sampled: deque[tuple[float, int]] = field(default_factory=deque)
-    _begun: Counter[tuple[Lane, int]] = field(default_factory=Counter)
+    _begun: Counter[tuple[Stage, int]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.over = deque(maxlen=self.keep)
@@ -132,7 +132,7 @@ class History:
             case events.DaemonStopped(ledger) if self.ledger is None or self.ended is None:
                 self.ledger = ledger
         if record.job is None:
-            # Who held a lane when a daemon died has not held it since.
+            # Who held a stage when a daemon died has not held it since.
             self._let_go(self.open.keys(), before)
         elif isinstance(record.event, events.TaskEvent):
             self._move(record.event.task)
@@ -162,24 +162,24 @@ class History:
             del kept[next(iter(kept))]
 
     def _move(self, task: str) -> None:
-        """Let the task hold the lane in which it is now, and no other."""
-        lane: Lane | None = None
+        """Let the task hold the stage in which it is now, and no other."""
+        stage: Stage | None = None
         if (self.job, task) in self.state.training:
-            lane = "train"
+            stage = "train"
         elif self.state.jobs[self.job].tasks[task].phase is Phase.trained:
-            lane = "infer"
-        self._let_go([held for held in self.open if held[1] == task and held[0] != lane], self.at)
-        if lane is not None:
-            self._hold(lane, task, self.at)
+            stage = "infer"
+        self._let_go([held for held in self.open if held[1] == task and held[0] != stage], self.at)
+        if stage is not None:
+            self._hold(stage, task, self.at)
 
-    def _hold(self, lane: Lane, task: str, at: float) -> None:
-        if (lane, task) not in self.open:
-            taken = {span.track for (held, _), span in self.open.items() if held == lane}
+    def _hold(self, stage: Stage, task: str, at: float) -> None:
+        if (stage, task) not in self.open:
+            taken = {span.track for (held, _), span in self.open.items() if held == stage}
             track = min(set(range(len(taken) + 1)) - taken)
-            self.open[lane, task] = Span(lane, task, self._begun[lane, track], track, at)
-            self._begun[lane, track] += 1
+            self.open[stage, task] = Span(stage, task, self._begun[stage, track], track, at)
+            self._begun[stage, track] += 1
 
-    def _let_go(self, held: Iterable[tuple[Lane, str]], at: float) -> None:
+    def _let_go(self, held: Iterable[tuple[Stage, str]], at: float) -> None:
         for key in list(held):
             span = self.open.pop(key)
             span.end = at

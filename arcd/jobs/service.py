@@ -1,4 +1,6 @@
-"""The desk: the one place where things happen to jobs; store first, then state, then whoever waits.
+"""The job service: the one place where things happen to jobs.
+
+An event is stored first, then applied to the state, then told to whoever listens.
 
 Whatever is emitted is on the disk before anybody can know of it. Used from the event loop alone.
 Knows nothing of trainers, engines or HTTP.
@@ -19,7 +21,7 @@ BATCH = 500
 """Records read from the store at once for somebody who follows."""
 
 
-class Desk:
+class JobService:
     """The jobs of a home folder, open for work."""
 
     def __init__(self, store: Store) -> None:
@@ -113,7 +115,7 @@ class Desk:
         await self._changed.wait()
 
     async def follow(self, number: int, after: int = 0) -> AsyncIterator[Record]:
-        """A job's records after number `after`, then each new one; ends with job or desk."""
+        """A job's records after number `after`, then each new one; ends with job or service."""
         job = self.job(number)
         while True:
             # Before reading: what happens after that wakes us again.

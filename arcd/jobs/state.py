@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 from arcd.arc.selection import Verdict
 from arcd.jobs import events
-from arcd.jobs.events import Record
-from arcd.scheduling.forecast import Times
+from arcd.jobs.events import Record, Times
 
-Lane = Literal["train", "infer"]
+Stage = Literal["train", "infer"]
 
 
 class Phase(StrEnum):
@@ -103,7 +102,7 @@ class TaskState:
     notes: tuple[str, ...] = ()
 
     @property
-    def in_hand(self) -> bool:
+    def in_flight(self) -> bool:
         return self.phase in (Phase.started, Phase.trained)
 
     @property
@@ -162,24 +161,24 @@ class Job:
         """The answered tasks that failed or are doubtful."""
         return [name for name, task in self.tasks.items() if task.retriable]
 
-    def accuracy(self) -> dict[Lane, dict[str, float]]:
-        """Deciles of predicted / taken over the tasks, for each lane in which there were any."""
+    def accuracy(self) -> dict[Stage, dict[str, float]]:
+        """Deciles of predicted / taken over the tasks, for each stage in which there were any."""
         done = [
             (task.predicted, task.taken)
             for task in self.tasks.values()
             if task.phase is Phase.answered and task.predicted and task.taken
         ]
-        lanes: dict[Lane, list[tuple[float, float]]] = {
+        stages: dict[Stage, list[tuple[float, float]]] = {
             "train": [(p.train, t.train) for p, t in done],
             "infer": [(p.infer, t.infer) for p, t in done],
         }
         ratios = {
-            lane: sorted(predicted / taken for predicted, taken in pairs if predicted and taken)
-            for lane, pairs in lanes.items()
+            stage: sorted(predicted / taken for predicted, taken in pairs if predicted and taken)
+            for stage, pairs in stages.items()
         }
         return {
-            lane: {f"p{10 * d}": found[round(d / 10 * (len(found) - 1))] for d in (1, 5, 9)}
-            for lane, found in ratios.items()
+            stage: {f"p{10 * d}": found[round(d / 10 * (len(found) - 1))] for d in (1, 5, 9)}
+            for stage, found in ratios.items()
             if found
         }
 
@@ -227,14 +226,14 @@ class State:
         elif isinstance(record.event, events.TaskEvent):
             self._task(self.jobs[record.job], record.at, record.event)
 
-    def in_hand(self) -> list[tuple[int, str]]:
+    def in_flight(self) -> list[tuple[int, str]]:
         """(job, task) of all tasks that are begun and not answered."""
         return [
             (job.id, name)
             for job in self.jobs.values()
             if job.counts[Phase.started] + job.counts[Phase.trained]
             for name, task in job.tasks.items()
-            if task.in_hand
+            if task.in_flight
         ]
 
     def _daemon(self, event: events.Event) -> None:

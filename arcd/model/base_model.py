@@ -182,6 +182,15 @@ def pick_device(wanted: str, precision: Precision) -> Device:
     return Device("cuda" if on_gpu else "cpu", dtype, name)
 
 
+def free_memory(device: Device) -> tuple[int, int] | None:
+    """(free, total) bytes of a GPU; None for a CPU."""
+    if device.kind == "cpu":
+        return None
+    import torch
+
+    return torch.cuda.mem_get_info()
+
+
 def load_model(path: Path, device: Device) -> "PreTrainedModel":
     """The model in the device's format, frozen; raises BadBase where the folder has none."""
     try:

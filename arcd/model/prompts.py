@@ -7,14 +7,16 @@ target or test, view, pairs shown) travels inside. Knows nothing of models or en
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from arcd.arc.grids import MAX_SIDE, Grid, shape
 from arcd.arc.tasks import Pair, Task
-from arcd.arc.views import View
+from arcd.arc.views import View, spread
+from arcd.config import Config
 from arcd.model.encoding import Encoding
+from arcd.system.seeds import generator
 
 IGNORED = -100
 """The label of a token without loss (PyTorch's `ignore_index`)."""
@@ -104,7 +106,7 @@ def question(
     return Question(task.id, test, view, tuple(shown), tuple(tokens), budget)
 
 
-def lessons(
+def lessons_of(
     task: Task,
     views: Sequence[View],
     encoding: Encoding,
@@ -131,6 +133,47 @@ def lessons(
                 break
             too_long.append(found)
     return built or min(too_long, key=lambda found: found.needed)
+
+
+def build_lessons(
+    tasks: Sequence[Task], config: Config, encoding: Encoding, limit: int
+) -> list[Lesson] | TooLong:
+    """All lessons for an adapter in training order, the same for the same seed on every machine.
+
+    Those of several tasks are mixed; TooLong where none of any of them fits.
+    """
+    found: list[Lesson] = []
+    too_long: list[TooLong] = []
+    for task in tasks:
+        rng = generator(config.seed, task.id, "lessons")
+        views = _views(config.train.steps * config.train.batch_size, task, config, "lesson views")
+        if not views:
+            return []
+        match lessons_of(task, views, encoding, limit, rng, loss=config.train.loss):
+            case TooLong() as lacking:
+                too_long.append(lacking)
+            case lessons:
+                found += lessons
+    if len(tasks) > 1:
+        generator(config.seed, *(task.id for task in tasks), "mixed").shuffle(found)
+    return found or min(too_long, key=lambda lacking: lacking.needed)
+
+
+def build_questions(task: Task, config: Config, encoding: Encoding) -> Iterator[Question | TooLong]:
+    """For each test one question a view, the same for the same seed on every machine."""
+    rng = generator(config.seed, task.id, "questions")
+    count = config.sample.views or config.sample.samples
+    for test in range(len(task.tests)):
+        for view in _views(count, task, config, f"question views {test}"):
+            yield question(task, test, view, encoding, config.engine.max_model_len, rng)
+
+
+def _views(count: int, task: Task, config: Config, purpose: str) -> list[View]:
+    rng = generator(config.seed, task.id, purpose)
+    shown = config.views
+    return spread(
+        count, len(task.train), rng, keep_black=shown.keep_black, colours=shown.permute_colours
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from arcd.errors import BadGrid, BadTask
 from arcd.model.encoding import CellEncoding
 from arcd.model.prompts import Lesson, lesson
 from arcd.pretrain.compose import compose
-from arcd.pretrain.decontamination import Forbidden, all_pairs
+from arcd.pretrain.decontamination import EvaluationSet, all_pairs
 from arcd.system.seeds import generator
 
 ORIGINALS = 0.1
@@ -55,7 +55,7 @@ class Corpus:
     own: dict[str, tuple[Pair, ...]]
     generated: dict[str, tuple[Pair, ...]]
     left_out: tuple[str, ...]
-    forbidden: Forbidden
+    evaluation: EvaluationSet
 
     def lesson(
         self, rng: random.Random, limit: int, *, composed: float = 0.0, held_out: bool = False
@@ -72,7 +72,7 @@ class Corpus:
                 continue
             if composed and rng.random() < composed:
                 task = replace(task, train=compose(task.train, rng))
-                if any(map(self.forbidden.has, task.train)):
+                if any(map(self.evaluation.has, task.train)):
                     continue
             (view,) = spread(1, len(task.train), rng, keep_black=0.9)
             target = rng.randrange(len(task.train))
@@ -140,16 +140,18 @@ def open_corpus(rearc: Path | None) -> Corpus:
     generated pair that equals one by chance, such as a uniform 3x3 grid, is dropped. Raises BadTask
     if the file has any task that is not a training task, or too few examples of one.
     """
-    forbidden = Forbidden.evaluation()
+    evaluation = EvaluationSet.evaluation()
     training = {name: load(name) for name in TRAINING}
     own = {task.id: all_pairs(task, found) for found in training.values() for task in found.tasks}
     known = {task.id for task in training["arc1-train"].tasks}
-    left_out = {i for i, pool in own.items() if i in forbidden.ids or any(map(forbidden.has, pool))}
+    left_out = {
+        i for i, pool in own.items() if i in evaluation.ids or any(map(evaluation.has, pool))
+    }
     generated = _read(rearc) if rearc else {}
-    for task_id in generated.keys() - (known - forbidden.ids):
+    for task_id in generated.keys() - (known - evaluation.ids):
         raise BadTask(f"{rearc}: task {task_id}: not an ARC-AGI-1 training task")
     kept = {
-        i: tuple(pair for pair in pool if not forbidden.has(pair))
+        i: tuple(pair for pair in pool if not evaluation.has(pair))
         for i, pool in generated.items()
         if i not in left_out
     }
@@ -160,7 +162,7 @@ def open_corpus(rearc: Path | None) -> Corpus:
         {i: pool for i, pool in own.items() if i not in left_out},
         kept,
         tuple(sorted(left_out)),
-        forbidden,
+        evaluation,
     )
 
 

@@ -16,7 +16,7 @@ EVALUATION = ("arc1-eval", "arc2-eval")
 _Look = tuple[tuple[int, ...], ...]
 
 
-class Forbidden:
+class EvaluationSet:
     """The ids and the pairs of tasks that are not to be trained on."""
 
     def __init__(self, sets: Iterable[TaskSet]) -> None:
@@ -27,7 +27,7 @@ class Forbidden:
             self.pairs |= {pair for task in tasks.tasks for pair in all_pairs(task, tasks)}
 
     @classmethod
-    def evaluation(cls) -> "Forbidden":
+    def evaluation(cls) -> "EvaluationSet":
         """Those of the two evaluation sets."""
         return cls(load(name) for name in EVALUATION)
 

@@ -30,7 +30,7 @@ from arcd.model.encoding import PAD, CellEncoding
 from arcd.model.prompts import IGNORED, Lesson, lesson
 from arcd.pretrain.cell_model import CellModel
 from arcd.pretrain.corpus import Corpus, batch, open_corpus
-from arcd.pretrain.decontamination import Forbidden, all_pairs
+from arcd.pretrain.decontamination import EvaluationSet, all_pairs
 from arcd.system.home_lock import HomeLock
 from arcd.system.processes import cores, die_with_parent
 from arcd.system.seeds import generator
@@ -376,7 +376,7 @@ def _check_begun(folder: Path, recipe: Recipe, corpus: Corpus) -> None:
 
 def _check_unseen(unseen: TaskSet, recipe: Recipe, corpus: Corpus) -> None:
     own = tuple(Task(task_id, pool, ()) for task_id, pool in corpus.own.items())
-    known = Forbidden([TaskSet("trained on", own, {})])
+    known = EvaluationSet([TaskSet("trained on", own, {})])
     for task in unseen.tasks:
         if task.id in known.ids or any(map(known.has, all_pairs(task, unseen))):
             raise BadTask(f"{unseen.name}: task {task.id}: is trained on, so it is not unseen")

@@ -15,7 +15,7 @@ from statistics import median
 
 from arcd.config import Config
 from arcd.errors import BadConfig
-from arcd.scheduling.forecast import Times
+from arcd.jobs.events import Times
 
 CHEAP_SAMPLES = 2
 """Samples for each test in round 0."""
@@ -28,7 +28,7 @@ MARGIN = 1.15
 that is too fast leaves time for another round."""
 
 REMEMBERED = 32
-"""Measured tasks from which the pace is known: the machine may have become slower since."""
+"""RateEstimator tasks from which the pace is known: the machine may have become slower since."""
 
 KNOWN = 5
 """Tasks that must have been sampled before any is called slow."""

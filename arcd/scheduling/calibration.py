@@ -12,11 +12,12 @@ import anyio
 from arcd.arc.grids import COLOURS, Grid
 from arcd.arc.tasks import Pair, Task
 from arcd.backends.protocols import Adapter, TrainRequest
+from arcd.backends.runtime import Runtime
 from arcd.config import Config
 from arcd.errors import SampleRefused, TrainerFailed
-from arcd.model.prompts import Question, TooLong
-from arcd.scheduling.rates import Measured
-from arcd.solver.solve import Rig, build_lessons, build_questions, build_requests
+from arcd.model.prompts import Question, TooLong, build_lessons, build_questions
+from arcd.scheduling.rates import RateEstimator
+from arcd.solver.assignment import build_requests
 from arcd.system.seeds import generator
 
 LIMIT = 20.0
@@ -30,21 +31,23 @@ ANSWER = 32
 """Tokens of an answer at most."""
 
 
-async def calibrate(rig: Rig, config: Config) -> Measured:
+async def calibrate(runtime: Runtime, config: Config) -> RateEstimator:
     """What the trainer and the engine have shown in a few steps."""
-    measured = Measured()
+    measured = RateEstimator()
     with anyio.move_on_after(LIMIT):
         try:
-            await _round(rig, config, Measured(), *ROUNDS[0])  # the first steps say nothing
+            await _round(
+                runtime, config, RateEstimator(), *ROUNDS[0]
+            )  # the first steps say nothing
             for side, steps, samples in ROUNDS:
-                await _round(rig, config, measured, side, steps, samples)
+                await _round(runtime, config, measured, side, steps, samples)
         except (TrainerFailed, SampleRefused):
             return measured  # nor can any task be trained or sampled: each will say why
     return measured
 
 
 async def _round(
-    rig: Rig, config: Config, measured: Measured, side: int, steps: int, samples: int
+    runtime: Runtime, config: Config, measured: RateEstimator, side: int, steps: int, samples: int
 ) -> None:
     task = _task(side)
     config = config.model_copy(
@@ -55,27 +58,27 @@ async def _round(
     )
     adapters: list[Adapter] = []
     try:
-        await _train(rig, config, measured, task, adapters)
-        await _sample(rig, config, task, adapters[0] if adapters else None)
+        await _train(runtime, config, measured, task, adapters)
+        await _sample(runtime, config, task, adapters[0] if adapters else None)
     finally:
         for adapter in adapters:
             shutil.rmtree(adapter.path, ignore_errors=True)
-    measured.stepped(*rig.engine.stretches())
+    measured.stepped(*runtime.engine.usage())
 
 
 async def _train(
-    rig: Rig, config: Config, measured: Measured, task: Task, adapters: list[Adapter]
+    runtime: Runtime, config: Config, measured: RateEstimator, task: Task, adapters: list[Adapter]
 ) -> None:
     """As many trainings at once as there will be."""
-    lessons = build_lessons([task], config, rig.encoding, config.train.max_seq_len)
+    lessons = build_lessons([task], config, runtime.encoding, config.train.max_seq_len)
     if isinstance(lessons, TooLong) or not lessons:
         return
     failed: list[TrainerFailed] = []
 
     async def train() -> None:
-        request = TrainRequest(lessons, config.train, config.seed, rig.serial())
+        request = TrainRequest(lessons, config.train, config.seed, runtime.serial())
         try:
-            done = await rig.trainer.train(request, lambda _: None)
+            done = await runtime.trainer.train(request, lambda _: None)
         except TrainerFailed as error:
             failed.append(error)
         else:
@@ -83,21 +86,21 @@ async def _train(
             measured.trained(done.steps, done.tokens, done.seconds)
 
     async with anyio.create_task_group() as trainings:
-        for _ in range(rig.trainings):
+        for _ in range(runtime.trainer.capacity):
             trainings.start_soon(train)
     if failed:
         raise failed[0]
 
 
-async def _sample(rig: Rig, config: Config, task: Task, adapter: Adapter | None) -> None:
+async def _sample(runtime: Runtime, config: Config, task: Task, adapter: Adapter | None) -> None:
     questions = [
         replace(question, max_new_tokens=min(ANSWER, question.max_new_tokens))
-        for question in build_questions(task, config, rig.encoding)
+        for question in build_questions(task, config, runtime.encoding)
         if isinstance(question, Question)
     ]
     requests = build_requests(task, questions, config)
     if requests:
-        await rig.engine.sample(requests, adapter, lambda _: None)
+        await runtime.engine.sample(requests, adapter, lambda _: None)
 
 
 def _task(side: int) -> Task:

@@ -1,4 +1,4 @@
-"""The agenda: which task of which job comes next. Pure; knows nothing of clocks, stores or rigs.
+"""The queue: which task of which job comes next. Pure; knows nothing of clocks, stores or rigs.
 
 Jobs share the machine in proportion to their priorities (stride scheduling, Waldspurger and Weihl
 1995): each task that is taken is charged to its job in predicted seconds, divided by the priority,
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from arcd.scheduling.forecast import NO_WORK, Times, Work
+from arcd.jobs.events import Times
+from arcd.scheduling.forecast import NO_WORK, Work
 
 Order = Literal["johnson", "file", "cheapest"]
 
@@ -64,7 +65,7 @@ class _Queue:
     work: Work = NO_WORK
 
 
-class Agenda:
+class FairQueue:
     """The tasks that wait, by job."""
 
     def __init__(self) -> None:

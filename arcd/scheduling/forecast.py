@@ -14,6 +14,7 @@ from arcd.arc.grids import Grid, shape
 from arcd.arc.selection import ATTEMPTS, CONTENDERS
 from arcd.arc.tasks import Task
 from arcd.config import Config
+from arcd.jobs.events import Times
 from arcd.model.encoding import CellEncoding, Encoding
 
 
@@ -81,18 +82,6 @@ class Rates:
 
 COLD = Rates()
 """Before anything is measured: arcd's own base on two cores."""
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Seconds that a task needs of the trainer and of the engine."""
-
-    train: float
-    infer: float
-
-    @property
-    def total(self) -> float:
-        return self.train + self.infer
 
 
 class Sizes:

@@ -6,10 +6,10 @@ Pure; knows nothing of clocks, backends or stores.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from arcd.backends.protocols import EngineUsage
 from arcd.scheduling.forecast import COLD, Rates
 
 REMEMBERED = 64
@@ -83,17 +83,7 @@ class LinearFit:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """What some engine steps did together: prompt tokens read, tokens generated, seconds."""
-
-    steps: int
-    prompt: int
-    generated: int
-    seconds: float
-
-
-class Measured:
+class RateEstimator:
     """The rates of one machine with one base, as they are known by now."""
 
     def __init__(self) -> None:
@@ -114,9 +104,9 @@ class Measured:
         """A training was done."""
         self._trainer.add((1.0, steps, tokens), seconds)
 
-    def stepped(self, *stretches: Stretch) -> None:
+    def stepped(self, *usage: EngineUsage) -> None:
         """The engine did this."""
-        for did in stretches:
+        for did in usage:
             self._engine.add((did.steps, did.prompt, did.generated), did.seconds)
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +114,7 @@ class Measured:
         return {"trainer": self._trainer.seen, "engine": self._engine.seen}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Measured":
+    def from_json(cls, value: dict[str, Any]) -> "RateEstimator":
         """The rates that `to_json` wrote down."""
         found = cls()
         for fit, seen in ((found._trainer, value["trainer"]), (found._engine, value["engine"])):

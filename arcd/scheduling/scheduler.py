@@ -1,8 +1,8 @@
-"""The scheduler: gives waiting tasks to `solve`, as many at once as the rig can use.
+"""The scheduler: gives waiting tasks to `solve`, as many at once as the runtime can use.
 
-Tasks start in the order of the agenda; training and inference overlap because several are in hand:
+Tasks start in the order of the queue; training and inference overlap because several are in hand:
 some train, the others are sampled or wait with a trained adapter. It hears of jobs through the
-desk's records only. Knows nothing of models, HTTP or processes.
+service's records only. Knows nothing of models, HTTP or processes.
 """
 
 import math
@@ -18,16 +18,18 @@ from anyio.abc import TaskGroup
 from arcd import config as configuration
 from arcd.arc.selection import NOT_JUDGED, verdict
 from arcd.backends.protocols import Adapter
+from arcd.backends.runtime import Runtime
 from arcd.config import Config
 from arcd.jobs import events
-from arcd.jobs.events import Record
-from arcd.jobs.service import Desk
+from arcd.jobs.events import Record, Times
+from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, Phase, TaskState
 from arcd.scheduling.budget import Pace, Share, cheap, share
-from arcd.scheduling.fair_queue import Agenda, Item, ordered
-from arcd.scheduling.forecast import Sizes, Times, Work, times, work
-from arcd.scheduling.rates import Measured
-from arcd.solver.solve import Assignment, Rig, solve
+from arcd.scheduling.fair_queue import FairQueue, Item, ordered
+from arcd.scheduling.forecast import Sizes, Work, times, work
+from arcd.scheduling.rates import RateEstimator
+from arcd.solver.assignment import Assignment
+from arcd.solver.solve import solve
 
 DEATHS = 3
 """A task that the daemon died with so often is answered from what it has."""
@@ -47,7 +49,7 @@ TIME_IS_UP = "the time was up before this task was done"
 
 
 @dataclass(slots=True)
-class _Hand:
+class InFlight:
     """A task in hand: how to end it, what it was predicted to need of the lanes for itself."""
 
     item: Item
@@ -61,15 +63,15 @@ class _Hand:
 
 
 class Scheduler:
-    """Works off a desk's jobs with one rig until it is stopped."""
+    """Works off a service's jobs with one runtime until it is stopped."""
 
     def __init__(
         self,
-        desk: Desk,
-        rig: Rig,
+        service: JobService,
+        runtime: Runtime,
         config: Config,
         adapters: Path,
-        measured: Measured,
+        measured: RateEstimator,
         *,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -78,106 +80,111 @@ class Scheduler:
         `measured` goes on learning here. `wall` is the clock of the store's records, with which a
         deadline outlives a restart.
         """
-        self._desk, self._rig, self._config, self._adapters = desk, rig, config, adapters
+        self._service, self._runtime, self._config, self._adapters = (
+            service,
+            runtime,
+            config,
+            adapters,
+        )
         self._measured, self._wall = measured, wall
-        self._sizes = Sizes(rig.encoding)
-        self._agenda = Agenda()
+        self._sizes = Sizes(runtime.encoding)
+        self._queue = FairQueue()
         self._pace = Pace()
-        self._in_hand: dict[tuple[int, str], _Hand] = {}
+        self._in_flight: dict[tuple[int, str], InFlight] = {}
         self._deadlines: dict[int, float] = {}
         """By job, in the event loop's time."""
         self._groups: dict[int, dict[str, tuple[str, ...]]] = {}
         """By job whose tasks share adapters: with whom each of them does."""
         self._leading: set[tuple[int, tuple[str, ...]]] = set()
         """Groups of which one task waits, or is in hand, that will train for all."""
-        self._most_in_hand = config.lookahead + rig.trainings
+        self._most_in_flight = config.lookahead + runtime.trainer.capacity
         self._answered = -math.inf  # when the last task was
         self._stopping = False
-        for job in desk.state.jobs.values():
+        for job in service.state.jobs.values():
             self._take_on(job, job.tasks)
-        desk.listeners.append(self._hear)
+        service.listeners.append(self._hear)
 
     def predicted(self, job: int) -> dict[str, Times]:
         """What the parts of each task that waits should take, in the order of their turn."""
         rates = self._measured.rates
         return {
             item.task: self._pace.of_task(times(item.work, rates))
-            for item in self._agenda.waiting(job)
+            for item in self._queue.waiting(job)
         }
 
     def left(self, job: int) -> float:
         """Seconds that the longer lane should need for what waits of a job."""
-        lanes = self._lanes(self._agenda.work(job))
+        lanes = self._lanes(self._queue.work(job))
         return max(lanes.train, lanes.infer)
 
     def _lanes(self, waiting: Work) -> Times:
         """How long the lanes will be kept busy by it."""
         found = self._pace.of_lanes(times(waiting, self._measured.rates))
-        return replace(found, train=found.train / self._rig.trainings)
+        return replace(found, train=found.train / self._runtime.trainer.capacity)
 
     async def run(self, grace: float = 30.0) -> None:
         """Work until `stop`; then give what is in hand `grace` seconds, and set the rest aside."""
         async with anyio.create_task_group() as solving:
             while not self._stopping:
-                for number in self._deadlines.keys() - self._desk.held:
-                    self._keep_to_budget(self._desk.state.jobs[number])
+                for number in self._deadlines.keys() - self._service.held:
+                    self._keep_to_budget(self._service.state.jobs[number])
                 self._begin_some(solving)
                 with anyio.CancelScope(deadline=self._next_deadline()):
-                    await self._desk.changed()
+                    await self._service.changed()
             with anyio.move_on_after(grace):
-                while self._in_hand:
-                    await self._desk.changed()
-            for hand in self._in_hand.values():
+                while self._in_flight:
+                    await self._service.changed()
+            for hand in self._in_flight.values():
                 hand.scope.cancel()
 
     def stop(self) -> None:
         """Begin no task any more; `run` returns when nothing is in hand."""
         self._stopping = True
-        self._desk.wake()
+        self._service.wake()
 
     def _begin_some(self, solving: TaskGroup) -> None:
         while item := self._next():
-            self._agenda.take(item, times(item.work, self._measured.rates).total)
-            hand = self._in_hand[item.job, item.task] = _Hand(item)
+            self._queue.take(item, times(item.work, self._measured.rates).total)
+            hand = self._in_flight[item.job, item.task] = InFlight(item)
             solving.start_soon(self._work_on, hand)
 
     def _next(self) -> Item | None:
         """The task to begin now, if there is one and there is room for it."""
-        if len(self._in_hand) >= self._most_in_hand:
+        if len(self._in_flight) >= self._most_in_flight:
             return None
-        in_hand = [hand.item for hand in self._in_hand.values()]
-        if any(self._suspect(each.job, each.task) for each in in_hand):
+        in_flight = [hand.item for hand in self._in_flight.values()]
+        if any(self._suspect(each.job, each.task) for each in in_flight):
             return None
-        item = self._agenda.next(self._runnable)
+        item = self._queue.next(self._runnable)
         alone = item and self._suspect(item.job, item.task)
-        return None if alone and self._in_hand else item
+        return None if alone and self._in_flight else item
 
     def _suspect(self, job: int, task: str) -> bool:
-        return self._desk.state.jobs[job].tasks[task].deaths >= SUSPECT
+        return self._service.state.jobs[job].tasks[task].deaths >= SUSPECT
 
     def _runnable(self, number: int) -> bool:
-        job = self._desk.state.jobs[number]
-        return not (job.paused or job.cancelled or number in self._desk.held)
+        job = self._service.state.jobs[number]
+        return not (job.paused or job.cancelled or number in self._service.held)
 
-    async def _work_on(self, hand: _Hand) -> None:
+    async def _work_on(self, hand: InFlight) -> None:
         item = hand.item
         with hand.scope:
             await self._answer(hand)
-        del self._in_hand[item.job, item.task]
-        job = self._desk.state.jobs[item.job]
+        del self._in_flight[item.job, item.task]
+        job = self._service.state.jobs[item.job]
         task = job.tasks[item.task]
-        if task.in_hand and self._late(job):
+        if task.in_flight and self._late(job):
             self._answer_as_they_are(job, [item.task], TIME_IS_UP)
-        elif task.in_hand:
+        elif task.in_flight:
             # Only a cancelled scope comes here with the task in hand.
-            self._desk.emit(job.id, events.Released(item.task))
+            self._service.emit(job.id, events.Released(item.task))
             if job.cancelled:
                 self._discard(task.adapter, task.answered_by)
         else:
-            self._desk.wake()
+            self._service.wake()
 
-    async def _answer(self, hand: _Hand) -> None:
-        job = self._desk.state.jobs[hand.item.job]
+    async def _answer(self, hand: InFlight) -> None:
+        job = self._service.state.jobs[hand.item.job]
         name = hand.item.task
         task = job.tasks[name]
         if task.deaths >= DEATHS:
@@ -188,10 +195,10 @@ class Scheduler:
         assignment = self._assignment(job, hand)
 
         def emit(event: events.TaskEvent) -> None:
-            with self._rig.ledger.span("host", "record"):
-                self._desk.emit(job.id, event, *self._shared(job, event))
+            with self._runtime.ledger.span("host", "record"):
+                self._service.emit(job.id, event, *self._shared(job, event))
 
-        done = await solve(assignment, self._rig, emit)
+        done = await solve(assignment, self._runtime, emit)
         if before != done.adapter:
             self._discard_of(job, name, before)
         if not (job.id in self._deadlines and _improvable(task) and self._has_room()):
@@ -217,12 +224,12 @@ class Scheduler:
         """The tasks that share an adapter with this one, itself among them."""
         return self._groups.get(job.id, {}).get(task, (task,))
 
-    def _patience(self, hand: _Hand) -> float:
+    def _patience(self, hand: InFlight) -> float:
         """How long a task may be sampled that is to be sampled from now on."""
-        beside = [other.alone.infer for other in self._in_hand.values() if other is not hand]
+        beside = [other.alone.infer for other in self._in_flight.values() if other is not hand]
         longest = max([hand.alone.infer, *beside])
         # As many as there may be until it is done, each as long as the longest.
-        to_come = max(0, self._most_in_hand - 1 - len(beside))
+        to_come = max(0, self._most_in_flight - 1 - len(beside))
         hand.expected = hand.alone.infer + sum(beside) + to_come * longest
         hand.sampling = anyio.current_time()
         return self._pace.patience(hand.expected)
@@ -233,7 +240,7 @@ class Scheduler:
 
     def _answer_as_they_are(self, job: Job, names: Iterable[str], note: str) -> None:
         """Answer tasks from the candidates they have, all at once: thousands may have to end."""
-        store, answers = self._desk.store, []
+        store, answers = self._service.store, []
         unneeded: list[tuple[str, int | None, int | None]] = []
         for name in names:
             task = job.tasks[name]
@@ -245,15 +252,15 @@ class Scheduler:
             answers.append(events.Answered(name, found))
             unneeded.append((name, task.adapter, task.answered_by))
         if answers:
-            self._desk.emit(job.id, *answers)
+            self._service.emit(job.id, *answers)
         for name, *adapters in unneeded:
             self._discard_of(job, name, *adapters)
 
     def _keep_to_budget(self, job: Job) -> None:
         """Take a job with a budget to its next round, or end it."""
         if self._late(job):
-            self._agenda.drop(job.id)
-            for (number, _), hand in self._in_hand.items():
+            self._queue.drop(job.id)
+            for (number, _), hand in self._in_flight.items():
                 if number == job.id:
                     hand.scope.cancel()
             waiting = [n for n, task in job.tasks.items() if task.phase is Phase.waiting]
@@ -264,12 +271,12 @@ class Scheduler:
             ]
             doubtful = (name for name, task in job.tasks.items() if _improvable(task))
             if again := cheap_only or list(doubtful):
-                self._desk.emit(job.id, events.Retried(tuple(again)))
+                self._service.emit(job.id, events.Retried(tuple(again)))
         if job.cancelled:
             del self._deadlines[job.id]
         elif job.all_answered and (self._late(job) or not job.paused):
             del self._deadlines[job.id]
-            self._desk.emit(job.id, events.Finished())
+            self._service.emit(job.id, events.Finished())
             self._discard(*(task.answered_by for task in job.tasks.values()))
 
     def _late(self, job: Job) -> bool:
@@ -284,13 +291,13 @@ class Scheduler:
         """What a task of a job with a budget gets in the round that begins now."""
         left = self._deadlines[item.job] - anyio.current_time()
         # What is in hand already has its share, and the trainer before this one.
-        before = sum(hand.alone.train for hand in self._in_hand.values() if not hand.trained)
-        left -= before / self._rig.trainings
-        return share(left, self._lanes(item.work + self._agenda.work(item.job)), config)
+        before = sum(hand.alone.train for hand in self._in_flight.values() if not hand.trained)
+        left -= before / self._runtime.trainer.capacity
+        return share(left, self._lanes(item.work + self._queue.work(item.job)), config)
 
-    def _assignment(self, job: Job, hand: _Hand) -> Assignment:
+    def _assignment(self, job: Job, hand: InFlight) -> Assignment:
         item, number, name = hand.item, job.id, hand.item.task
-        state, store = job.tasks[name], self._desk.store
+        state, store = job.tasks[name], self._service.store
         config = self._config_of(number)
         first_sample = state.round * config.sample.samples
         if number in self._deadlines:
@@ -327,18 +334,18 @@ class Scheduler:
     def _hear(self, record: Record) -> None:
         if record.job is None:
             return
-        job = self._desk.state.jobs[record.job]
+        job = self._service.state.jobs[record.job]
         match record.event:
             case events.Submitted(_, _, names) | events.Retried(names):
                 self._take_on(job, names)
             case events.Trained(name, _, steps, tokens, seconds):
                 self._leading.discard((job.id, self._group(job, name)))
                 self._measured.trained(steps, tokens, seconds)
-                if hand := self._in_hand.get((job.id, name)):
+                if hand := self._in_flight.get((job.id, name)):
                     hand.trained = True
             case events.Answered(name):
-                self._measured.stepped(*self._rig.engine.stretches())
-                hand = self._in_hand.get((job.id, name))
+                self._measured.stepped(*self._runtime.engine.usage())
+                hand = self._in_flight.get((job.id, name))
                 now = anyio.current_time()
                 if hand and hand.sampling is not None and not hand.scope.cancel_called:
                     # Before the last answer the engine worked for others, too.
@@ -353,8 +360,8 @@ class Scheduler:
                 self._leading.discard((job.id, self._group(job, name)))
                 self._take_on(job, [name])
             case events.Cancelled():
-                self._agenda.drop(job.id)
-                for (number, _), hand in self._in_hand.items():
+                self._queue.drop(job.id)
+                for (number, _), hand in self._in_flight.items():
                     if number == job.id:
                         hand.scope.cancel()
 
@@ -397,13 +404,13 @@ class Scheduler:
         fresh = [item for item in items if not job.tasks[item.task].wanted]
         # Johnson's rule makes the whole short; what has an end anyway shall hold many tasks.
         order = config.order if job.budget is None else "cheapest"
-        self._agenda.add(job.id, job.priority, begun + ordered(fresh, order))
+        self._queue.add(job.id, job.priority, begun + ordered(fresh, order))
 
     def _work_of(self, name: str, job: Job, config: Config) -> Work:
         """What a task will be, with the training of those that get its adapter."""
 
         def of(task: str) -> Work:
-            return work(self._desk.store.task(job.id, task), config, self._sizes)
+            return work(self._service.store.task(job.id, task), config, self._sizes)
 
         found = of(name)
         if not _has_none(job.tasks[name]):
@@ -415,7 +422,7 @@ class Scheduler:
         return found
 
     def _config_of(self, number: int) -> Config:
-        return configuration.on_daemon(self._desk.store.config(number), self._config)
+        return configuration.on_daemon(self._service.store.config(number), self._config)
 
     def _discard(self, *adapters: int | None) -> None:
         """Adapters are as large as answers are small: none outlives its use."""

@@ -1,98 +1,36 @@
 """The solver: one task from lessons to verdict, top to bottom in `solve`.
 
-Everything it works with is in the `Rig`: the backends behind their two protocols, the encoding,
+Everything it works with is in the `Runtime`: the backends behind their two protocols, the encoding,
 the configuration, the ledger. Knows nothing of other tasks, of files or of screens.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import anyio
 
 from arcd.arc.selection import NOT_JUDGED, Candidate, Judged, Verdict, verdict
-from arcd.arc.tasks import Task
-from arcd.arc.views import View, spread
 from arcd.backends.protocols import (
     Adapter,
     Completion,
-    Engine,
     Request,
-    Trainer,
     TrainingStep,
     TrainRequest,
 )
+from arcd.backends.runtime import Runtime
 from arcd.config import Config
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.jobs import events
 from arcd.jobs.events import Emit
-from arcd.model import prompts
 from arcd.model.encoding import Encoding
-from arcd.model.prompts import Lesson, Question, TooLong
-from arcd.scheduling.forecast import Times
+from arcd.model.prompts import Lesson, Question, TooLong, build_questions
+from arcd.solver.assignment import Assignment, build_requests, open_requests
 from arcd.solver.rescoring import judge
-from arcd.system.ledger import Ledger
-from arcd.system.seeds import generator, seed_of
+from arcd.system.seeds import seed_of
 
 
-@dataclass(frozen=True)
-class Rig:
-    """What tasks are solved with; shared by all of them. `serial` numbers an adapter."""
-
-    trainer: Trainer
-    engine: Engine
-    encoding: Encoding
-    ledger: Ledger
-    serial: Callable[[], int]
-    trainings: int = 1
-    """As many as the trainer can do at once."""
-    trainer_slot: anyio.Semaphore = field(init=False)
-    """Held while training; given out in the order of asking."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "trainer_slot", anyio.Semaphore(self.trainings))
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A task, how it is to be solved, and what earlier attempts at it have left.
-
-    In round 0 a task is solved for the first time, in each later one with other lessons, views and
-    samples, which are numbered from `first_sample` on. `adapter` was trained in this round already,
-    `start` in an earlier one, to go on from; `candidates` are those of all rounds. The adapter
-    learns from the demonstrations of all tasks in `taught`.
-    """
-
-    task: Task
-    config: Config
-    taught: tuple[Task, ...] = ()
-    """By default the task alone."""
-    round: int = 0
-    first_sample: int = 0
-    adapter: Adapter | None = None
-    start: Path | None = None
-    candidates: tuple[Candidate, ...] = ()
-    notes: tuple[str, ...] = ()
-    predicted: Times | None = None
-    patience: Callable[[], float] = lambda: math.inf
-    """Asked when sampling begins: seconds until it is ended, and the samples there are voted on."""
-
-    def lessons(self, encoding: Encoding, limit: int) -> list[Lesson] | TooLong:
-        """What the adapter is to learn, each lesson of at most `limit` tokens."""
-        return build_lessons(self.taught or (self.task,), self.settings, encoding, limit)
-
-    @property
-    def settings(self) -> Config:
-        """The configuration with the seed of this round."""
-        if self.round == 0:
-            return self.config
-        return self.config.model_copy(
-            update={"seed": seed_of(self.config.seed, "round", self.round)}
-        )
-
-
-async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
+async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict:
     """Train on the task's demonstrations, sample its tests, vote, judge.
 
     Always ends in a verdict: what went wrong on the way stands in its notes. Nothing that is there
@@ -101,30 +39,30 @@ async def solve(assignment: Assignment, rig: Rig, emit: Emit) -> Verdict:
     """
     task, config = assignment.task, assignment.settings
     notes = _Notes(task.id, emit, list(assignment.notes))
-    with rig.ledger.span("host", "build"):
-        lessons = assignment.lessons(rig.encoding, config.train.max_seq_len)
-        questions = list(build_questions(task, config, rig.encoding))
+    with runtime.ledger.span("host", "build"):
+        lessons = assignment.lessons(runtime.encoding, config.train.max_seq_len)
+        questions = list(build_questions(task, config, runtime.encoding))
         all_requests = build_requests(task, questions, config, assignment.first_sample)
-        requests = _open(all_requests, assignment.candidates)
+        requests = open_requests(all_requests, assignment.candidates)
     taught = 0 if isinstance(lessons, TooLong) else len(lessons)
     emit(events.Started(task.id, taught, len(requests), assignment.predicted))
     _note_too_long(questions, notes)
 
     adapter = assignment.adapter
     if requests and adapter is None:
-        async with rig.trainer_slot:
-            adapter = await _train(assignment, lessons, rig, notes, emit)
+        async with runtime.trainer.slots:
+            adapter = await _train(assignment, lessons, runtime, notes, emit)
 
     candidates = list(assignment.candidates)
     judged = NOT_JUDGED
     patience = assignment.patience() if requests else math.inf
     with anyio.move_on_after(patience) as limit:
         if requests:
-            adapter = await _sample(requests, adapter, candidates, rig, notes, emit)
-        judged = await _judge(questions, candidates, adapter, config, rig, notes)
+            adapter = await _sample(requests, adapter, candidates, runtime, notes, emit)
+        judged = await _judge(questions, candidates, adapter, config, runtime, notes)
     if limit.cancelled_caught:
         notes.add(f"sampling took more than {patience:.0f} s and was ended")
-    with rig.ledger.span("host", "select"):
+    with runtime.ledger.span("host", "select"):
         serial = adapter.serial if adapter else None
         found = verdict(task.id, len(task.tests), candidates, serial, tuple(notes.all), judged)
     emit(events.Answered(task.id, found))
@@ -148,60 +86,6 @@ class _Notes:
             self.emit(events.Noted(self.task, note))
 
 
-def build_lessons(
-    tasks: Sequence[Task], config: Config, encoding: Encoding, limit: int
-) -> list[Lesson] | TooLong:
-    """All lessons for an adapter in training order, the same for the same seed on every machine.
-
-    Those of several tasks are mixed; TooLong where none of any of them fits.
-    """
-    found: list[Lesson] = []
-    too_long: list[TooLong] = []
-    for task in tasks:
-        rng = generator(config.seed, task.id, "lessons")
-        views = _views(config.train.steps * config.train.batch_size, task, config, "lesson views")
-        if not views:
-            return []
-        match prompts.lessons(task, views, encoding, limit, rng, loss=config.train.loss):
-            case TooLong() as lacking:
-                too_long.append(lacking)
-            case lessons:
-                found += lessons
-    if len(tasks) > 1:
-        generator(config.seed, *(task.id for task in tasks), "mixed").shuffle(found)
-    return found or min(too_long, key=lambda lacking: lacking.needed)
-
-
-def build_questions(task: Task, config: Config, encoding: Encoding) -> Iterator[Question | TooLong]:
-    """For each test one question a view, the same for the same seed on every machine."""
-    rng = generator(config.seed, task.id, "questions")
-    count = config.sample.views or config.sample.samples
-    for test in range(len(task.tests)):
-        for view in _views(count, task, config, f"question views {test}"):
-            yield prompts.question(task, test, view, encoding, config.engine.max_model_len, rng)
-
-
-def build_requests(
-    task: Task, questions: Sequence[Question | TooLong], config: Config, first: int = 0
-) -> list[Request]:
-    """The samples of each test dealt out to its questions in turn, numbered from `first` on."""
-    requests = []
-    count = config.sample.samples
-    for test in range(len(task.tests)):
-        asked = [q for q in questions if isinstance(q, Question) and q.test == test]
-        for i in range(count if asked else 0):
-            seed = seed_of(config.seed, task.id, "sample", test, i)
-            question = asked[i % len(asked)]
-            requests.append(Request(question, first + i, seed, config.sample.temperature))
-    return requests
-
-
-def _open(requests: list[Request], candidates: Iterable[Candidate]) -> list[Request]:
-    """The requests of which there is no candidate yet."""
-    done = {(candidate.test, candidate.sample) for candidate in candidates}
-    return [r for r in requests if (r.question.test, r.sample) not in done]
-
-
 def to_candidate(completion: Completion, adapter: Adapter | None, encoding: Encoding) -> Candidate:
     """The completion parsed and carried back from its view."""
     question = completion.request.question
@@ -219,14 +103,6 @@ def to_candidate(completion: Completion, adapter: Adapter | None, encoding: Enco
     )
 
 
-def _views(count: int, task: Task, config: Config, purpose: str) -> list[View]:
-    rng = generator(config.seed, task.id, purpose)
-    shown = config.views
-    return spread(
-        count, len(task.train), rng, keep_black=shown.keep_black, colours=shown.permute_colours
-    )
-
-
 def _note_too_long(questions: Sequence[Question | TooLong], notes: _Notes) -> None:
     """One note for all questions that do not fit."""
     too_long = next((found for found in questions if isinstance(found, TooLong)), None)
@@ -238,26 +114,28 @@ async def _sample(
     requests: list[Request],
     adapter: Adapter | None,
     candidates: list[Candidate],
-    rig: Rig,
+    runtime: Runtime,
     notes: _Notes,
     emit: Emit,
 ) -> Adapter | None:
     """Add a candidate for each request; returns the adapter, or None where the base had to help."""
 
     def deliver(completion: Completion) -> None:
-        with rig.ledger.span("host", "parse"):
-            candidate = to_candidate(completion, adapter, rig.encoding)
+        with runtime.ledger.span("host", "parse"):
+            candidate = to_candidate(completion, adapter, runtime.encoding)
         candidates.append(candidate)
         emit(events.Sampled(candidate.task, candidate))
 
     try:
-        await rig.engine.sample(requests, adapter, deliver)
+        await runtime.engine.sample(requests, adapter, deliver)
     except SampleRefused as error:
         if adapter is None:
             notes.add(f"not sampled: {error}")
             return None
         notes.add(f"answered by the base: {error}")
-        return await _sample(_open(requests, candidates), None, candidates, rig, notes, emit)
+        return await _sample(
+            open_requests(requests, candidates), None, candidates, runtime, notes, emit
+        )
     return adapter
 
 
@@ -266,14 +144,14 @@ async def _judge(
     candidates: Sequence[Candidate],
     adapter: Adapter | None,
     config: Config,
-    rig: Rig,
+    runtime: Runtime,
     notes: _Notes,
 ) -> Judged:
     """How likely the contenders are, by the model that answered."""
     if adapter is None and any(candidate.adapter is not None for candidate in candidates):
         return NOT_JUDGED
     try:
-        return await judge(questions, candidates, adapter, rig.engine, rig.encoding, config)
+        return await judge(questions, candidates, adapter, runtime.engine, runtime.encoding, config)
     except SampleRefused as error:
         notes.add(f"votes alone decided: {error}")
         return NOT_JUDGED
@@ -282,7 +160,7 @@ async def _judge(
 async def _train(
     assignment: Assignment,
     lessons: list[Lesson] | TooLong,
-    rig: Rig,
+    runtime: Runtime,
     notes: _Notes,
     emit: Emit,
 ) -> Adapter | None:
@@ -298,11 +176,11 @@ async def _train(
     task = assignment.task
     if len(task.train) == 1:
         notes.add("one demonstration pair: nothing to leave out, trained without pairs shown")
-    for what, found, frugal in _fallbacks(assignment, lessons, rig):
+    for what, found, frugal in _fallbacks(assignment, lessons, runtime):
         if what:
             notes.add(f"out of memory in training, tried again with {what}")
         try:
-            return await _train_once(assignment, found, rig, emit, frugal=frugal)
+            return await _train_once(assignment, found, runtime, emit, frugal=frugal)
         except OutOfMemory:
             continue
         except TrainerFailed as error:
@@ -313,12 +191,12 @@ async def _train(
 
 
 def _fallbacks(
-    assignment: Assignment, lessons: list[Lesson], rig: Rig
+    assignment: Assignment, lessons: list[Lesson], runtime: Runtime
 ) -> Iterator[tuple[str, list[Lesson], bool]]:
     """(what is given up, lessons, frugal?) from the plan down to what takes the least memory."""
     yield "", lessons, False
     half = max(len(lesson.tokens) for lesson in lessons) // 2
-    shorter = assignment.lessons(rig.encoding, half)
+    shorter = assignment.lessons(runtime.encoding, half)
     if not isinstance(shorter, TooLong):
         lessons = shorter
         yield f"lessons of at most {half} tokens", lessons, False
@@ -326,7 +204,7 @@ def _fallbacks(
 
 
 async def _train_once(
-    assignment: Assignment, lessons: list[Lesson], rig: Rig, emit: Emit, *, frugal: bool
+    assignment: Assignment, lessons: list[Lesson], runtime: Runtime, emit: Emit, *, frugal: bool
 ) -> Adapter:
     task, config = assignment.task, assignment.settings
 
@@ -335,9 +213,9 @@ async def _train_once(
 
     seed = seed_of(config.seed, task.id, "adapter")
     request = TrainRequest(
-        lessons, config.train, seed, rig.serial(), frugal, start=assignment.start
+        lessons, config.train, seed, runtime.serial(), frugal, start=assignment.start
     )
-    done = await rig.trainer.train(request, progress)
+    done = await runtime.trainer.train(request, progress)
     emit(
         events.Trained(
             task.id,

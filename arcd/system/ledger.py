@@ -1,9 +1,9 @@
-"""The ledger: where the wall time of a run went, lane by lane.
+"""The ledger: where the wall time of a run went, by resource: trainer, engine, host.
 
-What a lane (trainer, engine, host) does not spend is idle. Of several trainings at once the trainer
-lane is in a step while any of them is.
+What a resource does not spend is idle. Where several adapters are trained at once, the trainer is
+in a step while any of them is.
 Training steps and engine steps are what the run is for; the ledger also knows how long at least
-one lane was in a step, so that everything else can be held against the wall time. Constant in
+one resource was in a step, so that everything else can be held against the wall time. Constant in
 size, safe to use from several threads. Knows nothing of who works.
 """
 
@@ -15,18 +15,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Lane = Literal["trainer", "engine", "host"]
+Resource = Literal["trainer", "engine", "host"]
 Kind = Literal["load", "step", "hand-over", "build", "parse", "select", "record"]
-LANES: tuple[Lane, ...] = ("trainer", "engine", "host")
+RESOURCES: tuple[Resource, ...] = ("trainer", "engine", "host")
 ANY: Literal["any"] = "any"
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Seconds of wall time up to some moment, by lane and kind of work, and inside any step."""
+    """Seconds of wall time up to some moment, by resource and kind of work, and inside any step."""
 
     wall: float
-    seconds: dict[Lane, dict[Kind, float]]
+    seconds: dict[Resource, dict[Kind, float]]
     in_steps: float
 
     @property
@@ -44,29 +44,33 @@ class Account:
         """Share of the solving time in which neither trainer nor engine was in a step."""
         return 1 - self.in_steps / self.solving if self.solving > 0 else 0.0
 
-    def idle(self, lane: Lane) -> float:
-        """Seconds after the start-up in which a lane did nothing."""
-        busy = sum(s for kind, s in self.seconds[lane].items() if kind != "load")
+    def idle(self, resource: Resource) -> float:
+        """Seconds after the start-up in which a resource did nothing."""
+        busy = sum(s for kind, s in self.seconds[resource].items() if kind != "load")
         return max(0.0, self.solving - busy)
 
     @classmethod
     def from_json(cls, value: "dict[str, Any]") -> "Account":
         """The account that `to_json` made the object from."""
-        lanes = value["lanes"]
-        seconds: dict[Lane, dict[Kind, float]] = {
-            lane: {kind: s for kind, s in lanes[lane].items() if kind != "idle"} for lane in LANES
+        resources = value["lanes"]
+        seconds: dict[Resource, dict[Kind, float]] = {
+            resource: {kind: s for kind, s in resources[resource].items() if kind != "idle"}
+            for resource in RESOURCES
         }
         solving = value["wall"] - value["loading"]
         return cls(value["wall"], seconds, (1 - value["outside_steps"]) * solving)
 
     def to_json(self) -> dict[str, object]:
-        """Seconds by lane, `idle` included, and the shares that are printed."""
+        """Seconds by resource, `idle` included, and the shares that are printed."""
         return {
             "wall": self.wall,
             "loading": self.loading,
             "solving": self.solving,
             "outside_steps": self.outside_steps,
-            "lanes": {lane: {**self.seconds[lane], "idle": self.idle(lane)} for lane in LANES},
+            "lanes": {
+                resource: {**self.seconds[resource], "idle": self.idle(resource)}
+                for resource in RESOURCES
+            },
         }
 
 
@@ -77,56 +81,58 @@ class Ledger:
         self._clock = clock
         self._lock = threading.Lock()
         self._begun = clock()
-        self._seconds: dict[Lane, dict[Kind, float]] = {lane: defaultdict(float) for lane in LANES}
+        self._seconds: dict[Resource, dict[Kind, float]] = {
+            resource: defaultdict(float) for resource in RESOURCES
+        }
         self._loads_open = 0
-        self._steps_open: Counter[Lane | Literal["any"]] = Counter()
-        self._steps_since: dict[Lane | Literal["any"], float] = {}
+        self._steps_open: Counter[Resource | Literal["any"]] = Counter()
+        self._steps_since: dict[Resource | Literal["any"], float] = {}
         self._in_steps = 0.0
 
     @contextmanager
-    def span(self, lane: Lane, kind: Kind) -> Iterator[None]:
+    def span(self, resource: Resource, kind: Kind) -> Iterator[None]:
         """Account the time spent in the block."""
-        begun = self._enter(lane, kind)
+        begun = self._enter(resource, kind)
         try:
             yield
         finally:
-            self._leave(lane, kind, begun)
+            self._leave(resource, kind, begun)
 
     def account(self) -> Account:
         """What has been accounted up to now; spans that are still open are not in it."""
         with self._lock:
-            seconds = {lane: dict(kinds) for lane, kinds in self._seconds.items()}
+            seconds = {resource: dict(kinds) for resource, kinds in self._seconds.items()}
             return Account(self._clock() - self._begun, seconds, self._in_steps)
 
-    def _enter(self, lane: Lane, kind: Kind) -> float:
+    def _enter(self, resource: Resource, kind: Kind) -> float:
         with self._lock:
             now = self._clock()
             if kind == "load":
                 self._loads_open += 1
             elif kind == "step":
-                for which in (lane, ANY):
+                for which in (resource, ANY):
                     if not self._steps_open[which]:
                         self._steps_since[which] = now
                     self._steps_open[which] += 1
             return now
 
-    def _leave(self, lane: Lane, kind: Kind, begun: float) -> None:
+    def _leave(self, resource: Resource, kind: Kind, begun: float) -> None:
         with self._lock:
             now = self._clock()
-            closed = self._close_steps(lane) if kind == "step" else ()
+            closed = self._close_steps(resource) if kind == "step" else ()
             if kind == "load":
                 self._loads_open -= 1
             if self._loads_open:
                 return
             if kind != "step":
-                self._seconds[lane][kind] += now - begun
-            if lane in closed:
-                self._seconds[lane]["step"] += now - self._steps_since[lane]
+                self._seconds[resource][kind] += now - begun
+            if resource in closed:
+                self._seconds[resource]["step"] += now - self._steps_since[resource]
             if ANY in closed:
                 self._in_steps += now - self._steps_since[ANY]
 
-    def _close_steps(self, lane: Lane) -> tuple[Lane | Literal["any"], ...]:
-        """Of the lane and of any lane, those in which no step is open any more."""
-        for which in (lane, ANY):
+    def _close_steps(self, resource: Resource) -> tuple[Resource | Literal["any"], ...]:
+        """Of the resource and of any resource, those in which no step is open any more."""
+        for which in (resource, ANY):
             self._steps_open[which] -= 1
-        return tuple(which for which in (lane, ANY) if not self._steps_open[which])
+        return tuple(which for which in (resource, ANY) if not self._steps_open[which])

@@ -29,12 +29,11 @@ from typing import Any, TypeVar
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from arcd.backends.protocols import Adapter, Completion, Request
+from arcd.backends.protocols import Adapter, Completion, EngineUsage, Request
 from arcd.backends.vllm import plugin
 from arcd.backends.vllm.step_log import StepLog
 from arcd.config import EngineConfig
 from arcd.errors import ArcdError, EngineFailed, MissingPackage, SampleRefused
-from arcd.scheduling.rates import Stretch
 from arcd.system.ledger import Ledger
 
 STEP_TOKENS = 2048
@@ -50,7 +49,7 @@ PATIENCE = 30.0
 native code, which nobody in its process can end; a daemon thread, it dies with the process."""
 
 
-STRETCHES = 1000
+USAGE_KEPT = 1000
 """Measurements that are kept for somebody who never asks for them."""
 
 _Answer = Completion | SampleRefused | EngineFailed
@@ -110,7 +109,7 @@ _Command = _Load | _Unload | _Begin | _End | _Stop
 
 
 @dataclass(slots=True)
-class _Seat:
+class AdapterSlot:
     """An adapter's place in the engine, shared by the calls that use the adapter."""
 
     users: int = 0
@@ -162,7 +161,7 @@ class VllmEngine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._worker = _Worker(settings, ledger, self._commands, self._answer)
         self._calls: set[_Call] = set()
-        self._seats: dict[int, _Seat] = {}
+        self._seats: dict[int, AdapterSlot] = {}
         self._free_seats = anyio.Semaphore(settings.config.max_loras)
         self._ready = anyio.Event()
         self._over = anyio.Event()
@@ -196,9 +195,9 @@ class VllmEngine:
                         raise answer
                     deliver(answer)
 
-    def stretches(self) -> list[Stretch]:
-        """See `Engine.stretches`."""
-        told = self._worker.stretches
+    def usage(self) -> list[EngineUsage]:
+        """See `Engine.usage`."""
+        told = self._worker.usage
         return [told.popleft() for _ in range(len(told))]
 
     @asynccontextmanager
@@ -207,7 +206,7 @@ class VllmEngine:
         if adapter is None:
             yield
             return
-        seat = self._seats.setdefault(adapter.serial, _Seat())
+        seat = self._seats.setdefault(adapter.serial, AdapterSlot())
         seat.users += 1
         try:
             async with seat.lock:
@@ -312,7 +311,7 @@ class _Worker:
         self._loras: dict[int, Any] = {}  # serial: LoRARequest, or SampleRefused
         self._ids = itertools.count()
         self._log = StepLog()
-        self.stretches: deque[Stretch] = deque(maxlen=STRETCHES)
+        self.usage: deque[EngineUsage] = deque(maxlen=USAGE_KEPT)
 
     def start(self) -> None:
         """Bring vLLM up."""
@@ -426,7 +425,7 @@ class _Worker:
             made = len(output.outputs[0].token_ids)
             self._log.finish(output.request_id, len(_prompt(request)), made)
             self._answer(call, _completion(request, output))
-        self.stretches.extend(self._log.take())
+        self.usage.extend(self._log.take())
         if self._open and not self._engine.has_unfinished_requests():
             raise RuntimeError(f"vLLM lost {len(self._open)} requests")
 

@@ -5,7 +5,7 @@ before. So once all that were open in a step have finished, it is known how many
 it and how many prompt tokens were read by then. Pure; used by one thread.
 """
 
-from arcd.scheduling.rates import Stretch
+from arcd.backends.protocols import EngineUsage
 
 FEWEST = 32
 """Steps that are told together, unless nothing is open."""
@@ -43,7 +43,7 @@ class StepLog:
         for step in self._steps[begun:]:
             step.known = False
 
-    def take(self) -> list[Stretch]:
+    def take(self) -> list[EngineUsage]:
         """What the steps did that nothing open was in; each is told once.
 
         Reading prompts apart from mere generating, where that can be told: mixed, they teach less.
@@ -68,8 +68,8 @@ class _Step:
         self.known = True
 
 
-def _together(steps: list[_Step]) -> Stretch:
-    return Stretch(
+def _together(steps: list[_Step]) -> EngineUsage:
+    return EngineUsage(
         len(steps),
         sum(step.prompt for step in steps),
         sum(step.generated for step in steps),

@@ -41,9 +41,9 @@ $("settings").textContent = JSON.stringify(data.settings, null, 2);
 const lanes = {
   rows: [], from: 0, to: data.end, label: 74, row: 22,
   init() {
-    for (const lane of ["train", "infer"]) {
-      const tracks = data.spans.filter(s => s.lane === lane).map(s => s.track);
-      for (let track = 0; track <= Math.max(...tracks, -1); track++) this.rows.push({ lane, track });
+    for (const stage of ["train", "infer"]) {
+      const tracks = data.spans.filter(s => s.stage === stage).map(s => s.track);
+      for (let track = 0; track <= Math.max(...tracks, -1); track++) this.rows.push({ stage, track });
     }
     const svg = $("lanes");
     new ResizeObserver(() => this.render()).observe(svg);
@@ -116,21 +116,21 @@ const lanes = {
       found.push(draw("line", { class: "axis", x1: x(t), x2: x(t), y1: 0, y2: height - 16 }));
       found.push(draw("text", { x: x(t) + 2, y: height - 4 }, duration(t)));
     }
-    this.rows.forEach(({ lane, track }, i) => {
-      const many = this.rows.filter(row => row.lane === lane).length > 1;
-      const name = { train: "training", infer: "inference" }[lane] + (many ? ` ${track + 1}` : "");
+    this.rows.forEach(({ stage, track }, i) => {
+      const many = this.rows.filter(row => row.stage === stage).length > 1;
+      const name = { train: "training", infer: "inference" }[stage] + (many ? ` ${track + 1}` : "");
       found.push(draw("text", { x: 0, y: i * this.row + 14 }, name));
     });
     for (const span of data.spans) {
       if (span.end < this.from || span.begin > this.to) continue;
-      const row = this.rows.findIndex(r => r.lane === span.lane && r.track === span.track);
+      const row = this.rows.findIndex(r => r.stage === span.stage && r.track === span.track);
       const left = Math.max(this.label, x(span.begin)), right = Math.min(width, x(span.end));
       const block = draw("rect", {
-        class: `${span.lane} ${span.number % 2 ? "odd" : ""}`, x: left, y: row * this.row + 2,
+        class: `${span.stage} ${span.number % 2 ? "odd" : ""}`, x: left, y: row * this.row + 2,
         width: Math.max(1, right - left), height: this.row - 5, "data-task": span.task,
       });
       const took = (span.end - span.begin).toFixed(1);
-      const verb = { train: "trained", infer: "sampled" }[span.lane];
+      const verb = { train: "trained", infer: "sampled" }[span.stage];
       block.append(draw("title", {}, `${span.task} ${verb} for ${took} s from ${duration(span.begin)} on`));
       found.push(block);
       if (right - left > 60) {
@@ -208,9 +208,9 @@ function drawLosses() {
 
 function drawTimes() {
   const svg = $("times"), c = CHART, points = [];
-  for (const task of data.tasks) for (const lane of ["train", "infer"]) {
-    const predicted = task.predicted && task.predicted[lane], taken = task.taken && task.taken[lane];
-    if (predicted > 0 && taken > 0) points.push({ task: task.id, lane, predicted, taken });
+  for (const task of data.tasks) for (const stage of ["train", "infer"]) {
+    const predicted = task.predicted && task.predicted[stage], taken = task.taken && task.taken[stage];
+    if (predicted > 0 && taken > 0) points.push({ task: task.id, stage, predicted, taken });
   }
   if (!points.length) return nothing(svg, "nothing was predicted");
   const all = points.flatMap(p => [p.predicted, p.taken]).map(Math.log10);
@@ -222,11 +222,11 @@ function drawTimes() {
   const [a, b] = [10 ** low, 10 ** high];
   svg.append(draw("line", { class: "axis", x1: x(a), y1: y(a), x2: x(b), y2: y(b) }));
   for (const p of points) {
-    const shape = p.lane === "train"
+    const shape = p.stage === "train"
       ? draw("circle", { cx: x(p.predicted), cy: y(p.taken), r: 3.5 })
       : draw("rect", { x: x(p.predicted) - 3, y: y(p.taken) - 3, width: 6, height: 6 });
-    shape.setAttribute("class", p.lane);
-    const verb = { train: "training", infer: "sampling" }[p.lane];
+    shape.setAttribute("class", p.stage);
+    const verb = { train: "training", infer: "sampling" }[p.stage];
     shape.append(draw("title", {}, `${p.task}, ${verb}: predicted ${p.predicted.toFixed(1)} s, took ${p.taken.toFixed(1)} s`));
     svg.append(shape);
   }
@@ -235,13 +235,13 @@ function drawTimes() {
 
 function drawLedger() {
   if (!data.ledger) { $("ledger").append("The daemon had no time to write it down."); return; }
-  const kinds = [...new Set(Object.values(data.ledger.lanes).flatMap(lane => Object.keys(lane)))]
+  const kinds = [...new Set(Object.values(data.ledger.lanes).flatMap(stage => Object.keys(stage)))]
     .filter(kind => kind !== "load" && kind !== "idle");
-  const head = make("tr", {}, make("th", {}, "lane"), ...[...kinds, "idle"].map(k => make("th", {}, k)));
+  const head = make("tr", {}, make("th", {}, "stage"), ...[...kinds, "idle"].map(k => make("th", {}, k)));
   const table = make("table", {}, head);
-  for (const [lane, spent] of Object.entries(data.ledger.lanes)) {
+  for (const [stage, spent] of Object.entries(data.ledger.lanes)) {
     const cells = [...kinds, "idle"].map(k => make("td", {}, spent[k] === undefined ? "" : spent[k].toFixed(1)));
-    table.append(make("tr", {}, make("td", {}, lane), ...cells));
+    table.append(make("tr", {}, make("td", {}, stage), ...cells));
   }
   const outside = percent(data.ledger.outside_steps);
   $("ledger").append(table, make("p", { class: "quiet" },
@@ -359,8 +359,8 @@ const tasks = {
     else if (task.doubtful) words.push(["doubtful", "doubtful"]);
     if (task.phase !== "answered") words.push(["quiet", task.phase]);
     if (task.samples) words.push(["quiet", `${task.samples - task.invalid} of ${task.samples} samples valid`]);
-    for (const [lane, verb] of [["train", "trained"], ["infer", "sampled"]]) {
-      const taken = task.taken && task.taken[lane], predicted = task.predicted && task.predicted[lane];
+    for (const [stage, verb] of [["train", "trained"], ["infer", "sampled"]]) {
+      const taken = task.taken && task.taken[stage], predicted = task.predicted && task.predicted[stage];
       if (taken) words.push(["quiet", `${verb} ${taken.toFixed(1)} s` + (predicted ? ` (predicted ${predicted.toFixed(1)})` : "")]);
     }
     if (task.losses.length) words.push(["quiet", `loss ${task.losses[task.losses.length - 1][1].toFixed(3)}`]);
