@@ -1,0 +1,365 @@
+"""The budget: shares as pure arithmetic; whole jobs on a virtual clock that keep to their time."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import virtual
+from support.small import candidate, task, task_set
+from test_scheduler import Trainer, Works
+
+from arcd.arc.selection import Candidate, verdict
+from arcd.arc.tasks import Task
+from arcd.backends.fake import FakeEngine
+from arcd.backends.protocols import Trained, TrainRequest
+from arcd.config import resolve
+from arcd.errors import BadConfig
+from arcd.jobs import events
+from arcd.jobs.events import Times
+from arcd.jobs.state import JobState
+from arcd.scheduling.budget import LEAST, Pace, cheap, seconds, share
+from arcd.scheduling.scheduler import ROUNDS, TIME_IS_UP
+
+CONFIG = resolve(settings=["train.steps=100", "sample.samples=40"])
+
+all_times = st.builds(Times, st.floats(0.01, 1e4), st.floats(0.01, 1e4))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 90), ("4m", 240), ("11h30m", 41400), ("45", 45), ("1h0m5s", 3605), ("0.5m", 30)],
+)
+def test_durations_are_read_as_people_write_them(text: str, expected: float):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "m", "4x", "4 m", "-4m", "4m-", "h4", "1e3"])
+def test_anything_else_is_no_duration(text: str):
+    with pytest.raises(BadConfig, match="is not a duration"):
+        seconds(text)
+
+
+@given(st.floats(-100, 1e6), all_times)
+def test_a_share_is_never_more_than_a_full_round_nor_less_than_the_least(left, waiting):
+    found = share(left, waiting, CONFIG)
+    assert LEAST * 100 <= found.steps <= 100
+    assert LEAST * 40 <= found.samples <= 40
+
+
+@given(st.floats(1, 1e4), st.floats(1, 1e4), all_times)
+def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiting):
+    now = share(left, waiting, CONFIG)
+    assert share(left + extra, waiting, CONFIG).steps >= now.steps
+    more = Times(waiting.train + extra, waiting.infer + extra)
+    assert share(left, more, CONFIG).steps <= now.steps
+
+
+@given(all_times)
+def test_with_time_for_all_each_gets_all(waiting):
+    assert share(2 * waiting.total, waiting, CONFIG).of(CONFIG) == CONFIG
+
+
+def test_a_cheap_round_trains_nothing():
+    assert (cheap(CONFIG).steps, cheap(CONFIG).samples) == (0, 2)
+
+
+def measured(ratios: list[float]) -> Pace:
+    """A pace at which each task was alone in the engine for half of its time."""
+    pace = Pace()
+    for ratio in ratios:
+        pace.sampled(10.0, 20.0, lane=5.0 * ratio, wall=10.0 * ratio)
+    return pace
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=50))
+def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
+    pace = measured(ratios)
+    middle = sorted(ratios[-32:])
+    low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
+    assert 0.999 * low <= pace.of_task(Times(1.0, 1.0)).infer <= 1.001 * high
+    assert 0.499 * low <= pace.of_lanes(Times(1.0, 1.0)).infer <= 0.501 * high
+    assert pace.of_task(Times(1.0, 1.0)).train == pace.of_lanes(Times(1.0, 1.0)).train == 1.0
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=5, max_size=40), st.floats(0.1, 1e4))
+def test_patience_outlasts_what_was_seen_and_moves_with_what_is_expected(ratios, expected):
+    pace = measured(ratios)
+    patience = pace.patience(expected)
+    middle = sorted(ratios[-32:])[len(ratios[-32:]) // 2]
+    assert patience > middle / 2 * expected
+    assert pace.patience(2 * expected) - 10 == pytest.approx(2 * (patience - 10))
+
+
+def test_nobody_is_called_slow_before_the_pace_is_known():
+    assert measured([1.0] * 4).patience(1) == float("inf")
+
+
+# Whole jobs.
+
+pytestmark: list[pytest.MarkDecorator] = []
+
+
+@pytest.fixture
+def anyio_backend():
+    return virtual.BACKEND
+
+
+@dataclass
+class Moody(Trainer):
+    """Its pace drifts, and now and then a step takes many times as long."""
+
+    rng: random.Random = None
+    drift: float = 1.0
+
+    async def _train(self, wanted: TrainRequest, progress) -> Trained:
+        self.drift *= self.rng.uniform(0.9, 1.12)
+        straggler = 10 if self.rng.random() < 0.05 else 1
+        tokens = sum(len(lesson.tokens) for lesson in wanted.lessons)
+        per_step = tokens / 2000 / len(wanted.lessons)
+        self.seconds_per_step = per_step * self.drift * straggler
+        return await super()._train(wanted, progress)
+
+
+class Disagreeing(FakeEngine):
+    """No two of its answers are alike, so that every task stays doubtful."""
+
+    def _solution(self, question) -> list[int]:
+        rng = random.Random(f"{question.view}")
+        grid = tuple(tuple(rng.randrange(10) for _ in range(3)) for _ in range(3))
+        return self.encoding.answer(grid)
+
+
+SETTINGS = ["train.steps=20", "train.batch_size=1", "sample.samples=4"]
+
+
+def job(works: Works, budget: float, *settings: str, reserve: float = 10) -> int:
+    limits = [f"budget.seconds={budget}", f"budget.reserve={reserve}"]
+    return works.submit(settings=[*SETTINGS, *limits, *settings])
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[list[Works]]:
+    works: list[Works] = []
+    yield works
+    for each in works:
+        each.store.close()
+
+
+def tasks(count: int, rng: random.Random) -> list[Task]:
+    return [
+        task(f"t{i}", pairs=rng.randint(2, 5), side=rng.choice([2, 3, 8, 20])) for i in range(count)
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_all(
+    tmp_path: Path, made: list[Works], seed: int
+):
+    rng = random.Random(seed)
+    chosen = tasks(rng.randint(3, 30), rng)
+    engine = rng.choice([FakeEngine, Disagreeing])
+    works = Works(
+        tmp_path,
+        task_set(*chosen),
+        trainer=Moody(rng=rng),
+        engine=engine,
+        seconds_per_token=rng.choice([0.001, 0.02, 0.1]),
+        calibrated=True,
+        trainings=rng.choice([1, 2]),
+    )
+    made.append(works)
+    budget = rng.choice([30.0, 200.0, 1000.0])
+    number = job(works, budget)
+    took = await works.finish()
+    found = works.service.state.jobs[number]
+    assert took <= budget - 10 + 1e-6
+    assert found.all_answered
+    assert works.service.state.in_flight() == []
+    doubtful = [n for n in found.retriable() if found.tasks[n].round < ROUNDS]
+    assert not doubtful or took >= 0.97 * (budget - 10), "time was left and not used"
+    # Nothing happens after the end.
+    assert isinstance(works.records()[-1].event, events.Finished)
+
+
+@pytest.mark.anyio
+async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_more(
+    tmp_path: Path, made: list[Works]
+):
+    works = Works(tmp_path, task_set(*(task(f"t{i}") for i in range(6))), seconds_per_token=0.01)
+    made.append(works)
+    number = job(works, 10_000)
+    took = await works.finish()
+    assert took < 1000
+    rounds = [t.round for t in works.service.state.jobs[number].tasks.values()]
+    assert rounds == [1] * 6
+    first = [r.event for r in works.records(events.Answered)][:6]
+    assert all(e.verdict.adapter is None for e in first), "a cheap answer for all comes first"
+    assert all(len(v.ranked[0]) == 1 for v in works.store.verdicts(number))
+
+
+@pytest.mark.anyio
+async def test_a_later_round_goes_on_from_the_adapter_and_none_is_left_at_the_end(
+    tmp_path: Path, made: list[Works]
+):
+    asked: list[TrainRequest] = []
+
+    class Noting(Trainer):
+        async def _train(self, wanted: TrainRequest, progress) -> Trained:
+            asked.append(wanted)
+            assert wanted.start is None or wanted.start.is_dir()
+            return await super()._train(wanted, progress)
+
+    works = Works(
+        tmp_path,
+        task_set(task("a"), task("b")),
+        trainer=Noting(seconds_per_step=1.0),
+        engine=Disagreeing,
+    )
+    made.append(works)
+    job(works, 400)
+    await works.finish()
+    of_a = [wanted for wanted in asked if wanted.lessons[0].task == "a"]
+    assert len(of_a) > 3
+    assert of_a[0].start is None
+    for before, after in pairwise(of_a):
+        assert after.start == tmp_path / "adapters" / f"adapter-{before.serial}"
+    assert list((tmp_path / "adapters").iterdir()) == []
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("engine", "room"),
+    [(FakeEngine, 0), (Disagreeing, 1 << 60)],
+    ids=["nobody doubts the answer", "the disk is almost full"],
+)
+async def test_an_adapter_that_is_not_gone_on_with_is_not_kept(
+    tmp_path: Path, made: list[Works], monkeypatch: pytest.MonkeyPatch, engine: type, room: int
+):
+    left: list[int] = []
+
+    class Counting(Trainer):
+        async def _train(self, wanted: TrainRequest, progress) -> Trained:
+            left.append(len(list((tmp_path / "adapters").glob("*"))))
+            return await super()._train(wanted, progress)
+
+    monkeypatch.setattr("arcd.scheduling.scheduler.ROOM", room)
+    works = Works(
+        tmp_path,
+        task_set(*(task(f"t{i}") for i in range(5))),
+        trainer=Counting(seconds_per_step=1.0),
+        engine=engine,
+        seconds_per_token=0.001,
+    )
+    made.append(works)
+    job(works, 300)
+    await works.finish()
+    assert len(left) >= 5
+    assert max(left) <= 1
+
+
+@pytest.mark.anyio
+async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
+    tmp_path: Path, made: list[Works]
+):
+    works = Works(
+        tmp_path,
+        task_set(*(task(f"t{i}") for i in range(10))),
+        trainer=Trainer(seconds_per_step=1.0),
+        seconds_per_token=0.001,
+        calibrated=True,
+    )
+    made.append(works)
+    # In full 10 tasks take 200 s.
+    job(works, 130)
+    await works.finish()
+    trained = [r.event for r in works.records(events.Trained)]
+    assert {e.task for e in trained} == {f"t{i}" for i in range(10)}
+    assert all(5 <= e.steps < 20 for e in trained[3:10])
+
+
+@pytest.mark.anyio
+async def test_what_is_in_hand_when_the_time_is_up_is_answered_from_the_samples_it_has(
+    tmp_path: Path, made: list[Works]
+):
+    works = Works(
+        tmp_path,
+        task_set(task("a"), task("b")),
+        trainer=Trainer(seconds_per_step=1.0),
+        seconds_per_token=5.0,
+    )
+    made.append(works)
+    number = job(works, 150)
+    took = await works.finish()
+    assert took == pytest.approx(140, abs=0.1)
+    verdicts = {v.task: v for v in works.store.verdicts(number)}
+    assert verdicts["a"].samples == len(list(works.store.candidates(number, "a")))
+    assert any(TIME_IS_UP in v.notes for v in verdicts.values())
+
+
+@pytest.mark.anyio
+async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is_up(
+    tmp_path: Path, made: list[Works]
+):
+    works = Works(
+        tmp_path,
+        task_set(task("a"), task("b")),
+        trainer=Trainer(seconds_per_step=1.0),
+        engine=Disagreeing,
+    )
+    made.append(works)
+    number = job(works, 205, "sample.judging_views=4")
+    await works.finish()
+    verdicts = list(works.store.verdicts(number))
+    assert any(TIME_IS_UP in verdict.notes for verdict in verdicts)
+    assert all(verdict.judged for verdict in verdicts)
+
+
+@pytest.mark.anyio
+async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works]):
+    chosen = task_set(*(task(f"t{i}") for i in range(20)))
+    first = Works(tmp_path, chosen, trainer=Trainer(seconds_per_step=1.0), engine=Disagreeing)
+    made.append(first)
+    number = job(first, 500)
+    async with first.running(grace=0):
+        await anyio.sleep(200)
+    first.store.close()
+    second = Works(tmp_path, chosen, trainer=Trainer(seconds_per_step=1.0), engine=Disagreeing)
+    made.append(second)
+    took = await second.finish()
+    assert took == pytest.approx(290, abs=1)
+    assert second.service.state.jobs[number].state is JobState.done
+
+
+@pytest.mark.anyio
+async def test_a_retry_after_the_end_is_not_bound_by_the_budget(tmp_path: Path, made: list[Works]):
+    works = Works(tmp_path, task_set(task("a"), task("b")), engine=Disagreeing)
+    made.append(works)
+    number = job(works, 30)
+    await works.finish()
+    before = len(works.records(events.Answered))
+    works.service.retry(number)
+    await works.finish()
+    assert len(works.records(events.Answered)) == before + 2
+
+
+def test_a_reserve_that_takes_the_whole_budget_is_refused():
+    with pytest.raises(BadConfig, match="the reserve takes the whole budget"):
+        resolve(settings=["budget.seconds=5", "budget.reserve=5"])
+
+
+def test_the_bases_own_votes_do_not_count_where_an_adapter_answered():
+    def of(sample: int, adapter: int | None, grid: object) -> Candidate:
+        return candidate(task(), sample=sample, adapter=adapter, grid=grid)
+
+    base, taught = ((1,),), ((2,),)
+    found = [of(0, None, base), of(1, None, base), of(2, 7, taught)]
+    assert verdict("t", 1, found, 7).attempts == ((taught,),)
+    invalid = [of(0, None, base), of(1, None, base), of(2, 7, None)]
+    assert verdict("t", 1, invalid, 7).attempts == ((base,),)

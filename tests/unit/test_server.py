@@ -1,0 +1,285 @@
+"""The server over its own OpenAPI document, fuzzed; tokens, limits, sockets and streams."""
+
+import json
+import sqlite3
+import stat
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import (
+    allow_header_conformance,
+    positive_data_acceptance,
+)
+from starlette.testclient import TestClient
+from support.small import candidate, task
+
+from arcd.arc.selection import verdict
+from arcd.arc.tasks import load
+from arcd.config import resolve
+from arcd.daemon import schema, server
+from arcd.daemon.schema import Forecast, Health, Prediction
+from arcd.errors import ArcdError
+from arcd.jobs import events
+from arcd.jobs.service import JobService
+from arcd.jobs.state import Job, JobState
+from arcd.jobs.store import NewJob, Store
+from arcd.scheduling.forecast import COLD
+from arcd.system.home import Home
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+TASKS = load("arc1-train:2")
+
+
+def health() -> Health:
+    return Health(
+        state="ready",
+        pid=1,
+        version="0",
+        base="base",
+        device="cpu",
+        dtype="float32",
+        jobs=0,
+        rates=COLD.to_json(),
+        ledger={},
+    )
+
+
+def forecast(job: Job) -> Forecast:
+    tasks = {name: Prediction(train=1.0, infer=2.0) for name in job.tasks}
+    return Forecast(job=job.id, seconds=3.0, tasks=tasks, accuracy=job.accuracy())
+
+
+class Bench:
+    """An application on a service without a scheduler: nothing ever happens to a job by itself."""
+
+    def __init__(self, home: Path, token: str | None = None) -> None:
+        # The test client runs each request in a thread of its own, one after the other.
+        connect = partial(sqlite3.connect, check_same_thread=False)
+        with patch("arcd.jobs.store.sqlite3.connect", connect):
+            self.service = JobService(Store(home))
+        self.stopped = 0
+        self.app = server.application(
+            self.service,
+            resolve(),
+            check=lambda _: None,
+            health=health,
+            forecast=forecast,
+            stop=self._stop,
+            token=token,
+        )
+        self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    def _stop(self) -> None:
+        self.stopped += 1
+
+    def order(self, **changes: object) -> dict[str, object]:
+        return {**schema.order(TASKS).model_dump(mode="json"), **changes}
+
+    def submit(self, **changes: object) -> httpx.Response:
+        return self.client.post("/jobs", json=self.order(**changes))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    found = Bench(tmp_path)
+    yield found
+    found.service.store.close()
+
+
+def fuzzed() -> Bench:
+    """Jobs 1 and 2 are there, and streams end where the records do."""
+    found = Bench(Path(tempfile.mkdtemp(prefix="arcd-fuzz-")))
+    for _ in range(2):
+        found.service.submit(NewJob("two", 10, TASKS, resolve()))
+    found.service.close()
+    return found
+
+
+api = schemathesis.openapi.from_asgi("/openapi.json", fuzzed().app)
+
+
+# Starlette tells each route's own methods in `Allow`, where two routes share a path; and no schema
+# can say which grids make a task.
+LENIENT = [allow_header_conformance, positive_data_acceptance]
+
+
+@api.parametrize()
+@settings(derandomize=True, max_examples=30, suppress_health_check=list(HealthCheck))
+def test_whatever_is_asked_the_answer_is_as_documented(case):
+    case.call_and_validate(excluded_checks=LENIENT)
+
+
+def test_a_job_is_taken_on_and_can_be_asked_for(bench: Bench):
+    answer = bench.submit(name="mine", priority=3, settings={"train": {"steps": 5}})
+    assert answer.status_code == 201
+    status = answer.json()
+    assert (status["job"], status["name"], status["state"]) == (1, "mine", "queued")
+    assert bench.client.get("/jobs/1").json() == status
+    assert bench.client.get("/jobs").json() == [status]
+    assert bench.service.store.config(1).train.steps == 5
+    result = bench.client.get("/jobs/1/result").json()
+    assert set(result) == {task.id for task in TASKS.tasks}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tasks": {"t": {"train": [], "test": []}}}, "task t: 'train' is missing or empty"),
+        ({"tasks": {"t": [[1]]}}, "task t: not an object"),
+        ({"tasks": {}}, "tasks"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "x" * 101}, "name"),
+        ({"priority": 0}, "priority"),
+        ({"priority": True}, "priority"),
+        ({"settings": {"train": {"stepz": 1}}}, "train.stepz: unknown key"),
+        ({"settings": {"engine": {"max_loras": 4}}}, "engine: settled when the daemon starts"),
+        ({"settings": {"train": {"rank": 64}}}, "train.rank: at most 16 in this daemon"),
+        ({"settings": {"train": 3}}, "train"),
+        ({"solutions": {"00d62c1b": [[[10]]]}}, "not a colour"),
+        ({"outs": ["relative.json"]}, "relative.json: the submission cannot be written there"),
+        ({"outs": ["/nowhere/at/all.json"]}, "cannot be written there"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_bad_order_is_refused_in_one_line_and_leaves_nothing(
+    bench: Bench, changes: dict[str, object], reason: str
+):
+    answer = bench.submit(**changes)
+    assert answer.status_code in (409, 422)
+    assert reason in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    assert bench.client.get("/jobs").json() == []
+
+
+def test_a_name_is_a_label_and_never_a_path(bench: Bench, tmp_path: Path):
+    assert bench.submit(name="../../etc/passwd").status_code == 201
+    assert {path.name for path in tmp_path.iterdir()} <= {"arcd.db", "arcd.db-wal", "arcd.db-shm"}
+
+
+def test_what_was_unfinished_is_taken_up_if_it_asks_for_the_same(bench: Bench):
+    assert bench.submit(take_up="unfinished").json()["job"] == 1
+    assert bench.submit(take_up="unfinished", name="other name").json()["job"] == 1
+    assert bench.submit(take_up="unfinished", settings={"train": {"steps": 5}}).json()["job"] == 2
+    assert bench.submit().json()["job"] == 3
+    bench.client.post("/jobs/1/cancel")
+    bench.client.post("/jobs/3/cancel")
+    assert bench.submit(take_up="unfinished").json()["job"] == 4
+
+
+def test_what_is_done_is_not_done_again_if_that_will_do(bench: Bench):
+    (job,) = (bench.service.state.jobs[bench.submit().json()["job"]],)
+    for name in job.tasks:
+        bench.service.emit(job.id, events.Started(name, 1, 1))
+        sample = candidate(task(name))
+        bench.service.emit(job.id, events.Answered(name, verdict(name, 1, [sample], 3)))
+    assert job.state is JobState.done
+    assert bench.submit(take_up="done").json()["job"] == job.id
+    assert bench.submit(take_up="done", settings={"train": {"steps": 5}}).json()["job"] == 2
+    assert bench.submit(take_up="unfinished").json()["job"] == 3
+
+
+def test_a_job_that_is_not_there_is_not_found(bench: Bench):
+    for method, path in (("GET", ""), ("GET", "/result"), ("GET", "/events"), ("POST", "/cancel")):
+        answer = bench.client.request(method, f"/jobs/7{path}")
+        assert (answer.status_code, answer.json()) == (
+            404,
+            {"error": "job 7: there is no such job"},
+        )
+
+
+def test_what_cannot_be_done_is_a_conflict(bench: Bench):
+    bench.submit()
+    assert bench.client.post("/jobs/1/retry").status_code == 409
+    assert bench.client.post("/jobs/1/cancel").json()["state"] == "cancelled"
+    assert bench.client.post("/jobs/1/pause").json() == {"error": "job 1: it is cancelled already"}
+
+
+def test_events_are_streamed_with_their_numbers(bench: Bench):
+    bench.submit()
+    bench.client.post("/jobs/1/cancel")
+    text = bench.client.get("/jobs/1/events").text
+    blocks = [block.split("\n") for block in text.strip().split("\n\n")]
+    records = [json.loads(data.removeprefix("data: ")) for _, data in blocks]
+    assert [record["event"] for record in records] == ["Submitted", "Cancelled"]
+    assert [identity for identity, _ in blocks] == [f"id: {r['seq']}" for r in records]
+    after = bench.client.get("/jobs/1/events", params={"after": records[0]["seq"]}).text
+    assert "Submitted" not in after
+    assert "Cancelled" in after
+
+
+def test_stop_is_passed_on(bench: Bench):
+    assert bench.client.post("/stop").status_code == 202
+    assert bench.stopped == 1
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer wrong", "Bearer secre", "secret"])
+def test_without_the_token_nobody_gets_in(tmp_path: Path, header: str | None):
+    bench = Bench(tmp_path, token="secret")
+    headers = {"Authorization": header} if header is not None else {}
+    for path in ("/health", "/jobs", "/openapi.json", "/nowhere"):
+        assert bench.client.get(path, headers=headers).status_code == 401
+    with_it = {"Authorization": "Bearer secret"}
+    assert bench.client.get("/health", headers=with_it).status_code == 200
+    bench.service.store.close()
+
+
+def test_a_client_from_afar_may_not_name_files(tmp_path: Path):
+    bench = Bench(tmp_path, token="secret")
+    bench.client.headers["Authorization"] = "Bearer secret"
+    answer = bench.submit(outs=[str(tmp_path / "out.json")])
+    assert answer.status_code == 409
+    assert bench.submit().status_code == 201
+    bench.service.store.close()
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_that_is_too_large_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, announced: bool
+):
+    monkeypatch.setattr(server, "MAX_BODY", 1000)
+    body = json.dumps(bench.order())
+    content = body if announced else iter([body[:500].encode(), body[500:].encode()])
+    answer = bench.client.post("/jobs", content=content)
+    assert answer.status_code in (400, 413)
+    assert bench.client.get("/jobs").json() == []
+
+
+def test_the_socket_is_for_its_owner_alone(tmp_path: Path):
+    home = Home(tmp_path)
+    home.socket.touch()
+    with server.listen_on_unix(home):
+        assert stat.S_IMODE(home.socket.stat().st_mode) == 0o600
+
+
+def test_a_home_whose_path_is_too_long_for_a_socket_has_one_elsewhere(tmp_path: Path):
+    home = Home(tmp_path / ("x" * 120))
+    home.path.mkdir()
+    with server.listen_on_unix(home):
+        assert stat.S_IMODE(home.socket.parent.stat().st_mode) == 0o700
+    home.socket.parent.chmod(0o755)
+    with pytest.raises(ArcdError, match="not a folder of this user alone"):
+        server.listen_on_unix(home)
+    home.socket.unlink()
+    home.socket.parent.rmdir()
+
+
+def test_the_token_is_made_once_and_for_its_owner_alone(tmp_path: Path):
+    token = server.token_in(Home(tmp_path))
+    assert len(token) >= 32
+    assert server.token_in(Home(tmp_path)) == token
+    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path):
+    with server.listen_on_tcp("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ArcdError, match=f"127.0.0.1:{port}"):
+            server.listen_on_tcp("127.0.0.1", port)
