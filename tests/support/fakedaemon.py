@@ -2,7 +2,8 @@
 
 Run by a supervisor as `python tests/support/fakedaemon.py OPTIONS PLAN`. Everything else is the
 real thing: store, job service, scheduler, server, publisher, signals. A plan's harm is done once:
-the file `marker` remembers it over restarts. `answered.log` gets a line for each sample that the engine finishes.
+the file `marker` remembers it over restarts. `answered.log` gets a line for each sample that the
+engine finishes.
 """
 
 import json

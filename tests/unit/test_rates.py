@@ -120,7 +120,7 @@ def test_what_is_kept_is_gone_on_from(rates):
 
 def test_a_prediction_is_what_the_fit_says_of_the_work():
     """The names of the coefficients and their order are the same on both sides."""
-    from small import task
+    from support.small import task
 
     from arcd.config import Config
 
