@@ -9,7 +9,7 @@ within one step. Implementations: `fake` (deterministic, no model), `lora` (PyTo
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import anyio
 
@@ -28,6 +28,11 @@ class Adapter:
     def name(self) -> str:
         """The name it is served under; as unique as the serial."""
         return f"adapter-{self.serial}"
+
+    @classmethod
+    def under(cls, folder: Path, serial: int) -> Self:
+        """The adapter of this number where a folder keeps all of them."""
+        return cls(serial, folder / f"adapter-{serial}")
 
 
 @dataclass(frozen=True, slots=True)
