@@ -73,7 +73,7 @@ class Publisher:
         """Write a job's submission to all its places; one that refuses is a line in the log."""
         store = Store(self._home.path, "read")
         try:
-            text, outs = store.submission(job), store.outs(job)
+            text, outs = store.jobs.submission(job), store.jobs.outs(job)
         finally:
             store.close()
         own = self._home.submission(job)
