@@ -23,7 +23,7 @@ from arcd.jobs.state import State
 
 @dataclass(frozen=True)
 class NewJob:
-    """What is to be done: tasks, how, how urgently, and where the submission goes as well."""
+    """A job to be submitted; `outs` are further paths of its submission file."""
 
     name: str
     priority: int
@@ -31,11 +31,11 @@ class NewJob:
     config: Config
     outs: tuple[Path, ...] = ()
     base: str = ""
-    """The base model it was given to, so that another one's answers are not taken for its own."""
+    """The base model it is for: the answers of two bases must not be mixed."""
 
     @property
     def digest(self) -> str:
-        """The same for two jobs that ask for the same, whatever they are called."""
+        """A hash that is equal for jobs that ask for the same; name and priority do not count."""
         asked = [
             to_challenges(self.tasks),
             dict(self.tasks.solutions),

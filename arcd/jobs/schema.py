@@ -6,7 +6,7 @@ Knows nothing of what is read or written.
 import sqlite3
 
 VERSION = 2
-"""Of the schema, in SQLite's user_version."""
+"""Version of the schema, stored in SQLite's user_version."""
 
 _RATES = """\
 CREATE TABLE rates (
@@ -55,10 +55,10 @@ INSERT INTO serials VALUES (0);
 {_RATES}"""
 
 MIGRATIONS = {1: f"ALTER TABLE jobs ADD COLUMN base TEXT NOT NULL DEFAULT '';\n{_RATES}"}
-"""What makes a store of one version one of the next, by the version it starts from."""
+"""SQL that makes a store the next version, by the version it starts from."""
 
 READABLE = range(1, VERSION + 1)
-"""Versions whose jobs can be read as they are: what was added since is for the daemon alone."""
+"""Versions that can be read without a migration: later additions are for the daemon alone."""
 
 
 def create(connection: sqlite3.Connection) -> None:
