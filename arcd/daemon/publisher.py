@@ -23,7 +23,7 @@ from arcd.system import files
 from arcd.system.home import Home
 
 REST_FACTOR = 4.0
-"""After a file the publisher rests this many times as long as writing it took, so that writing takes a
+"""After a file the publisher rests this many times as long as writing it took: writing takes a
 fifth of the time at most."""
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ class Limits:
     """A stall at the latest; also the limit before the first step was seen."""
 
     window: int = 1000
-    """How many gaps of a activity are remembered: minutes of engine steps, hours of training."""
+    """Gaps that are remembered: minutes of engine steps, hours of training steps."""
 
 
 class Watchdog:
@@ -81,7 +81,7 @@ class Watchdog:
         yield "sign of life", self._heard, self._limits.floor
         for gaps in (self._engine, self._trainer):
             if gaps.since is not None:
-                yield f"{gaps.activity} step", gaps.since, gaps.limit
+                yield f"{gaps.what} step", gaps.since, gaps.limit
 
 
 class _Gaps:
@@ -90,8 +90,8 @@ class _Gaps:
     `since`: when the open gap began, None while it is idle. `limit`: how long the gap may last.
     """
 
-    def __init__(self, activity: str, limits: Limits) -> None:
-        self.activity = activity
+    def __init__(self, what: str, limits: Limits) -> None:
+        self.what = what
         self.since: float | None = None
         self.limit = limits.ceiling
         self._limits = limits
