@@ -121,6 +121,4 @@ print(json.dumps({
     assert len(found["fingerprint"]) == 64
     # The platform is arcd's own only where arcd's engine asks for it.
     assert found["plugin"] is None
-        "the platform is arcd's own only where arcd's engine asks for it"
-    )
     assert found["typed"]
