@@ -49,9 +49,9 @@ class Shell:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.commands: list[str] = []
-        own = ("ARCD_URL", "ARCD_TOKEN", "ARCD_PALETTE", "TMUX")
+        own = ("ARCD_URL", "ARCD_TOKEN", "ARCD_PALETTE", "TMUX", "COLUMNS", "LINES")
         self.env = {key: value for key, value in os.environ.items() if key not in own}
-        self.env |= {"ARCD_HOME": str(home), "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+        self.env |= {"ARCD_HOME": str(home), "PYTHONPATH": str(ROOT)}
 
     def words(self, line: str) -> list[str]:
         """The command as a process takes it."""
@@ -111,8 +111,7 @@ def daemon(shell: Shell, line: str) -> Iterator[str]:
     """A daemon that is ready; what it printed until then. It is stopped when the block is left."""
     print(f"$ {line} &", file=sys.stderr, flush=True)
     shell.commands.append(f"{line} &")
-    printed = shell.home / "serve.out"
-    shell.home.mkdir(parents=True, exist_ok=True)
+    printed = MEASURE / "serve.out"
     with printed.open("w") as file:
         served = subprocess.Popen(shell.words(line), cwd=ROOT, env=shell.env, stdout=file)
     try:
@@ -253,24 +252,23 @@ def pictures(shell: Shell) -> Values | None:
     shell.home.mkdir(parents=True)
     subprocess.run(begin, cwd=ROOT, env=shell.env, check=True)
     try:
-        until(shell, lambda job: job["answered"] >= ANSWERED)
+        until(lambda: (jobs := shell.ask("arcd jobs --json")) and jobs[0]["answered"] >= ANSWERED)
         seen = subprocess.run([*tmux, "capture-pane", "-p", "-e"], capture_output=True, check=True)
-        until(shell, lambda job: job["state"] == "done")
+        until(lambda: subprocess.run([*tmux, "has-session"], check=False).returncode)
     finally:
         subprocess.run([*tmux, "kill-server"], check=False)
-    screen = shell.home / "screen.html"
-    screen.write_text(html_of(seen.stdout.decode()))
-    photograph(screen, PICTURES / "screen.png", 1034, 32 * 18 + 28)
-    report = shell.home / "report.html"
-    shell.run(f"arcd report 1 --out {report}")
-    photograph(report, PICTURES / "report.png", 1100, 1250)
+    screen, rows_seen = shell.home / "screen.html", seen.stdout.decode().rstrip()
+    screen.write_text(html_of(rows_seen))
+    photograph(screen, PICTURES / "screen.png", 1034, 18 * len(rows_seen.splitlines()) + 28)
+    shell.run("arcd report 1 --out .measure/pictures/report.html")
+    photograph(shell.home / "report.html", PICTURES / "report.png", 1100, 1250)
     return {}
 
 
-def until(shell: Shell, reached: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Wait for job 1 to get so far."""
+def until(reached: Callable[[], object]) -> None:
+    """Wait for the run to get so far."""
     end = time.monotonic() + READY_TIMEOUT_S
-    while not ((jobs := shell.ask("arcd jobs --json")) and reached(jobs[0])):
+    while not reached():
         if time.monotonic() > end:
             sys.exit("pictures: the run did not get so far")
         time.sleep(POLL_S)
@@ -279,12 +277,12 @@ def until(shell: Shell, reached: Callable[[Mapping[str, Any]], bool]) -> None:
 def html_of(seen: str) -> str:
     """A terminal's text with its escape codes, as a page."""
     from rich.console import Console
-    from rich.terminal_theme import SVG_EXPORT_THEME
+    from rich.terminal_theme import MONOKAI
     from rich.text import Text
 
     console = Console(record=True, width=SCREEN[0], file=io.StringIO())
     console.print(Text.from_ansi(seen), soft_wrap=True)
-    return console.export_html(theme=SVG_EXPORT_THEME, code_format=SCREEN_HTML, inline_styles=True)
+    return console.export_html(theme=MONOKAI, code_format=SCREEN_HTML, inline_styles=True)
 
 
 def photograph(page: Path, picture: Path, width: int, height: int) -> None:
