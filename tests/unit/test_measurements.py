@@ -50,17 +50,17 @@ MADE_UP = {
 }
 
 
-def test_the_pages_say_what_the_measurements_say():
+def test_the_pages_say_what_the_measurements_say() -> None:
     assert pages.changed(pages.read_records()) == {}
 
 
-def test_the_readme_is_one_page_also_when_everything_is_measured():
+def test_the_readme_is_one_page_also_when_everything_is_measured() -> None:
     text = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
     for written in (text, pages.render(text, MADE_UP)):
         assert len(written.encode()) <= pages.README_BYTES
 
 
-def test_every_block_stands_once():
+def test_every_block_stands_once() -> None:
     texts = [page.read_text(encoding="utf-8") for page in pages.pages()]
     marks = Counter(found["name"] for text in texts for found in pages.MARKED.finditer(text))
     # What has no end would go on to the end of another one.
@@ -68,7 +68,7 @@ def test_every_block_stands_once():
     assert marks == dict.fromkeys(pages.BLOCKS, 1)
 
 
-def test_measured_numbers_replace_what_stands_between_the_marks():
+def test_measured_numbers_replace_what_stands_between_the_marks() -> None:
     text = "before\n<!-- measured: budget -->\nold\n<!-- end -->\nbehind\n"
     assert "not measured yet: `python examples/measure.py budget`" in pages.render(text, {})
     written = pages.render(text, MADE_UP)
@@ -78,24 +78,26 @@ def test_measured_numbers_replace_what_stands_between_the_marks():
 
 
 @pytest.mark.parametrize("name", pages.BLOCKS)
-def test_every_block_can_be_made_and_is_of_a_section(name: str):
+def test_every_block_can_be_made_and_is_of_a_section(name: str) -> None:
     section = name.partition(".")[0]
     assert section in measure.SECTIONS
     assert pages.BLOCKS[name](MADE_UP[section])
 
 
-def test_results_without_times_say_so():
+def test_results_without_times_say_so() -> None:
     scores = {name: share for name, share in SCORES.items() if name != "seconds"}
     record = {**MADE_UP["dev100"], "values": {"base": scores, "tuned": scores}}
     assert "not measured: other work ran beside it" in pages.BLOCKS["dev100"](record)
 
 
-def test_an_unknown_block_is_an_error():
+def test_an_unknown_block_is_an_error() -> None:
     with pytest.raises(KeyError, match="nothing"):
         pages.render("<!-- measured: nothing -->\n<!-- end -->", {})
 
 
-def test_a_record_is_kept_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_record_is_kept_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pages, "RECORDS", tmp_path / "measurements.json")
     pages.write(pages.RECORDS, json.dumps({"bench": 1, "budget": 2}))
     pages.keep("budget", 3)
@@ -104,6 +106,6 @@ def test_a_record_is_kept_beside_the_others(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("page", [*pages.pages(), EXAMPLES.parent / "arcd" / "base" / "README.md"])
-def test_links_lead_to_files_that_are_there(page: Path):
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (page.parent / link).exists(), link
