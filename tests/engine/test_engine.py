@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 import pytest
-from test_engine_contract import (
+from support.toys import (
     ANSWER_TOKENS,
     CLOSING,
     CONTEXT,
