@@ -99,14 +99,19 @@ class Worker:
             outputs = self._engine.step()
         self.steps += 1
         self._log.step(time.monotonic() - begun)
-        for output in outputs:
-            call, request = self._open.pop(output.request_id)
-            generated = len(output.outputs[0].token_ids)
-            self._log.finish(output.request_id, len(_prompt(request)), generated)
-            self._answer(call, _completion(request, output))
+        answers = [self._finish(output) for output in outputs]
+        # Before the answers: a caller that has them finds their steps in `usage`.
         self.usage.extend(self._log.take())
+        for call, answer in answers:
+            self._answer(call, answer)
         if self._open and not self._engine.has_unfinished_requests():
             raise RuntimeError(f"vLLM lost {len(self._open)} requests")
+
+    def _finish(self, output: Any) -> tuple[Call, Answer]:
+        call, request = self._open.pop(output.request_id)
+        generated = len(output.outputs[0].token_ids)
+        self._log.finish(output.request_id, len(_prompt(request)), generated)
+        return call, _completion(request, output)
 
     def _begin(self, call: Call) -> None:
         lora = self._loras[call.adapter.serial] if call.adapter else None
