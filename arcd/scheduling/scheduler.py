@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from arcd import config as configuration
-from arcd.arc.selection import NOT_JUDGED, verdict
+from arcd.arc.selection import NO_LIKELIHOODS, verdict
 from arcd.backends.protocols import Adapter
 from arcd.backends.runtime import Runtime
 from arcd.config import Config
@@ -246,9 +246,9 @@ class Scheduler:
             task = job.tasks[name]
             tests = len(store.task(job.id, name).tests)
             notes = (*task.notes, note)
-            judged = next((v.judged for v in store.verdicts(job.id, name)), NOT_JUDGED)
+            known = next((v.likelihoods for v in store.verdicts(job.id, name)), NO_LIKELIHOODS)
             drawn = store.candidates(job.id, name)
-            found = verdict(name, tests, drawn, task.adapter, notes, judged)
+            found = verdict(name, tests, drawn, task.adapter, notes, known)
             answers.append(events.Answered(name, found))
             unneeded.append((name, task.adapter, task.answered_by))
         if answers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from arcd.arc.selection import NOT_JUDGED, Candidate, Judged, Verdict, verdict
+from arcd.arc.selection import NO_LIKELIHOODS, Candidate, Likelihoods, Verdict, verdict
 from arcd.backends.protocols import (
     Adapter,
     Completion,
@@ -26,12 +26,12 @@ from arcd.jobs.events import Emit
 from arcd.model.encoding import Encoding
 from arcd.model.prompts import Lesson, Question, TooLong, build_questions
 from arcd.solver.assignment import Assignment, build_requests, open_requests
-from arcd.solver.rescoring import judge
+from arcd.solver.rescoring import rescore
 from arcd.system.seeds import seed_of
 
 
 async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict:
-    """Train on the task's demonstrations, sample its tests, vote, judge.
+    """Train on the task's demonstrations, sample its tests, rescore, vote.
 
     Always ends in a verdict: what went wrong on the way stands in its notes. Nothing that is there
     is done again. Raises EngineFailed only, because without an engine no other task can be
@@ -54,17 +54,17 @@ async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict
             adapter = await _train(assignment, lessons, runtime, notes, emit)
 
     candidates = list(assignment.candidates)
-    judged = NOT_JUDGED
+    likelihoods = NO_LIKELIHOODS
     patience = assignment.patience() if requests else math.inf
     with anyio.move_on_after(patience) as limit:
         if requests:
             adapter = await _sample(requests, adapter, candidates, runtime, notes, emit)
-        judged = await _judge(questions, candidates, adapter, config, runtime, notes)
+        likelihoods = await _rescore(questions, candidates, adapter, config, runtime, notes)
     if limit.cancelled_caught:
         notes.add(f"sampling took more than {patience:.0f} s and was ended")
     with runtime.ledger.span("host", "select"):
         serial = adapter.serial if adapter else None
-        found = verdict(task.id, len(task.tests), candidates, serial, tuple(notes.all), judged)
+        found = verdict(task.id, len(task.tests), candidates, serial, tuple(notes.all), likelihoods)
     emit(events.Answered(task.id, found))
     return found
 
@@ -139,22 +139,23 @@ async def _sample(
     return adapter
 
 
-async def _judge(
+async def _rescore(
     questions: Sequence[Question | TooLong],
     candidates: Sequence[Candidate],
     adapter: Adapter | None,
     config: Config,
     runtime: Runtime,
     notes: _Notes,
-) -> Judged:
+) -> Likelihoods:
     """How likely the contenders are, by the model that answered."""
     if adapter is None and any(candidate.adapter is not None for candidate in candidates):
-        return NOT_JUDGED
+        return NO_LIKELIHOODS
     try:
-        return await judge(questions, candidates, adapter, runtime.engine, runtime.encoding, config)
+        engine, encoding = runtime.engine, runtime.encoding
+        return await rescore(questions, candidates, adapter, engine, encoding, config)
     except SampleRefused as error:
         notes.add(f"votes alone decided: {error}")
-        return NOT_JUDGED
+        return NO_LIKELIHOODS
 
 
 async def _train(

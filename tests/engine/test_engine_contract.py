@@ -176,9 +176,9 @@ async def test_a_given_answer_is_as_likely_as_when_it_was_sampled(subject: Subje
         by_request = {completion.request: completion for completion in found}
         assert set(by_request) == {*given, requests[0], other}
         for request, completion in given.items():
-            judged = by_request[request]
-            assert (judged.tokens, judged.finish) == (completion.tokens, "stop")
-            assert judged.logprobs == pytest.approx(completion.logprobs, abs=0.05)
+            rescored = by_request[request]
+            assert (rescored.tokens, rescored.finish) == (completion.tokens, "stop")
+            assert rescored.logprobs == pytest.approx(completion.logprobs, abs=0.05)
         assert by_request[requests[0]].tokens == sampled[0].tokens
         assert len(by_request[other].logprobs) == 3
         assert sum(by_request[other].logprobs) < -1
