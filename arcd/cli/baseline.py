@@ -22,7 +22,7 @@ from arcd.model.base_model import load_model, open_encoding, pick_device
 from arcd.model.prompts import TooLong, build_lessons, build_questions
 from arcd.solver.assignment import build_requests
 from arcd.solver.rescoring import rescore
-from arcd.solver.solve import to_candidate
+from arcd.solver.sampling import to_candidate
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
 from arcd.system.seeds import seed_of

@@ -322,7 +322,7 @@ class Scheduler:
             candidates=tuple(store.candidates(number, name)),
             notes=state.notes,
             predicted=self._pace.of_task(hand.alone),
-            patience=lambda: self._patience(hand),
+            sampling_timeout_s=lambda: self._patience(hand),
         )
 
     def _kept(self, serial: int | None) -> Adapter | None:

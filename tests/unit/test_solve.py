@@ -357,7 +357,7 @@ async def test_where_the_engine_does_not_rescore_votes_decide_and_a_note_says_so
 async def test_rescoring_that_takes_too_long_is_ended_and_votes_decide():
     bench = Divided(engine=Unending)
     bench.drawn = bench.drawn[1:]  # one is left to sample
-    verdict = await bench.rescore(patience=lambda: 0.05)
+    verdict = await bench.rescore(sampling_timeout_s=lambda: 0.05)
     assert verdict.ranked[1][0].count == 3
     assert verdict.likelihoods == {}
     assert verdict.notes == ("sampling took more than 0 s and was ended",)
@@ -373,7 +373,7 @@ class Unending(FakeEngine):
 
 async def test_sampling_that_takes_too_long_is_ended_and_what_is_there_is_voted_on():
     bench = Bench(engine=Unending)
-    verdict = await bench.solve(patience=lambda: 0.05)
+    verdict = await bench.solve(sampling_timeout_s=lambda: 0.05)
     assert verdict.samples == 15
     assert verdict.ranked[0][0].grid == solutions([bench.task])["t"][0]
     assert verdict.notes == ("sampling took more than 0 s and was ended",)
@@ -493,16 +493,16 @@ async def test_training_goes_on_from_the_adapter_of_an_earlier_round():
     assert [asked.start for asked in bench.trainer.asked] == [Path("adapter-7")]
 
 
-async def test_patience_is_asked_for_when_sampling_begins_and_only_then():
+async def test_the_timeout_is_asked_for_when_sampling_begins_and_only_then():
     asked: list[list[str]] = []
     bench = Bench()
 
-    def patience() -> float:
+    def timeout() -> float:
         asked.append(list(bench.kinds))
         return 1e9
 
-    verdict = await bench.solve(patience=patience)
+    verdict = await bench.solve(sampling_timeout_s=timeout)
     assert [kinds[-1] for kinds in asked] == ["Trained"]
-    await Bench().solve(patience=patience, candidates=tuple(bench.candidates))
+    await Bench().solve(sampling_timeout_s=timeout, candidates=tuple(bench.candidates))
     assert len(asked) == 1, "nothing was left to sample"
     assert verdict.samples == 16
