@@ -116,7 +116,7 @@ class LoraTrainer:
 
     def _save(self, trained: TrainableAdapter, serial: int) -> Adapter:
         """Write a PEFT folder, which is on the disk and complete before it has its name."""
-        adapter = Adapter(serial, self._folder / f"adapter-{serial}")
+        adapter = Adapter.under(self._folder, serial)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=".writing-"))

@@ -4,8 +4,8 @@ A `Trainer` turns the lessons of a task into an adapter. An `Engine` turns quest
 completions, for several tasks in one batch, each with its own adapter. Both are called in the event
 loop, work outside it, and stop within one step when they are cancelled.
 
-              TrainRequest --> Trainer --> TrainingStep*, Trained (with the Adapter)
-    Request*, Adapter | None --> Engine --> Completion*
+    TrainRequest                  --> Trainer --> TrainingStep (each step), Trained, in it an Adapter
+    Requests, an Adapter or None  --> Engine  --> Completion (each request)
 
 Everything that needs torch or vLLM is behind these two. Trainers: `trainer_pool` over one
 `lora_trainer` (PyTorch and peft) for each training at once. Engines: `vllm.engine`. Without a
@@ -15,7 +15,7 @@ model: `fake`. Knows nothing of jobs, votes or schedules.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import anyio
 
@@ -34,6 +34,11 @@ class Adapter:
     def name(self) -> str:
         """The name it is served under; as unique as the serial."""
         return f"adapter-{self.serial}"
+
+    @classmethod
+    def under(cls, folder: Path, serial: int) -> Self:
+        """The adapter of this number where a folder keeps all of them."""
+        return cls(serial, folder / f"adapter-{serial}")
 
 
 # The trainer: lessons in, an adapter out.

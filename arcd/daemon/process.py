@@ -1,39 +1,42 @@
 """The daemon: one process with job service, server, scheduler and runtime in one task group.
 
-Crash-only: whatever goes wrong in earnest ends the process; the supervisor starts another one,
-which finds everything in the store. What a restart would not mend is told to the supervisor as a
-failure. Started by the supervisor as `python -m arcd.daemon OPTIONS`.
+    run        recovers, serves, and works until told to stop
+    _work      loads the models, works through jobs, writes the last word
+
+Crash-only: an error that arcd cannot explain ends the process; the supervisor starts another one,
+which finds everything in the store. An error that a restart would not mend is told to the
+supervisor as a failure.
 """
 
 import asyncio
-import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import anyio
 from anyio import to_thread
 
 from arcd.backends.runtime import Runtime, set_environment
-from arcd.daemon import server
-from arcd.daemon.heartbeat import Activity, Beat, Failure, Pulse, prepare_child
+from arcd.daemon import phases, server
+from arcd.daemon.heartbeat import Failure, Pulse, prepare_child
+from arcd.daemon.kept_rates import KeptRates
 from arcd.daemon.options import Options
+from arcd.daemon.phases import Loading, Phase, Platform, Ready
 from arcd.daemon.publisher import Publisher
-from arcd.daemon.schema import Forecast, Health, Prediction
+from arcd.daemon.schema import Forecast, Health
 from arcd.errors import EngineFailed, known
 from arcd.jobs import events, messages
 from arcd.jobs.events import Record
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
 from arcd.jobs.store import NewJob, Store
-from arcd.model.base_model import Device, check, check_training, fingerprint, pick_device
+from arcd.model.base_model import check, check_training, fingerprint, pick_device
+from arcd.scheduling.adapter_folder import AdapterFolder
 from arcd.scheduling.calibration import calibrate
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
@@ -41,21 +44,10 @@ from arcd.system.home import Home
 from arcd.system.ledger import Ledger
 from arcd.version import __version__
 
-BEAT = 0.5
-"""Seconds between two signs of life."""
-
-KEEP = 10.0
-"""Seconds between two writings of the rates, which may be lost: they are soon measured again."""
+BEAT_INTERVAL_S = 0.5
+"""Seconds between two beats."""
 
 log = logging.getLogger("arcd.daemon")
-
-
-@dataclass(frozen=True)
-class Platform:
-    """What the models of a daemon are and run on."""
-
-    fingerprint: str
-    device: Device
 
 
 class OpenRuntime(Protocol):
@@ -79,15 +71,13 @@ class Daemon:
         self._options, self._pulse = options, pulse
         self._home = Home(options.home)
         self._ledger = Ledger()
-        self._service = JobService(Store(options.home))
+        self._service, self._recovery = JobService.open(
+            Store(options.home), str(options.base), options.since
+        )
         self._publisher = Publisher(self._service, self._home)
-        self._scheduler: Scheduler | None = None
-        self._runtime: Runtime | None = None
-        self._platform: Platform | None = None
-        self._state: Literal["loading", "ready", "stopping"] = "loading"
-        self._rates: RateEstimator | None = None
-        self._kept = 0.0  # when they were written down last
-        self._service.listeners.append(self._log)
+        self._service.subscribe(self._log)
+        self._phase: Phase = Loading()
+        self._stopping = False
 
     async def run(
         self, open_runtime: OpenRuntime, find_platform: Callable[[Options], Platform]
@@ -113,92 +103,77 @@ class Daemon:
         """Load the models, work through jobs until told to stop, write the last word."""
         begun = time.monotonic()
         with self._ledger.span("host", "load"):
-            self._platform = await to_thread.run_sync(find_platform, self._options)
-        self._started(self._platform)
+            platform = await to_thread.run_sync(find_platform, self._options)
+        self._phase = Loading(platform)
+        self._service.emit(None, _started(self._options, platform))
+        rates = KeptRates(self._service.store, platform, self._options.config)
         async with open_runtime(
             self._options,
-            self._platform,
+            platform,
             rank=self._largest_rank(),
             ledger=self._ledger,
             serial=self._service.store.serial,
         ) as runtime:
-            self._rates = await self._measured(runtime)
-            scheduler = self._ready(runtime, self._rates, time.monotonic() - begun)
-            if self._state == "stopping":
-                scheduler.stop()
+            estimator = rates.find() or await self._calibrate(runtime, rates)
+            scheduler = self._become_ready(platform, runtime, estimator, rates, begun)
             await scheduler.run(self._options.grace)
-            self._keep(self._rates)
+            rates.write(estimator)
         await to_thread.run_sync(self._publisher.flush)
         self._service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
         self._service.close()
 
-    async def _measured(self, runtime: Runtime) -> RateEstimator:
-        """What an earlier daemon has measured of this platform, or a calibration."""
-        kept = self._service.store.measured(self._rates_key())
-        if kept is not None and (found := RateEstimator.from_json(kept)).known:
-            return found
+    async def _calibrate(self, runtime: Runtime, rates: KeptRates) -> RateEstimator:
         with self._ledger.span("host", "load"):
-            measured = await calibrate(runtime, self._options.config)
-        self._keep(measured)
-        return measured
+            estimator = await calibrate(runtime, self._options.config)
+        rates.write(estimator)
+        return estimator
 
-    def _keep(self, measured: RateEstimator) -> None:
-        self._service.store.keep_measured(self._rates_key(), measured.to_json())
-        self._kept = time.monotonic()
-
-    def _rates_key(self) -> str:
-        """What decides how fast it is: machine, base, engine, and what an adapter looks like."""
-        assert self._platform is not None
-        config, device = self._options.config, self._platform.device
-        return json.dumps(
-            {
-                "device": [device.kind, device.name, device.dtype],
-                "base": self._platform.fingerprint,
-                "engine": config.engine.model_dump(mode="json"),
-                "trainings": config.trainings,
-                "rank": config.train.rank,
-                "target_modules": config.train.target_modules,
-            }
+    def _become_ready(
+        self,
+        platform: Platform,
+        runtime: Runtime,
+        estimator: RateEstimator,
+        rates: KeptRates,
+        begun: float,
+    ) -> Scheduler:
+        scheduler = Scheduler(
+            self._service, runtime, self._options.config, self._home.adapters, estimator
         )
+        self._phase = Ready(platform, runtime, estimator, scheduler)
+        self._service.subscribe(rates.subscriber(estimator))
+        self._service.emit(None, events.DaemonReady(time.monotonic() - begun))
+        if self._pulse:
+            # At once: from now on the supervisor allows less time, and should not be the last to
+            # know.
+            self._pulse.send(phases.beat(self._phase))
+        if self._stopping:
+            scheduler.stop()
+        return scheduler
 
     def health(self) -> Health:
         """How the daemon is."""
-        device = self._platform.device if self._platform else None
-        return Health(
-            state=self._state,
-            pid=os.getpid(),
-            version=__version__,
-            base=str(self._options.base),
-            device=device.kind if device else self._options.device,
-            dtype=device.dtype if device else self._options.config.precision,
-            jobs=len(self._service.state.jobs),
-            rates=self._rates.rates.to_json() if self._rates else None,
-            ledger=self._ledger.account().to_json(),
+        jobs = len(self._service.state.jobs)
+        return phases.health(
+            self._phase, self._options, jobs, self._ledger, stopping=self._stopping
         )
 
     def forecast(self, job: Job) -> Forecast:
-        """What is still to come of a job."""
-        scheduler = self._scheduler
-        tasks = {n: t.predicted for n, t in job.tasks.items() if t.in_flight and t.predicted}
-        tasks |= scheduler.predicted(job.id) if scheduler else {}
-        return Forecast(
-            job=job.id,
-            seconds=scheduler.left(job.id) if scheduler else None,
-            tasks={name: Prediction(**asdict(times)) for name, times in tasks.items()},
-            accuracy=job.accuracy(),
-        )
+        """The seconds that are still to come of a job."""
+        return phases.forecast(self._phase, job)
 
     def stop(self) -> None:
         """End in order."""
-        self._state = "stopping"
-        if self._scheduler is not None:
-            self._scheduler.stop()
-        else:
-            # Loading cannot be interrupted; but who asked by HTTP shall hear that we obey.
-            asyncio.get_running_loop().call_later(BEAT, self._drop_everything)
+        self._stopping = True
+        match self._phase:
+            case Ready(scheduler=scheduler):
+                scheduler.stop()
+            case Loading():
+                # Loading cannot be interrupted, so the process ends itself, after one beat: who
+                # asked by HTTP gets the answer before.
+                asyncio.get_running_loop().call_later(BEAT_INTERVAL_S, self._end_at_once)
 
-    def _drop_everything(self) -> None:
-        """End before the models are loaded: nothing is in hand."""
+    def _end_at_once(self) -> None:
+        """End before the models are loaded: no task is in flight."""
         self._publisher.flush()
         self._service.emit(None, events.DaemonStopped())
         self._service.store.close()
@@ -210,30 +185,13 @@ class Daemon:
             log.info("%s", line)
 
     def _recover(self) -> None:
-        """Count the deaths of what was in hand, and throw away what a death has left half done."""
-        state = self._service.state
-        for job, task in state.in_flight():
+        """Carry out the recovery: count deaths, delete what a death has left half done."""
+        for job, task in self._recovery.interrupted:
             self._service.emit(job, events.Interrupted(task))
-        since, base = self._options.since, str(self._options.base)
-        bases = self._service.store.bases().items()
-        self._service.foreign = {number: other for number, other in bases if other != base}
-        self._service.held = {job.id for job in state.jobs.values() if job.asked < since}
-        for number, other in self._service.foreign.items():
-            if not state.jobs[number].finished:
-                self._service.held.add(number)
-                log.warning("job %d waits for a daemon with its base, %s", number, other)
-        kept = {
-            f"adapter-{serial}"
-            for job in state.jobs.values()
-            if not job.finished
-            for task in job.tasks.values()
-            for serial in (task.adapter, task.answered_by if job.budget is not None else None)
-            if serial is not None
-        }
-        if self._home.adapters.is_dir():
-            for folder in self._home.adapters.iterdir():
-                if folder.name not in kept:
-                    shutil.rmtree(folder, ignore_errors=True)
+        for number in sorted(self._recovery.waiting):
+            other = self._recovery.foreign[number]
+            log.warning("job %d waits for a daemon with its base, %s", number, other)
+        AdapterFolder(self._home.adapters).keep_only(self._recovery.adapters)
 
     def _servers(self) -> list[tuple[server.Server, server.Socket]]:
         options = self._options
@@ -267,55 +225,26 @@ class Daemon:
         ranks = (self._service.store.config(job.id).train.rank for job in jobs)
         return max([self._options.config.train.rank, *ranks])
 
-    def _started(self, platform: Platform) -> None:
-        self._service.emit(
-            None,
-            events.DaemonStarted(
-                os.getpid(),
-                __version__,
-                str(self._options.base),
-                platform.fingerprint,
-                platform.device.kind,
-                platform.device.dtype,
-            ),
-        )
-
-    def _ready(self, runtime: Runtime, measured: RateEstimator, seconds: float) -> Scheduler:
-        self._runtime = runtime
-        self._scheduler = Scheduler(
-            self._service, runtime, self._options.config, self._home.adapters, measured
-        )
-
-        def remember(record: Record) -> None:
-            if isinstance(record.event, events.Answered) and self._kept + KEEP < time.monotonic():
-                self._keep(measured)
-
-        self._service.listeners.append(remember)
-        self._service.emit(None, events.DaemonReady(seconds))
-        if self._state == "loading":
-            self._state = "ready"
-        if self._pulse:
-            # From now on the supervisor's patience is shorter: it should know as soon as others do.
-            self._pulse.send(self._life())
-        return self._scheduler
-
     async def _beat(self) -> None:
         while self._pulse:
-            self._pulse.send(self._life())
-            await anyio.sleep(BEAT)
-
-    def _life(self) -> Beat:
-        if self._runtime is None:
-            return Beat(False, Activity(False, 0), Activity(False, 0))
-        engine, trainer = self._runtime.engine, self._runtime.trainer
-        return Beat(
-            True, Activity(engine.busy, engine.steps), Activity(trainer.busy, trainer.steps)
-        )
+            self._pulse.send(phases.beat(self._phase))
+            await anyio.sleep(BEAT_INTERVAL_S)
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for _ in received:
                 self.stop()
+
+
+def _started(options: Options, platform: Platform) -> events.DaemonStarted:
+    return events.DaemonStarted(
+        os.getpid(),
+        __version__,
+        str(options.base),
+        platform.fingerprint,
+        platform.device.kind,
+        platform.device.dtype,
+    )
 
 
 def find_platform(options: Options) -> Platform:

@@ -42,7 +42,7 @@ class Publisher:
         left = service.state.left
         jobs = service.state.jobs.values()
         self._stale = {job.id for job in jobs if not job.finished or job.changed > left}
-        service.listeners.append(self._hear)
+        service.subscribe(self._hear)
 
     async def run(self) -> None:
         """Write whatever is stale, again and again."""

@@ -21,7 +21,7 @@ from arcd.display.palette import Palette
 from arcd.display.screen import Outlook, Scene, draw
 from arcd.jobs.events import Record
 from arcd.jobs.history import History
-from arcd.jobs.messages import line
+from arcd.jobs.messages import Level, message, warning
 from arcd.jobs.state import State
 
 FRAMES = 4
@@ -35,6 +35,9 @@ NOTEBOOK = "JPY_PARENT_PID"
 
 KEEP = 1000
 """Spans, answers and curves that a screen remembers."""
+
+STYLES = {Level.info: "", Level.solved: "green", Level.warning: "yellow"}
+"""How lines are printed where there is no live screen."""
 
 Watch = Callable[[Record], None]
 Ask = Callable[[], float | None]
@@ -95,14 +98,13 @@ class _Lines:
 
         def listen(record: Record) -> None:
             state.apply(record)
-            if text := line(record, state, solutions):
-                colour = "green" if "✓" in text else "yellow" if "note:" in text else ""
-                self._console.print(Text(text, colour), soft_wrap=True)
+            if told := message(record, state, solutions):
+                self._console.print(Text(told.text, STYLES[told.level]), soft_wrap=True)
 
         return listen
 
     def note(self, text: str) -> None:
-        self._console.print(Text(f"note: {text}", "yellow"), soft_wrap=True)
+        self._console.print(Text(warning(text).text, STYLES[Level.warning]), soft_wrap=True)
 
 
 class _Screen:
@@ -142,7 +144,7 @@ class _Screen:
         with self._lock:
             history = self._scene.history
             notices = self._early if history is None else history.notices
-            notices.append((self._clock(), f"note: {text}"))
+            notices.append((self._clock(), warning(text).text))
 
     def draw(self) -> RenderableType:
         width, height = self._console.size

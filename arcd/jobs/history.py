@@ -14,7 +14,7 @@ from arcd.arc.selection import Verdict
 from arcd.arc.tasks import Solutions
 from arcd.jobs import events
 from arcd.jobs.events import Record
-from arcd.jobs.messages import line
+from arcd.jobs.messages import Level, message
 from arcd.jobs.state import Job, Phase, Stage, State
 
 RECENT = 10.0
@@ -112,24 +112,24 @@ class History:
         before, self.at = self.at, max(self.at, record.at)
         self.state.apply(record)
         match record.event:
-            case events.Training(task, step, _, loss):
+            case events.Training(task=task, step=step, loss=loss):
                 self._learnt(task, step, loss)
-            case events.Trained(task, _, _, _, seconds):
+            case events.Trained(task=task, seconds=seconds):
                 self._hold("train", task, self.at)
                 span = self.open["train", task]
                 # The first step is told of when it is done.
                 span.begin = min(span.begin, self.at - seconds)
-            case events.Sampled(_, candidate):
+            case events.Sampled(candidate=candidate):
                 self._sampled.append((self.at, candidate.length))
                 while self._sampled[0][0] <= self.at - RECENT:
                     self._sampled.popleft()
-            case events.Answered(task, verdict):
+            case events.Answered(task=task, verdict=verdict):
                 self._answered(task, verdict)
             case events.DaemonStarted():
                 self.platform = record.event
                 if self.state.restarts:
                     self.deaths.append(self.at)
-            case events.DaemonStopped(ledger) if self.ledger is None or self.ended is None:
+            case events.DaemonStopped(ledger=ledger) if self.ledger is None or self.ended is None:
                 self.ledger = ledger
         if record.job is None:
             # Who held a stage when a daemon died has not held it since.
@@ -139,9 +139,9 @@ class History:
         if (job := self.found) is not None and job.finished != (self.ended is not None):
             self.ended = self.at if job.finished else None
             self.ledger = None  # whoever left before did not finish it
-        text = line(record, self.state, {})
-        if text and "note: " in text:
-            self.notices.append((self.at, text))
+        told = message(record, self.state, {})
+        if told and told.level is Level.warning:
+            self.notices.append((self.at, told.text))
 
     def _learnt(self, task: str, step: int, loss: float) -> None:
         curve = self.losses.setdefault(task, [])

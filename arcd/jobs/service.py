@@ -1,24 +1,27 @@
 """The job service: the one place where things happen to jobs.
 
-An event is stored first, then applied to the state, then told to whoever listens.
-
-Whatever is emitted is on the disk before anybody can know of it. Used from the event loop alone.
-Knows nothing of trainers, engines or HTTP.
+An event is written to the store, then applied to the state, then told to the subscribers: whoever
+knows of it finds it on the disk. Used from the event loop alone. Knows nothing of trainers, engines
+or HTTP.
 """
 
 from collections.abc import AsyncIterator, Callable
 from itertools import islice
+from typing import Self
 
 import anyio
 
 from arcd.errors import BadJob, NoJob
 from arcd.jobs import events
 from arcd.jobs.events import Event, Record
+from arcd.jobs.recovery import Recovery, plan
 from arcd.jobs.state import FINISHED, Job, JobState, State
 from arcd.jobs.store import NewJob, Store
 
-BATCH = 500
-"""Records read from the store at once for somebody who follows."""
+RECORDS_PER_READ = 500
+"""Records that `follow` reads from the store at once."""
+
+Subscriber = Callable[[Record], None]
 
 
 class JobService:
@@ -28,30 +31,46 @@ class JobService:
         self.store = store
         self.state: State = store.state()
         self.held: set[int] = set()
-        """Unfinished jobs that this daemon leaves alone until they are resumed."""
+        """Jobs that are left alone until they are resumed."""
         self.foreign: dict[int, str] = {}
-        """Jobs of another base model, by number: adapters fit one base, and answers of two would
-        be mixed."""
-        self.listeners: list[Callable[[Record], None]] = []
-        """Called with each record, after it has been applied."""
+        """Jobs of another base model, by number, with its name. An adapter fits one base, and one
+        job must not mix the answers of two."""
+        self._subscribers: list[Subscriber] = []
         self._changed = anyio.Event()
         self._closed = False
 
+    @classmethod
+    def open(cls, store: Store, base: str, since: int) -> tuple[Self, Recovery]:
+        """The service of a daemon with this base, and what to do about earlier daemons.
+
+        Jobs that nobody has asked for after record number `since` are held, and those of another
+        base.
+        """
+        service = cls(store)
+        recovery = plan(service.state, store.bases(), base, since)
+        service.held = set(recovery.held)
+        service.foreign = dict(recovery.foreign)
+        return service, recovery
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call it with each record from now on, after the record was applied to the state."""
+        self._subscribers.append(subscriber)
+
     def emit(self, job: int | None, *new: Event) -> None:
         """Make events of a job, or of the daemon, happen: all or none."""
-        self._happened(self.store.append(job, *new))
+        self._publish(self.store.append(job, *new))
 
     def submit(self, new: NewJob) -> Job:
         """Take a job on."""
         record = self.store.submit(new)
-        self._happened([record])
+        self._publish([record])
         assert record.job is not None
         return self.state.jobs[record.job]
 
     def take_up(self, new: NewJob, *, done: bool = False) -> Job:
         """Go on with an unfinished job that asks for the same, or take this one on.
 
-        With `done` a job that is done will do, too.
+        With `done`, a job that asks for the same and is done is enough.
         """
         alike = [self.state.jobs[number] for number in self.store.like(new)]
         for job in alike:
@@ -71,14 +90,14 @@ class JobService:
             raise NoJob(f"job {number}: there is no such job") from None
 
     def pause(self, number: int) -> Job:
-        """Begin none of the job's tasks any more; what is in hand is finished."""
+        """Begin none of the job's tasks any more; tasks in flight are finished."""
         job = self._unfinished(number)
         if not job.paused:
             self.emit(number, events.Paused())
         return job
 
     def resume(self, number: int) -> Job:
-        """End a pause, or take up a job that this daemon was told to leave alone."""
+        """End a pause, or take up a job that is held."""
         job = self._unfinished(number)
         self._check_base(number)
         if job.paused or number in self.held:
@@ -88,7 +107,7 @@ class JobService:
         return job
 
     def cancel(self, number: int) -> Job:
-        """Leave what is not answered unanswered; the answers there are stand."""
+        """Leave the tasks without an answer unanswered; the answers there are stand."""
         job = self._unfinished(number)
         self.emit(number, events.Cancelled())
         return job
@@ -106,9 +125,14 @@ class JobService:
         return job
 
     def close(self) -> None:
-        """Let go of everybody who follows."""
+        """End every `follow`."""
         self._closed = True
         self.wake()
+
+    def wake(self) -> None:
+        """Let `changed` return."""
+        self._changed.set()
+        self._changed = anyio.Event()
 
     async def changed(self) -> None:
         """Return at the next event."""
@@ -118,9 +142,9 @@ class JobService:
         """A job's records after number `after`, then each new one; ends with job or service."""
         job = self.job(number)
         while True:
-            # Before reading: what happens after that wakes us again.
+            # Taken before reading, so that an event during the reading is not missed.
             changed, finished = self._changed, job.finished
-            while batch := list(islice(self.store.records(after, number), BATCH)):
+            while batch := list(islice(self.store.records(after, number), RECORDS_PER_READ)):
                 after = batch[-1].seq
                 for record in batch:
                     yield record
@@ -138,14 +162,9 @@ class JobService:
             raise BadJob(f"job {number}: it is {job.state} already")
         return job
 
-    def _happened(self, records: list[Record]) -> None:
+    def _publish(self, records: list[Record]) -> None:
         for record in records:
             self.state.apply(record)
-            for listener in self.listeners:
-                listener(record)
+            for subscriber in self._subscribers:
+                subscriber(record)
         self.wake()
-
-    def wake(self) -> None:
-        """Let those who wait for a change look again."""
-        self._changed.set()
-        self._changed = anyio.Event()

@@ -106,6 +106,11 @@ class TaskState:
         return self.phase in (Phase.started, Phase.trained)
 
     @property
+    def needs_training(self) -> bool:
+        """Whether it waits and has no adapter yet."""
+        return self.phase is Phase.waiting and self.adapter is None
+
+    @property
     def retriable(self) -> bool:
         """Whether it is answered, but failed or doubtful."""
         answer = self.answer
@@ -265,7 +270,7 @@ class State:
     def _task(self, job: Job, at: float, event: events.TaskEvent) -> None:
         task = job.tasks[event.task]
         match event:
-            case events.Started(_, _, samples, predicted):
+            case events.Started(samples=samples, predicted=predicted):
                 job.begun = True
                 task.wanted, task.sampled, task.begun = samples, 0, at
                 task.sampling, task.predicted, task.taken = at, predicted, Times(0.0, 0.0)
@@ -273,19 +278,19 @@ class State:
             case events.Training():
                 self.training[job.id, event.task] = event
                 return
-            case events.Trained(_, adapter, _, _, seconds):
+            case events.Trained(adapter=adapter, seconds=seconds):
                 task.adapter = adapter
                 task.sampling, task.taken = at, Times(seconds, 0.0)
                 _move(job, task, Phase.trained)
-            case events.Shared(_, adapter):
+            case events.Shared(adapter=adapter):
                 task.adapter = adapter
             case events.Sampled():
                 task.sampled += 1
                 _move(job, task, Phase.trained)
                 return
-            case events.Noted(_, note):
+            case events.Noted(note=note):
                 task.notes += (note,)
-            case events.Answered(_, verdict):
+            case events.Answered(verdict=verdict):
                 task.answer = Answer.of(verdict)
                 job.changed = self.seq
                 # A clock that is set back must not make a time negative.
@@ -321,7 +326,7 @@ def _control(job: Job, seq: int, event: events.JobEvent) -> None:
             job.cancelled = True
         case events.Finished():
             job.over = True
-        case events.Retried(names):
+        case events.Retried(tasks=names):
             job.paused = False
             if job.over:
                 # Who wants more after the end of its time does not want the end of its time.

@@ -298,12 +298,12 @@ class Store:
         ).lastrowid
         assert seq is not None
         match event:
-            case events.Sampled(task, candidate):
+            case events.Sampled(task=task, candidate=candidate):
                 self._connection.execute(
                     "INSERT INTO candidates (job, task, test, sample, seq) VALUES (?, ?, ?, ?, ?)",
                     (job, task, candidate.test, candidate.sample, seq),
                 )
-            case events.Answered(task, verdict):
+            case events.Answered(task=task, verdict=verdict):
                 self._connection.execute(
                     "UPDATE tasks SET attempts = ?, answered = ? WHERE job = ? AND task = ?",
                     (json.dumps(submission.entry(verdict.attempts)), seq, job, task),

@@ -23,8 +23,8 @@ from arcd.errors import BadConfig
 from arcd.jobs import events
 from arcd.jobs.events import Times
 from arcd.jobs.state import JobState
-from arcd.scheduling.budget import LEAST, Pace, cheap, seconds, share
-from arcd.scheduling.scheduler import ROUNDS, TIME_IS_UP
+from arcd.scheduling.budget import LEAST_ALLOTMENT, Pace, allot, cheap, seconds
+from arcd.scheduling.rounds import MOST_ROUNDS, TIME_IS_UP
 
 CONFIG = resolve(settings=["train.steps=100", "sample.samples=40"])
 
@@ -47,22 +47,22 @@ def test_anything_else_is_no_duration(text: str):
 
 @given(st.floats(-100, 1e6), all_times)
 def test_a_share_is_never_more_than_a_full_round_nor_less_than_the_least(left, waiting):
-    found = share(left, waiting, CONFIG)
-    assert LEAST * 100 <= found.steps <= 100
-    assert LEAST * 40 <= found.samples <= 40
+    found = allot(left, waiting, CONFIG)
+    assert LEAST_ALLOTMENT * 100 <= found.steps <= 100
+    assert LEAST_ALLOTMENT * 40 <= found.samples <= 40
 
 
 @given(st.floats(1, 1e4), st.floats(1, 1e4), all_times)
 def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiting):
-    now = share(left, waiting, CONFIG)
-    assert share(left + extra, waiting, CONFIG).steps >= now.steps
+    now = allot(left, waiting, CONFIG)
+    assert allot(left + extra, waiting, CONFIG).steps >= now.steps
     more = Times(waiting.train + extra, waiting.infer + extra)
-    assert share(left, more, CONFIG).steps <= now.steps
+    assert allot(left, more, CONFIG).steps <= now.steps
 
 
 @given(all_times)
 def test_with_time_for_all_each_gets_all(waiting):
-    assert share(2 * waiting.total, waiting, CONFIG).of(CONFIG) == CONFIG
+    assert allot(2 * waiting.total, waiting, CONFIG).of(CONFIG) == CONFIG
 
 
 def test_a_cheap_round_trains_nothing():
@@ -73,7 +73,7 @@ def measured(ratios: list[float]) -> Pace:
     """A pace at which each task was alone in the engine for half of its time."""
     pace = Pace()
     for ratio in ratios:
-        pace.sampled(10.0, 20.0, lane=5.0 * ratio, wall=10.0 * ratio)
+        pace.sampled(10.0, 20.0, engine=5.0 * ratio, wall=10.0 * ratio)
     return pace
 
 
@@ -83,21 +83,21 @@ def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
     middle = sorted(ratios[-32:])
     low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
     assert 0.999 * low <= pace.of_task(Times(1.0, 1.0)).infer <= 1.001 * high
-    assert 0.499 * low <= pace.of_lanes(Times(1.0, 1.0)).infer <= 0.501 * high
-    assert pace.of_task(Times(1.0, 1.0)).train == pace.of_lanes(Times(1.0, 1.0)).train == 1.0
+    assert 0.499 * low <= pace.of_work(Times(1.0, 1.0)).infer <= 0.501 * high
+    assert pace.of_task(Times(1.0, 1.0)).train == pace.of_work(Times(1.0, 1.0)).train == 1.0
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=5, max_size=40), st.floats(0.1, 1e4))
-def test_patience_outlasts_what_was_seen_and_moves_with_what_is_expected(ratios, expected):
+def test_the_timeout_outlasts_what_was_seen_and_moves_with_what_is_expected(ratios, expected):
     pace = measured(ratios)
-    patience = pace.patience(expected)
+    timeout = pace.timeout(expected)
     middle = sorted(ratios[-32:])[len(ratios[-32:]) // 2]
-    assert patience > middle / 2 * expected
-    assert pace.patience(2 * expected) - 10 == pytest.approx(2 * (patience - 10))
+    assert timeout > middle / 2 * expected
+    assert pace.timeout(2 * expected) - 10 == pytest.approx(2 * (timeout - 10))
 
 
 def test_nobody_is_called_slow_before_the_pace_is_known():
-    assert measured([1.0] * 4).patience(1) == float("inf")
+    assert measured([1.0] * 4).timeout(1) == float("inf")
 
 
 # Whole jobs.
@@ -182,7 +182,7 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
     assert took <= budget - 10 + 1e-6
     assert found.all_answered
     assert works.service.state.in_flight() == []
-    doubtful = [n for n in found.retriable() if found.tasks[n].round < ROUNDS]
+    doubtful = [n for n in found.retriable() if found.tasks[n].round < MOST_ROUNDS]
     assert not doubtful or took >= 0.97 * (budget - 10), "time was left and not used"
     # Nothing happens after the end.
     assert isinstance(works.records()[-1].event, events.Finished)
@@ -249,7 +249,7 @@ async def test_an_adapter_that_is_not_gone_on_with_is_not_kept(
             left.append(len(list((tmp_path / "adapters").glob("*"))))
             return await super()._train(wanted, progress)
 
-    monkeypatch.setattr("arcd.scheduling.scheduler.ROOM", room)
+    monkeypatch.setattr("arcd.scheduling.adapter_folder.LEAST_FREE_BYTES", room)
     works = Works(
         tmp_path,
         task_set(*(task(f"t{i}") for i in range(5))),

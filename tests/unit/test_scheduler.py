@@ -29,12 +29,12 @@ from arcd.jobs.state import JobState, Phase, State
 from arcd.jobs.store import NewJob, Store
 from arcd.model.encoding import CellEncoding
 from arcd.scheduling import fair_queue, forecast, scheduler
-from arcd.scheduling.budget import PATIENCE, SETTLING
+from arcd.scheduling.budget import SETTLING_S, TIMEOUT_FACTOR
 from arcd.scheduling.calibration import calibrate
 from arcd.scheduling.fair_queue import Item, makespan, ordered
 from arcd.scheduling.forecast import times, work
 from arcd.scheduling.rates import RateEstimator
-from arcd.scheduling.scheduler import DEATHS, Scheduler
+from arcd.scheduling.scheduler import MOST_DEATHS, Scheduler
 from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
@@ -244,7 +244,7 @@ async def test_a_task_that_hangs_is_ended_after_a_time_that_follows_from_its_sam
         for kind in (events.Trained, events.Answered)
     )
     alone = samples * answer_seconds(works)
-    assert ended - begun == pytest.approx(PATIENCE * alone + SETTLING, rel=0.2)
+    assert ended - begun == pytest.approx(TIMEOUT_FACTOR * alone + SETTLING_S, rel=0.2)
 
 
 # Overlap and its bounds.
@@ -605,7 +605,7 @@ def die(works: Works, name: str, times: int) -> None:
 async def test_a_task_under_suspicion_runs_alone(build: Build):
     works = build(same(8))
     works.submit()
-    die(works, "t5", DEATHS - 1)
+    die(works, "t5", MOST_DEATHS - 1)
     state = State()
     for record in works.records():
         state.apply(record)
@@ -634,7 +634,7 @@ async def test_a_task_under_suspicion_waits_until_the_others_are_through(build: 
             assert (2, "t0") not in state.in_flight() or len(state.in_flight()) == 1
 
 
-@pytest.mark.parametrize("deaths", [DEATHS, DEATHS + 2])
+@pytest.mark.parametrize("deaths", [MOST_DEATHS, MOST_DEATHS + 2])
 async def test_a_task_that_the_daemon_died_with_too_often_is_answered_from_what_it_has(
     build: Build, deaths: int
 ):
@@ -664,7 +664,7 @@ async def test_a_task_that_is_set_aside_leaves_no_adapter(build: Build):
     folder = works.home / "adapters" / f"adapter-{serial}"
     folder.mkdir(parents=True)
     works.service.emit(1, events.Started("t0", 4, 4), events.Trained("t0", serial, 1, 1, 1.0, 0.5))
-    die(works, "t0", DEATHS)
+    die(works, "t0", MOST_DEATHS)
     await works.finish()
     assert not folder.exists()
 
@@ -715,7 +715,7 @@ async def test_neighbours_share_an_adapter_that_is_there_until_the_last_is_answe
             there.append({int(folder.name.removeprefix("adapter-")) for folder in folders})
             assert record.event.candidate.adapter in there[-1]
 
-    works.service.listeners.append(look)
+    works.service.subscribe(look)
     await works.finish()
     found = list(answered_by(works).values())
     assert [len(set(found[i : i + 3])) for i in (0, 3, 6)] == [1, 1, 1]
@@ -821,7 +821,7 @@ def profiled(
             elif answered == last:
                 profile.disable()
 
-    service.listeners.append(listen)
+    service.subscribe(listen)
     yield
     profile.disable()
 

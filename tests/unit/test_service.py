@@ -12,7 +12,7 @@ from arcd.arc.selection import verdict
 from arcd.config import Config
 from arcd.errors import BadJob, NoJob, StoreFailed
 from arcd.jobs import events
-from arcd.jobs import service as desk_module
+from arcd.jobs import service as service_module
 from arcd.jobs.events import Record
 from arcd.jobs.service import JobService
 from arcd.jobs.state import JobState
@@ -69,7 +69,7 @@ async def test_whoever_hears_of_something_finds_it_on_the_disk_and_in_the_state(
         assert next(reader.records(after=record.seq - 1)) == record
         reader.close()
 
-    service.listeners.append(listen)
+    service.subscribe(listen)
     service.emit(1, events.Started("a", 1, 1), events.Noted("a", "a note"))
     service.pause(1)
     service.emit(None, events.DaemonReady(1.0))
@@ -87,7 +87,7 @@ async def test_what_cannot_be_stored_did_not_happen(service: JobService):
     sampled = events.Sampled("a", candidate(task("a")))
     service.emit(1, events.Started("a", 1, 1), sampled)
     heard: list[Record] = []
-    service.listeners.append(heard.append)
+    service.subscribe(heard.append)
     seq = service.state.seq
     with pytest.raises(StoreFailed):
         service.emit(1, events.Noted("a", "a note"), sampled)
@@ -130,7 +130,7 @@ async def collect(service: JobService, found: list[Record], *arguments: int) -> 
 async def test_who_follows_gets_each_record_once_until_the_job_ends(
     service: JobService, after: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(desk_module, "BATCH", batch)
+    monkeypatch.setattr(service_module, "RECORDS_PER_READ", batch)
     service.submit(NewJob("another", 10, TASKS, Config()))
     service.emit(1, events.Started("a", 1, 1))
     found: list[Record] = []

@@ -1,0 +1,115 @@
+"""The predictor: how many seconds tasks will take here, from their grids and what was measured.
+
+It holds what is learnt while tasks are solved: the rates of trainer and engine, and how much slower
+a task is sampled beside others. Knows nothing of the order of tasks or of budgets.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import anyio
+
+from arcd.arc.tasks import Task
+from arcd.backends.runtime import Runtime
+from arcd.config import Config
+from arcd.jobs import events
+from arcd.jobs.events import Times
+from arcd.jobs.service import JobService
+from arcd.jobs.state import Job
+from arcd.scheduling.budget import Pace
+from arcd.scheduling.fair_queue import Item
+from arcd.scheduling.forecast import Sizes, Work, times, work
+from arcd.scheduling.rates import RateEstimator
+from arcd.scheduling.sharing import AdapterGroups
+
+NO_TIME = Times(0.0, 0.0)
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A task that was begun and is not answered: how to end it, and what it should take."""
+
+    item: Item
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    alone: Times = NO_TIME
+    """Predicted seconds with trainer and engine for itself."""
+    trained: bool = False
+    sampling_since: float | None = None
+    """In the event loop's time."""
+    expected: float = 0.0
+    """Predicted seconds of sampling, when it began, beside the tasks in flight then."""
+
+
+class Predictor:
+    """Predicts before a task is begun, learns when it is answered."""
+
+    def __init__(
+        self,
+        service: JobService,
+        runtime: Runtime,
+        estimator: RateEstimator,
+        groups: AdapterGroups,
+        most_in_flight: int,
+    ) -> None:
+        self._service, self._runtime, self._groups = service, runtime, groups
+        self._estimator, self._most_in_flight = estimator, most_in_flight
+        self._sizes = Sizes(runtime.encoding)
+        self._pace = Pace()
+        self._last_answer = -math.inf
+
+    def work_of(self, job: Job, task: str, config: Config) -> Work:
+        """The work that a waiting task will be, with the training for those of its group."""
+        found = self._work(job, task, config)
+        if not job.tasks[task].needs_training:
+            return found.untrained
+        for other in self._groups.of(job, task):
+            if other != task:
+                theirs = self._work(job, other, config)
+                found += replace(theirs - theirs.untrained, trainings=0)
+        return found
+
+    def _work(self, job: Job, task: str, config: Config) -> Work:
+        return work(self._service.store.task(job.id, task), config, self._sizes)
+
+    def alone(self, work: Work) -> Times:
+        """Seconds of this work with trainer and engine for itself."""
+        return times(work, self._estimator.rates)
+
+    def task_alone(self, task: Task, config: Config) -> Times:
+        """Seconds of a task with trainer and engine for itself."""
+        return self.alone(work(task, config, self._sizes))
+
+    def beside_others(self, alone: Times) -> Times:
+        """Seconds from the first step to the last of what takes these alone."""
+        return self._pace.of_task(alone)
+
+    def busy(self, work: Work) -> Times:
+        """Seconds that all this work keeps the trainer, and the engine, busy."""
+        found = self._pace.of_work(self.alone(work))
+        return replace(found, train=found.train / self._runtime.trainer.capacity)
+
+    def start_sampling(self, flight: InFlight, others: Iterable[InFlight]) -> float:
+        """Called when a task begins to be sampled; returns after how many seconds to end it."""
+        beside = [other.alone.infer for other in others if other is not flight]
+        longest = max([flight.alone.infer, *beside])
+        # As many tasks as can still join it, each as long as the longest.
+        joining = max(0, self._most_in_flight - 1 - len(beside))
+        flight.expected = flight.alone.infer + sum(beside) + joining * longest
+        flight.sampling_since = anyio.current_time()
+        return self._pace.timeout(flight.expected)
+
+    def learn_training(self, event: events.Trained) -> None:
+        """Measure by a training that is done."""
+        self._estimator.trained(event.steps, event.tokens, event.seconds)
+
+    def learn_sampling(self, flight: InFlight | None) -> None:
+        """Measure by a task that was answered; None if nobody worked on it."""
+        self._estimator.stepped(*self._runtime.engine.usage())
+        now = anyio.current_time()
+        if flight and flight.sampling_since is not None and not flight.scope.cancel_called:
+            # Before the last answer the engine worked for that task, too.
+            engine = now - max(flight.sampling_since, self._last_answer)
+            wall = now - flight.sampling_since
+            self._pace.sampled(flight.alone.infer, flight.expected, engine=engine, wall=wall)
+        self._last_answer = now

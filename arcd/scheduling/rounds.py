@@ -1,0 +1,141 @@
+"""The rounds of jobs with a budget: which task is done once more, and when the time is up.
+
+Round 0 is a cheap answer for every task, by the base alone; round 1 each task in full; then, while
+there is time, the tasks whose votes disagree once more. At the deadline every task is answered from
+the candidates it has. Knows nothing of how tasks are solved.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import anyio
+
+from arcd.arc.selection import NO_LIKELIHOODS, verdict
+from arcd.config import Config
+from arcd.jobs import events
+from arcd.jobs.events import Times
+from arcd.jobs.service import JobService
+from arcd.jobs.state import Job, Phase, TaskState
+from arcd.scheduling.budget import Allotment, allot, cheap
+from arcd.scheduling.sharing import AdapterGroups
+
+MOST_DEATHS = 3
+"""A task with which the daemon died so often is answered from the candidates it has."""
+
+MOST_ROUNDS = 8
+"""Rounds of a task at most: its votes have settled by then."""
+
+TIME_IS_UP = "the time was up before this task was done"
+
+
+class BudgetRounds:
+    """The deadlines of jobs with a budget, and what is to be done about them."""
+
+    def __init__(
+        self,
+        service: JobService,
+        groups: AdapterGroups,
+        withdraw: Callable[[int], None],
+        wall: Callable[[], float],
+    ) -> None:
+        """`withdraw` ends what waits and what is in flight of a job.
+
+        `wall` is the clock of the store's records, so that a deadline outlives a restart.
+        """
+        self._service, self._groups, self._withdraw, self._wall = service, groups, withdraw, wall
+        self._deadlines: dict[int, float] = {}
+        """By job, in the event loop's time."""
+
+    def __contains__(self, job: Job) -> bool:
+        """Whether the job has a budget that is not used up."""
+        return job.id in self._deadlines
+
+    def add(self, job: Job) -> None:
+        """Watch a job's budget, if it has one."""
+        if job.budget is not None and not job.finished:
+            passed = max(0.0, self._wall() - job.submitted)
+            end = anyio.current_time() + job.budget - passed
+            self._deadlines.setdefault(job.id, end)
+
+    def is_late(self, job: Job) -> bool:
+        """Whether the job has a budget and its time is up."""
+        return self._deadlines.get(job.id, math.inf) <= anyio.current_time()
+
+    def next_deadline(self) -> float:
+        """When to call `advance` again if nothing happens before, in the event loop's time."""
+        now = anyio.current_time()
+        return min((at for at in self._deadlines.values() if at > now), default=math.inf)
+
+    def allotment(
+        self, job: Job, task: TaskState, before: float, busy: Times, config: Config
+    ) -> Allotment:
+        """What a task gets of steps and samples in the round that begins now.
+
+        `busy` are the seconds that full rounds of it and of all behind it take, `before` those that
+        the trainer still needs for tasks in flight.
+        """
+        if task.round == 0:
+            return cheap(config)
+        left = self._deadlines[job.id] - anyio.current_time() - before
+        return allot(left, busy, config)
+
+    def advance(self) -> None:
+        """Take each job to its next round, or end it."""
+        for number in self._deadlines.keys() - self._service.held:
+            self._advance(self._service.state.jobs[number])
+
+    def _advance(self, job: Job) -> None:
+        if self.is_late(job):
+            self._withdraw(job.id)
+            waiting = [n for n, task in job.tasks.items() if task.phase is Phase.waiting]
+            answer_from_candidates(self._service, self._groups, job, waiting, TIME_IS_UP)
+        elif job.all_answered and not job.paused and (names := next_round(job)):
+            self._service.emit(job.id, events.Retried(names))
+        if job.cancelled:
+            del self._deadlines[job.id]
+        elif job.all_answered and (self.is_late(job) or not job.paused):
+            del self._deadlines[job.id]
+            self._service.emit(job.id, events.Finished())
+            for name, task in job.tasks.items():
+                self._groups.discard(job, name, task.answered_by)
+
+
+def next_round(job: Job) -> tuple[str, ...]:
+    """The tasks of an answered job that are worth another round: all after round 0."""
+    first = tuple(
+        name for name, task in job.tasks.items() if task.round == 0 and task.deaths < MOST_DEATHS
+    )
+    return first or tuple(name for name, task in job.tasks.items() if can_improve(task))
+
+
+def can_improve(task: TaskState) -> bool:
+    """Whether a task that was answered is worth another round."""
+    return task.retriable and task.deaths < MOST_DEATHS and task.round < MOST_ROUNDS
+
+
+def answer_from_candidates(
+    service: JobService, groups: AdapterGroups, job: Job, names: Iterable[str], note: str
+) -> None:
+    """Answer tasks from the candidates they have, with a note that says why.
+
+    All in one transaction: at a deadline there may be thousands.
+    """
+    answers = []
+    adapters: list[tuple[str, int | None, int | None]] = []
+    for name in names:
+        task = job.tasks[name]
+        answers.append(_answer(service, job, name, note))
+        adapters.append((name, task.adapter, task.answered_by))
+    if answers:
+        service.emit(job.id, *answers)
+    for name, *serials in adapters:
+        groups.discard(job, name, *serials)
+
+
+def _answer(service: JobService, job: Job, name: str, note: str) -> events.Answered:
+    task, store = job.tasks[name], service.store
+    tests = len(store.task(job.id, name).tests)
+    likelihoods = next((v.likelihoods for v in store.verdicts(job.id, name)), NO_LIKELIHOODS)
+    drawn = store.candidates(job.id, name)
+    notes = (*task.notes, note)
+    return events.Answered(name, verdict(name, tests, drawn, task.adapter, notes, likelihoods))
