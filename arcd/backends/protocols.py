@@ -4,8 +4,8 @@ A `Trainer` turns the lessons of a task into an adapter. An `Engine` turns quest
 completions, for several tasks in one batch, each with its own adapter. Both are called in the event
 loop, work outside it, and stop within one step when they are cancelled.
 
-    TrainRequest                  --> Trainer --> TrainingStep (each step), Trained, in it an Adapter
-    Requests, an Adapter or None  --> Engine  --> Completion (each request)
+    TrainRequest               -->  Trainer  -->  a TrainingStep for each step, Trained at the end
+    Requests, Adapter or None  -->  Engine   -->  a Completion for each request
 
 Everything that needs torch or vLLM is behind these two. Trainers: `trainer_pool` over one
 `lora_trainer` (PyTorch and peft) for each training at once. Engines: `vllm.engine`. Without a
@@ -37,7 +37,7 @@ class Adapter:
 
     @classmethod
     def under(cls, folder: Path, serial: int) -> Self:
-        """The adapter of this number where a folder keeps all of them."""
+        """The adapter of this number in a folder that holds all adapters."""
         return cls(serial, folder / f"adapter-{serial}")
 
 
