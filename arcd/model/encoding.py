@@ -120,7 +120,7 @@ DIGITS = "digits"
 
 @dataclass(frozen=True)
 class GridText:
-    """A way to write a grid as text, named by its layers from the outside in.
+    """A way to write a grid as text, named by its layers, outermost first: `shape+rows+digits`.
 
     `digits` writes a line for each row and a digit for each cell. `rows` puts the number of each
     row before it, from 1. `shape` puts the size before the grid. `code` fences the whole. `rows`
