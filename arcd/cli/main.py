@@ -215,16 +215,16 @@ def show(
             out.print(drawing.task(each, colours, truth))
         return
     store = _store_with(Home.at(home), job)
-    found = store.tasks(job)
+    found = store.jobs.tasks(job)
     wanted = next((t for t in found.tasks if t.id == task), None)
     if wanted is None:
         raise BadTask(f"job {job}: no task {task!r} in it")
     truth = found.solutions.get(task, ())
     out.print(drawing.task(wanted, colours, truth))
-    notes = store.state().jobs[job].tasks[task].notes
-    drawn = store.candidates(job, task)
+    notes = store.journal.state().jobs[job].tasks[task].notes
+    drawn = store.jobs.candidates(job, task)
     votes = selection.verdict(task, len(wanted.tests), drawn, None, notes)
-    verdict = next(store.verdicts(job, task), votes)
+    verdict = next(store.jobs.verdicts(job, task), votes)
     out.print(drawing.answers(verdict, colours, truth))
 
 
@@ -247,12 +247,12 @@ def report(
         raise typer.BadParameter("give --out FILE or --trace FILE", param_hint="--out")
     place = Home.at(home)
     store = _store_with(place, job)
-    tasks = store.tasks(job)
-    history = History.of(job, store.records(job=job), tasks.solutions)
+    tasks = store.jobs.tasks(job)
+    history = History.of(job, store.journal.records(job=job), tasks.solutions)
     if out_file is not None:
         metrics = _evaluate_job(store, job) if tasks.solutions else None
         ledger = history.ledger or jobs.ledger_of_daemon(place)
-        page = reporting.page(history, tasks, store.config(job), metrics, ledger)
+        page = reporting.page(history, tasks, store.jobs.config(job), metrics, ledger)
         files.write_text(out_file, page)
     if trace is not None:
         files.write_text(trace, json.dumps(reporting.trace(history)))
@@ -359,7 +359,7 @@ def sweep(
             for _ in client.follow(job):
                 pass
             store = _store_with(place, job)
-            history = History.of(job, store.records(job=job), found.solutions)
+            history = History.of(job, store.journal.records(job=job), found.solutions)
             trials.append(sweeping.trial(point, history, _evaluate_job(store, job)))
             if as_json:
                 print(json.dumps(trials[-1].to_json()), flush=True)
@@ -441,7 +441,7 @@ def _store_with(home: Home, job: int) -> "Store":
     from arcd.jobs.store import Store
 
     store = Store(home.path, "read")
-    if not store.has(job):
+    if not store.jobs.has(job):
         raise NoJob(f"{home.path}: no job {job}")
     return store
 
@@ -449,9 +449,9 @@ def _store_with(home: Home, job: int) -> "Store":
 def _evaluate_job(store: "Store", job: int, solutions: Path | None = None) -> "Report":
     from arcd.arc import metrics, submission
 
-    truth = _truth(solutions, f"job {job}") if solutions else store.tasks(job).solutions
-    attempts = submission.parse(f"job {job}", json.loads(store.submission(job)))
-    return metrics.evaluate(truth, attempts, store.samples(job))
+    truth = _truth(solutions, f"job {job}") if solutions else store.jobs.tasks(job).solutions
+    attempts = submission.parse(f"job {job}", json.loads(store.jobs.submission(job)))
+    return metrics.evaluate(truth, attempts, store.jobs.samples(job))
 
 
 def main() -> None:

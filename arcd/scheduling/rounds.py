@@ -134,8 +134,9 @@ def answer_from_candidates(
 
 def _answer(service: JobService, job: Job, name: str, note: str) -> events.Answered:
     task, store = job.tasks[name], service.store
-    tests = len(store.task(job.id, name).tests)
-    likelihoods = next((v.likelihoods for v in store.verdicts(job.id, name)), NO_LIKELIHOODS)
-    drawn = store.candidates(job.id, name)
+    tests = len(store.jobs.task(job.id, name).tests)
+    verdicts = store.jobs.verdicts(job.id, name)
+    likelihoods = next((found.likelihoods for found in verdicts), NO_LIKELIHOODS)
+    drawn = store.jobs.candidates(job.id, name)
     notes = (*task.notes, note)
     return events.Answered(name, verdict(name, tests, drawn, task.adapter, notes, likelihoods))
