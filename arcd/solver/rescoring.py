@@ -29,20 +29,7 @@ async def rescore(
     All contenders of a test are rescored in the same views, at most `sample.judging_views`; a view
     in which one of them does not fit the context is left out. Raises as `Engine.sample` does.
     """
-    grids: dict[Request, tuple[int, Grid]] = {}
-    views = min(config.sample.samples, config.sample.judging_views)
-    asked = [question for question in questions if isinstance(question, Question)]
-    for test in sorted({question.test for question in asked}):
-        found = contenders(candidates, test)
-        for question in [question for question in asked if question.test == test][:views]:
-            answers = [tuple(encoding.answer(question.view.apply(grid))) for grid in found]
-            longest = max((len(answer) for answer in answers), default=0)
-            # The engine generates one token after the answer.
-            if len(question.tokens) + longest >= config.engine.max_model_len:
-                continue
-            for place, (grid, answer) in enumerate(zip(found, answers, strict=True)):
-                grids[Request(question, place, seed=0, answer=answer)] = test, grid
-
+    grids = _requests(questions, candidates, encoding, config)
     logprobs: dict[tuple[int, Grid], list[float]] = defaultdict(list)
 
     def deliver(completion: Completion) -> None:
@@ -52,3 +39,26 @@ async def rescore(
         await engine.sample(list(grids), adapter, deliver)
     # Sorted before summing: a mean must not depend on the order of its terms.
     return {key: fmean(sorted(found)) for key, found in logprobs.items()}
+
+
+def _requests(
+    questions: Iterable[Question | TooLong],
+    candidates: Sequence[Candidate],
+    encoding: Encoding,
+    config: Config,
+) -> dict[Request, tuple[int, Grid]]:
+    """For each contender in each view a request with its answer given; by request (test, grid)."""
+    found: dict[Request, tuple[int, Grid]] = {}
+    views = min(config.sample.samples, config.sample.judging_views)
+    asked = [question for question in questions if isinstance(question, Question)]
+    for test in sorted({question.test for question in asked}):
+        grids = contenders(candidates, test)
+        for question in [question for question in asked if question.test == test][:views]:
+            answers = [tuple(encoding.answer(question.view.apply(grid))) for grid in grids]
+            longest = max((len(answer) for answer in answers), default=0)
+            # The engine generates one token after the answer.
+            if len(question.tokens) + longest >= config.engine.max_model_len:
+                continue
+            for place, (grid, answer) in enumerate(zip(grids, answers, strict=True)):
+                found[Request(question, place, seed=0, answer=answer)] = test, grid
+    return found
