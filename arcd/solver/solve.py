@@ -1,8 +1,12 @@
 """The solver: one task from lessons to verdict, top to bottom in `solve`.
 
-Its three stages have a module each: `training`, `sampling`, `rescoring`. They use the trainer and
-the engine through the two protocols of `arcd.backends.protocols`. Knows nothing of other tasks: the
-scheduler runs several `solve` at once, and so trains one task while it samples another.
+    lessons  --train-->  Adapter
+    requests, Adapter  --sample-->  Candidates  --rescore-->  Likelihoods
+    Candidates, Likelihoods  --verdict-->  two attempts for each test
+
+The stages have a module each (`training`, `sampling`, `rescoring`) and use the trainer and the
+engine through `arcd.backends.protocols`. Knows nothing of other tasks: the scheduler runs several
+`solve` at once, so that one task trains while another is sampled.
 """
 
 import math
@@ -44,6 +48,7 @@ async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict
 
     adapter = assignment.adapter
     if requests and adapter is None:
+        # One slot for all attempts: a task that runs out of memory does not queue again.
         async with runtime.trainer.slots:
             adapter = await train(assignment, lessons, runtime, emit, notes.add)
 
@@ -59,8 +64,8 @@ async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict
 
     with runtime.ledger.span("host", "select"):
         serial = adapter.serial if adapter else None
-        tests, told = len(task.tests), tuple(notes.all)
-        found = verdict(task.id, tests, candidates, serial, told, likelihoods)
+        tests, noted = len(task.tests), tuple(notes.all)
+        found = verdict(task.id, tests, candidates, serial, noted, likelihoods)
     emit(events.Answered(task.id, found))
     return found
 
