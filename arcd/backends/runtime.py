@@ -122,7 +122,7 @@ class _CoreSplit:
         self._spare = cores() - self.of_engine
 
     def threads(self, index: int) -> int:
-        """Threads of trainer number `index` for its next step, by who is busy now."""
+        """Threads of trainer number `index` for its next step, given what else is busy now."""
         alone = self.pool is None or self.pool.alone(index)
         busy = self.engine is not None and self.engine.busy
         return self.of_trainer(index, alone=alone, engine_busy=busy)

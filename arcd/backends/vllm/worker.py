@@ -33,7 +33,7 @@ from arcd.errors import SampleRefused
 from arcd.system.ledger import Ledger
 
 UNREAD_USAGE_LIMIT = 1000
-"""Most measurements kept for `usage`; where nobody reads them, the oldest are dropped."""
+"""Most measurements kept for `usage`; if they are not read, the oldest are dropped."""
 
 
 class Worker:
