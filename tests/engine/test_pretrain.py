@@ -108,7 +108,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path):
 RUN = """
 import sys
 from pathlib import Path
-from arcd.pretrain import Recipe, pretrain
+from arcd.pretrain.train import Recipe, pretrain
 shape = dict(width=64, layers=1, batch_tokens=1024, max_seq_len=1024)
 recipe = Recipe(steps=6, warmup=2, workers=int(sys.argv[2]), **shape)
 def report(now):
