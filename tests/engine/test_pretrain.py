@@ -32,6 +32,15 @@ pytestmark = pytest.mark.engine
 TINY = Recipe(steps=4, width=64, layers=1, batch_tokens=1024, max_seq_len=1024, warmup=2)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As for the workers of a run: two threads take twenty times as long where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @cache
 def corpus() -> Corpus:
     return open_corpus(None, small_sources())
@@ -141,7 +150,8 @@ class Killable:
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self._steps, sender = SERVER.Pipe(duplex=False)
-        self._process = SERVER.Process(target=train_and_send, args=(folder, recipe, sender))
+        given = (folder, recipe, corpus(), sender)
+        self._process = SERVER.Process(target=train_and_send, args=given)
         self._process.start()
         sender.close()
 
@@ -156,8 +166,9 @@ class Killable:
         self._process.join()
 
 
-def train_and_send(folder: Path, recipe: Recipe, steps: Connection) -> None:
-    train(folder, recipe, lambda now: steps.send(now.step), every=1)
+def train_and_send(folder: Path, recipe: Recipe, corpus: Corpus, steps: Connection) -> None:
+    torch.set_num_threads(1)
+    pretrain(Run(folder, recipe, corpus, "cpu", lambda now: steps.send(now.step), every=1))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
