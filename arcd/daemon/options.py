@@ -19,6 +19,6 @@ class Options(BaseModel):
     host: str | None = None
     port: int = 0
     grace: float = 30.0
-    """Seconds that what is in hand gets when the daemon is to end."""
+    """Seconds in which the tasks in flight may be finished when the daemon is to end."""
     since: int = 0
-    """Leave alone the unfinished jobs that nobody has asked for after the record of this number."""
+    """Leave alone the unfinished jobs that were last asked for before the record of this number."""
