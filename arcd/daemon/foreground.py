@@ -53,7 +53,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 if the job is done, 1 if it is not: it failed, or somebody cancelled it."""
+        """0 if the job is done, 1 if it is not: it failed or was cancelled."""
         return 0 if self.status["state"] == "done" else 1
 
 
