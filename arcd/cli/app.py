@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 
 out = Console()
 err = Console(stderr=True)
+
+
+class Backend(StrEnum):
+    """What trains and samples: a model, or fakes that know the solutions."""
+
+    real = "real"
+    fake = "fake"
+
 
 Tasks = Annotated[
     str,
@@ -58,6 +67,12 @@ Stall = Annotated[
         min=0.1,
         help="Restart the daemon after so many seconds without a step, or after 20 times the "
         "usual step time where that is longer",
+    ),
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(
+        "--backend", hidden=True, help="fake: neither model nor torch, to see how arcd works"
     ),
 ]
 Colours = Annotated[
@@ -92,6 +107,7 @@ def settle(
     host: str | None = None,
     port: int = 0,
     grace: float = 30.0,
+    backend: Backend = Backend.real,
 ) -> "Options":
     """What a daemon is started with, checked as far as that goes without torch.
 
@@ -105,7 +121,14 @@ def settle(
     model = (base or base_model.bundled()).absolute()
     base_model.check_wishes(model, settled.encoding, device)
     return Options(
-        home=home, base=model, device=device, config=settled, host=host, port=port, grace=grace
+        home=home,
+        base=model,
+        device=device,
+        config=settled,
+        host=host,
+        port=port,
+        grace=grace,
+        backend=backend.value,
     )
 
 

@@ -16,6 +16,8 @@ import typer
 
 from arcd.cli.app import (
     STALL_S,
+    Backend,
+    BackendOption,
     Base,
     ConfigFile,
     Device,
@@ -58,16 +60,27 @@ def serve(
     stall: Stall = STALL_S,
     home: HomeFolder = None,
     as_json: Json = False,
+    backend: BackendOption = Backend.real,
 ) -> None:
     """Load the base model once and work through jobs until Ctrl-C; a second one ends it at once."""
+    from arcd.daemon import foreground
+    from arcd.daemon.watchdog import Limits
+
     place = home_of(home)
     if port is not None:
         host = host or "127.0.0.1"
     port = port or PORT
-    options = settle(place.path, base, device, config, settings, host=host, port=port, grace=grace)
-
-    from arcd.daemon import foreground
-    from arcd.daemon.watchdog import Limits
+    options = settle(
+        place.path,
+        base,
+        device,
+        config,
+        settings,
+        host=host,
+        port=port,
+        grace=grace,
+        backend=backend,
+    )
 
     def progress(now: "Progress", pid: int) -> None:
         where = {"url": f"http://{host}:{port}", "token": str(place.token)} if host else {}

@@ -13,6 +13,8 @@ import typer
 
 from arcd.cli.app import (
     STALL_S,
+    Backend,
+    BackendOption,
     Base,
     Budget,
     Colours,
@@ -72,11 +74,14 @@ def run(
     ] = True,
     palette: Colours = Palette.arc,
     as_json: Json = False,
+    backend: BackendOption = Backend.real,
 ) -> None:
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
     place = home_of(home)
     wanted = [*(settings or ()), *budget_settings(budget, reserve)]
-    options = settle(place.path, base, device, config, wanted, seed=seed, grace=GRACE_S)
+    options = settle(
+        place.path, base, device, config, wanted, seed=seed, grace=GRACE_S, backend=backend
+    )
     found = load_tasks(tasks, solutions, skip_invalid=skip_invalid)
     outcome = _solve(options, found, out_file, stall, palette, screen=watch)
     written = out_file or place.submission(outcome.job)

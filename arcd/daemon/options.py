@@ -1,6 +1,10 @@
-"""What a daemon is started with; travels as JSON on its command line. Knows nothing else."""
+"""The options of a daemon; they travel as JSON on its command line.
+
+A new field has a default, so that commands of before stay valid. Knows nothing of who reads them.
+"""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,3 +26,11 @@ class Options(BaseModel):
     """Seconds in which the tasks in flight may be finished when the daemon is to end."""
     since: int = 0
     """Leave alone the unfinished jobs that were last asked for before the record of this number."""
+    backend: Literal["real", "fake"] = "real"
+    """Trainer and engine with a model, or fakes: see `fake_runtime`."""
+
+    @property
+    def base_name(self) -> str:
+        """The base as jobs remember it. That of fakes is no folder, so that no daemon with a model
+        takes up a job of theirs, or they one of its."""
+        return str(self.base) if self.backend == "real" else "fake"

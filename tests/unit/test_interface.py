@@ -20,7 +20,7 @@ from arcd.jobs.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
 
-HIDDEN: dict[str, set[str]] = {}
+HIDDEN = {"run": {"--backend"}, "serve": {"--backend"}}
 """Options for developers, by verb; they came after 0.1.0 and may go again."""
 
 PROSE = ("description", "title", "summary", "operationId")

@@ -1,0 +1,82 @@
+"""The fakes that a user can start: a run and a daemon where torch cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TASKS = Path(__file__).parents[2] / "examples" / "tasks"
+
+HEAVY = ("torch", "vllm", "transformers", "peft", "safetensors", "numpy")
+
+BLOCKER = f"""\
+import sys
+
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HEAVY}:
+            raise ImportError(f"{{name}} is not installed here")
+
+
+sys.meta_path.insert(0, Blocker())
+"""
+"""A `sitecustomize`: Python imports it first of all, in every process that inherits the path."""
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> dict[str, str]:
+    """An environment like that of a machine without torch, with a home of its own."""
+    folder = tmp_path / "light"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(BLOCKER)
+    path = os.pathsep.join([str(folder), str(TASKS.parents[1])])
+    return {**os.environ, "PYTHONPATH": path, "ARCD_HOME": str(tmp_path / "home")}
+
+
+def arcd(*arguments: object, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "arcd", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=env, timeout=60)
+
+
+def test_where_torch_cannot_be_imported_the_real_ones_say_so(light: dict[str, str]):
+    """This also shows that the blocker works in the daemon's process."""
+    done = arcd("run", TASKS, env=light)
+    assert done.returncode == 1
+    assert "A package that this command needs is not installed" in done.stderr
+
+
+def test_a_run_of_fakes_shows_each_answer_and_the_report(light: dict[str, str], tmp_path: Path):
+    out = tmp_path / "submission.json"
+    done = arcd("run", TASKS, "--backend", "fake", "--out", out, env=light)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("✓ solved") == len(list(TASKS.iterdir())) == 12
+    assert "where the time went" in done.stdout
+    assert "score 100.0% of 12 tasks" in done.stdout
+    assert len(json.loads(out.read_text())) == 12
+    log = (tmp_path / "home" / "daemon.log").read_text()
+    assert "fake on cpu" in log
+    assert "Traceback" not in log
+
+
+def test_a_daemon_of_fakes_serves_jobs(light: dict[str, str]):
+    with subprocess.Popen(
+        [sys.executable, "-m", "arcd", "serve", "--backend", "fake", "--json"],
+        env=light,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as serving:
+        try:
+            assert serving.stdout is not None
+            assert json.loads(serving.stdout.readline())["event"] == "loading"
+            settings = ("--set", "train.steps=2", "--set", "sample.samples=2")
+            done = arcd("submit", TASKS, "--wait", *settings, env=light)
+            assert "done, 12 of 12 tasks answered" in done.stdout, done.stderr
+            assert json.loads(arcd("status", "--json", env=light).stdout)["base"] == "fake"
+            assert arcd("stop", env=light).stdout == "stopped\n"
+            assert serving.wait(timeout=30) == 0
+        finally:
+            serving.kill()
