@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.commands import arcd_process
 
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 
@@ -37,21 +38,16 @@ def light(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "ARCD_HOME": str(tmp_path / "home")}
 
 
-def arcd(*arguments: object, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "arcd", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, env=env, timeout=60)
-
-
 def test_where_torch_cannot_be_imported_the_real_ones_say_so(light: dict[str, str]):
     """This also shows that the blocker works in the daemon's process."""
-    done = arcd("run", TASKS, env=light)
+    done = arcd_process("run", TASKS, env=light)
     assert done.returncode == 1
     assert "A package that this command needs is not installed" in done.stderr
 
 
 def test_a_run_of_fakes_shows_each_answer_and_the_report(light: dict[str, str], tmp_path: Path):
     out = tmp_path / "submission.json"
-    done = arcd("run", TASKS, "--backend", "fake", "--out", out, env=light)
+    done = arcd_process("run", TASKS, "--backend", "fake", "--out", out, env=light)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("✓ solved") == len(list(TASKS.iterdir())) == 12
     assert "where the time went" in done.stdout
@@ -73,10 +69,10 @@ def test_a_daemon_of_fakes_serves_jobs(light: dict[str, str]):
             assert serving.stdout is not None
             assert json.loads(serving.stdout.readline())["event"] == "loading"
             settings = ("--set", "train.steps=2", "--set", "sample.samples=2")
-            done = arcd("submit", TASKS, "--wait", *settings, env=light)
+            done = arcd_process("submit", TASKS, "--wait", *settings, env=light)
             assert "done, 12 of 12 tasks answered" in done.stdout, done.stderr
-            assert json.loads(arcd("status", "--json", env=light).stdout)["base"] == "fake"
-            assert arcd("stop", env=light).stdout == "stopped\n"
+            assert json.loads(arcd_process("status", "--json", env=light).stdout)["base"] == "fake"
+            assert arcd_process("stop", env=light).stdout == "stopped\n"
             assert serving.wait(timeout=30) == 0
         finally:
             serving.kill()
