@@ -23,6 +23,7 @@ from arcd.cli.app import (
     evaluate_job,
     home_of,
     out,
+    say,
     settle,
     store_with,
 )
@@ -175,7 +176,7 @@ def pretrain(
     if as_json:
         print(json.dumps({"model": str(folder / "model")}))
     else:
-        out.print(f"model {folder / 'model'}", markup=False, highlight=False)
+        say(f"model {folder / 'model'}")
 
 
 def _try(

@@ -103,7 +103,7 @@ def merge(
     if as_json:
         print(json.dumps({"submission": str(out_file), "tasks": len(merged)}))
     else:
-        out.print(f"{out_file}: {len(merged)} tasks", markup=False, highlight=False)
+        say(f"{out_file}: {len(merged)} tasks")
 
 
 def show(

@@ -37,6 +37,7 @@ from arcd.cli.app import (
     home_of,
     load_tasks,
     out,
+    say,
     seconds_left,
     settle,
     store_with,
@@ -147,4 +148,5 @@ def _print_outcome(outcome: "Outcome", written: Path, metrics: "Report | None") 
     out.print(tables.account(outcome.account))
     if metrics:
         out.print(tables.metrics_table(metrics, each=False))
-    out.print(f"submission {written}\njob        {outcome.job}", markup=False, highlight=False)
+    say(f"submission {written}")
+    say(f"job        {outcome.job}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,19 @@ def test_a_daemon_of_fakes_serves_jobs(light: dict[str, str]):
             assert serving.wait(timeout=30) == 0
         finally:
             serving.kill()
+
+
+def test_interrupted_a_run_of_fakes_goes_on_with_the_same_call(tmp_path: Path):
+    run = ("run", TASKS, "--backend", "fake", "--home", tmp_path / "home")
+    command = [sys.executable, "-m", "arcd", *map(str, run)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stderr is not None
+        assert any("answered" in line for line in running.stderr)
+        running.send_signal(signal.SIGINT)
+        assert "the same command goes on from here" in running.stderr.read()
+        assert running.wait(timeout=30) == 130
+    done = arcd_process(*run, "--json")
+    assert "note: going on with job 1" in done.stderr
+    assert json.loads(done.stdout)["metrics"]["score"] == 1.0
