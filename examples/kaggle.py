@@ -1,7 +1,7 @@
 """arcd in an offline Kaggle notebook: attach the data sets, run this file, submit its output.
 
 Attach as data sets, under any name: the competition (its `*test_challenges.json` is found by
-itself), a folder of wheels (how to make it stands in the README), and, unless arcd's own small
+itself), a folder of wheels (how to make it stands in KAGGLE.md), and, unless arcd's own small
 model is to be used, a base model folder. Then, in the only cell:
 
     !python /kaggle/input/YOUR-DATASET/kaggle.py --base /kaggle/input/YOUR-BASE-MODEL

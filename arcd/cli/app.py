@@ -188,7 +188,7 @@ def store_with(home: "Home", job: int) -> "Store":
     from arcd.jobs.store import Store
 
     store = Store(home.path, "read")
-    if not store.has(job):
+    if not store.jobs.has(job):
         raise NoJob(f"{home.path}: no job {job}")
     return store
 
@@ -206,6 +206,6 @@ def evaluate_job(store: "Store", job: int, solutions: Path | None = None) -> "Re
     """The metrics of a job's attempts and samples, with its own solutions or those of a file."""
     from arcd.arc import metrics, submission
 
-    truth = load_truth(solutions, f"job {job}") if solutions else store.tasks(job).solutions
-    attempts = submission.parse(f"job {job}", json.loads(store.submission(job)))
-    return metrics.evaluate(truth, attempts, store.samples(job))
+    truth = load_truth(solutions, f"job {job}") if solutions else store.jobs.tasks(job).solutions
+    attempts = submission.parse(f"job {job}", json.loads(store.jobs.submission(job)))
+    return metrics.evaluate(truth, attempts, store.jobs.samples(job))

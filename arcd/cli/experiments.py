@@ -198,5 +198,5 @@ def _try(
     for _ in client.follow(job):
         pass
     store = store_with(home, job)
-    history = History.of(job, store.records(job=job), tasks.solutions)
+    history = History.of(job, store.journal.records(job=job), tasks.solutions)
     return sweeping.trial(point, history, evaluate_job(store, job))

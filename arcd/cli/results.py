@@ -147,12 +147,12 @@ def report(
         raise typer.BadParameter("give --out FILE or --trace FILE", param_hint="--out")
     place = home_of(home)
     store = store_with(place, job)
-    tasks = store.tasks(job)
-    history = History.of(job, store.records(job=job), tasks.solutions)
+    tasks = store.jobs.tasks(job)
+    history = History.of(job, store.journal.records(job=job), tasks.solutions)
     if out_file is not None:
         metrics = evaluate_job(store, job) if tasks.solutions else None
         ledger = history.ledger or _ledger_of_daemon(place)
-        page = reporting.page(history, tasks, store.config(job), metrics, ledger)
+        page = reporting.page(history, tasks, store.jobs.config(job), metrics, ledger)
         files.write_text(out_file, page)
     if trace is not None:
         files.write_text(trace, json.dumps(reporting.trace(history)))
@@ -169,16 +169,16 @@ def _show_answers(store: "Store", job: int, task: str, colours: Palette | None) 
     from arcd.arc import selection
     from arcd.display import grids as drawing
 
-    found = store.tasks(job)
+    found = store.jobs.tasks(job)
     wanted = next((each for each in found.tasks if each.id == task), None)
     if wanted is None:
         raise BadTask(f"job {job}: no task {task!r} in it")
     truth = found.solutions.get(task, ())
     out.print(drawing.task(wanted, colours, truth))
-    notes = store.state().jobs[job].tasks[task].notes
-    drawn = store.candidates(job, task)
+    notes = store.journal.state().jobs[job].tasks[task].notes
+    drawn = store.jobs.candidates(job, task)
     votes = selection.verdict(task, len(wanted.tests), drawn, None, notes)
-    out.print(drawing.answers(next(store.verdicts(job, task), votes), colours, truth))
+    out.print(drawing.answers(next(store.jobs.verdicts(job, task), votes), colours, truth))
 
 
 def _ledger_of_daemon(home: "Home") -> dict[str, Any] | None:

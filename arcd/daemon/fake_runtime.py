@@ -122,9 +122,9 @@ class StoredAnswers(Mapping[str, tuple[Grid, ...]]):
         return len(self._answers)
 
     def _read_new_jobs(self) -> None:
-        jobs = {job for job, base in self._store.bases().items() if base == self._base}
+        jobs = {job for job, base in self._store.jobs.bases().items() if base == self._base}
         for job in sorted(jobs - self._read):
-            found = self._store.tasks(job)
+            found = self._store.jobs.tasks(job)
             self._answers |= {task.id: guess(task) for task in found.tasks}
             self._answers |= found.solutions
         self._read |= jobs

@@ -121,7 +121,7 @@ def run(
         if path_in(home.path).exists():
             with closing(Store(home.path, "read")) as store:
                 # Unfinished jobs of earlier commands are left alone.
-                options = options.model_copy(update={"since": store.last() + 1})
+                options = options.model_copy(update={"since": store.journal.last() + 1})
         outcome = anyio.run(_Run(home, lock, options, order, limits, report, begin).run)
         _write_where_the_daemon_could_not(home, order, outcome.job)
         return outcome
@@ -209,7 +209,7 @@ class _Run:
 def _write_where_the_daemon_could_not(home: Home, order: Order, job: int) -> None:
     """Write the submission where it is missing or old; raises what the daemon could only log."""
     with closing(Store(home.path, "read")) as store:
-        text = store.submission(job)
+        text = store.jobs.submission(job)
     for out in map(Path, order.outs):
         if not out.is_file() or out.read_text() != text:
             files.write_text(out, text)

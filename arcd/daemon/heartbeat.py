@@ -1,8 +1,8 @@
-"""What the daemon tells its supervisor over a pipe, and how the daemon is tied to it.
+"""The messages from a daemon to its supervisor, and how the daemon's process is tied to it.
 
-One JSON document a line: a beat (is it ready, how far is each lane) or a failure that a restart
-would not mend. The daemon's side is here too: the pulse that sends, and what a child process does
-first of all. Knows nothing of what a lane does, and nothing of when silence is too long.
+One JSON document a line, over a pipe: a beat (is the daemon ready, how many steps have trainer and
+engine made) or a failure that a restart would not mend. The daemon sends with a `Pulse`, and calls
+`prepare_child` first of all. Knows nothing of when a daemon counts as stalled.
 """
 
 import faulthandler
@@ -18,19 +18,19 @@ from arcd.system.processes import die_with_parent
 T = TypeVar("T")
 
 PULSE_FD = "ARCD_PULSE_FD"
-"""Environment variable: the file descriptor on which the daemon tells how it is."""
+"""Environment variable: the file descriptor to which the daemon writes."""
 
 SUPERVISOR_PID = "ARCD_SUPERVISOR_PID"
 """Environment variable: the pid of the supervisor that started the daemon."""
 
 LONGEST_MESSAGE = 600
-"""Characters of a failure's message that are sent: at most 6 bytes each in JSON, so that a line
-stays below the 4096 bytes (PIPE_BUF) that a pipe takes whole or not at all."""
+"""Characters of a failure's message that are sent. A character is at most 6 bytes in JSON, so a
+line stays below 4096 bytes (PIPE_BUF), which a pipe takes as a whole or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Whether a lane has a step to do, and how many it has done."""
+    """Whether trainer or engine has work, and how many steps it has made."""
 
     busy: bool
     steps: int
@@ -38,7 +38,7 @@ class Activity:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A sign of life."""
+    """A sign of life, sent twice a second."""
 
     ready: bool
     engine: Activity
@@ -47,7 +47,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error that a restart would not mend; the daemon ends after it."""
+    """An error that a restart would not mend; the daemon ends after sending it."""
 
     message: str
     exit_code: int
@@ -62,7 +62,7 @@ def to_line(message: Beat | Failure) -> bytes:
 
 
 def from_line(line: bytes) -> Beat | Failure | None:
-    """The message of one line; None if the line is torn or is not of this kind."""
+    """The message in a line; None if the line is incomplete or something else."""
     try:
         fields = json.loads(line)
         return _failure(fields) if "message" in fields else _beat(fields)
@@ -95,21 +95,21 @@ class Pulse:
 
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
-        # Else a program that the daemon starts could keep the pipe open after its end.
+        # A program that the daemon starts must not keep the pipe open after the daemon's end.
         os.set_inheritable(fd, False)
         self._fd = fd
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """The pulse that the supervisor asked for; None in a process that has no supervisor."""
+        """The pulse to this process's supervisor; None in a process without one."""
         fd = os.environ.get(PULSE_FD)
         return None if fd is None else cls(int(fd))
 
     def send(self, message: Beat | Failure) -> None:
-        """Send without ever waiting; end this process at once if the supervisor is gone.
+        """Send without waiting; end this process at once if the supervisor is dead.
 
-        A full pipe means that the supervisor sleeps: the message is dropped. The next beat says
-        all that this one did, and a failure comes again after the restart.
+        If the pipe is full, the message is dropped: the next beat contains all that this one did,
+        and a failure is sent again after the restart.
         """
         try:
             os.write(self._fd, to_line(message))
@@ -120,14 +120,14 @@ class Pulse:
 
 
 def prepare_child(stacks: Path) -> None:
-    """Tie this process to its supervisor; write all stacks to a file whenever SIGUSR1 comes.
+    """Tie this process to its supervisor, and write all stacks to a file on each SIGUSR1.
 
-    To be called first of all, by the process that the supervisor itself has started.
+    To be called first of all, in the process that the supervisor has started.
     """
     die_with_parent()
     if os.getppid() != int(os.environ[SUPERVISOR_PID]):
-        os._exit(1)  # the supervisor was gone before the kernel was asked
-    # Written in C and by the signal's own thread, so that it works while the GIL is held; open for
-    # good, and appended to, because the stacks of the last life must outlast the start of this one.
+        os._exit(1)  # the supervisor died before the kernel was told
+    # faulthandler writes in C, in the signal handler, so it works while the GIL is held. The file
+    # is appended to: the stacks of the last daemon must not be lost when this one starts.
     file = stacks.open("a", encoding="utf-8")
     faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)

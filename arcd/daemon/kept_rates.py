@@ -36,14 +36,14 @@ class KeptRates:
 
     def find(self) -> RateEstimator | None:
         """What an earlier daemon has measured, if it has measured trainer and engine."""
-        kept = self._store.measured(self._key)
+        kept = self._store.facts.measured(self._key)
         if kept is not None and (found := RateEstimator.from_json(kept)).known:
             return found
         return None
 
     def write(self, estimator: RateEstimator) -> None:
         """Keep what is measured by now."""
-        self._store.keep_measured(self._key, estimator.to_json())
+        self._store.facts.keep_measured(self._key, estimator.to_json())
         self._written = self._clock()
 
     def subscriber(self, estimator: RateEstimator) -> Callable[[Record], None]:

@@ -17,7 +17,7 @@ class OfflineClient:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._store = Store(home.path, "read")
-        self._state = self._store.state()
+        self._state = self._store.journal.state()
 
     def health(self) -> dict[str, Any]:
         """The state `stopped`, the home, how many jobs."""
@@ -42,4 +42,4 @@ class OfflineClient:
     def result(self, number: int) -> dict[str, Any]:
         """The submission, in Kaggle's format."""
         self.job(number)
-        return dict(json.loads(self._store.submission(number)))
+        return dict(json.loads(self._store.jobs.submission(number)))

@@ -32,9 +32,10 @@ from arcd.daemon.schema import Forecast, Health
 from arcd.errors import EngineFailed, known
 from arcd.jobs import events, messages
 from arcd.jobs.events import Record
+from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
-from arcd.jobs.store import NewJob, Store
+from arcd.jobs.store import Store
 from arcd.model.base_model import check, check_training, fingerprint, pick_device
 from arcd.scheduling.adapter_folder import AdapterFolder
 from arcd.scheduling.calibration import calibrate
@@ -112,7 +113,7 @@ class Daemon:
             platform,
             rank=self._largest_rank(),
             ledger=self._ledger,
-            serial=self._service.store.serial,
+            serial=self._service.store.facts.serial,
         ) as runtime:
             estimator = rates.find() or await self._calibrate(runtime, rates)
             scheduler = self._become_ready(platform, runtime, estimator, rates, begun)
@@ -222,7 +223,7 @@ class Daemon:
     def _largest_rank(self) -> int:
         """The rank that the engine must serve: also that of jobs of an earlier daemon."""
         jobs = (job for job in self._service.state.jobs.values() if not job.finished)
-        ranks = (self._service.store.config(job.id).train.rank for job in jobs)
+        ranks = (self._service.store.jobs.config(job.id).train.rank for job in jobs)
         return max([self._options.config.train.rank, *ranks])
 
     async def _beat(self) -> None:

@@ -1,9 +1,8 @@
-"""The publisher: keeps each job's submission file as it stands in the store.
+"""The publisher: writes each job's submission file whenever an answer has changed it.
 
-A file is complete and valid from the moment of the submission on, and is replaced whole. Writing
-is left to a thread, one at a time; what is answered meanwhile goes into the next file, so that ten
-thousand answers do not mean ten thousand files of ten thousand answers. Knows nothing of who
-answers.
+A file is complete and valid from the job's submission on, and is replaced as a whole. One thread
+writes, one file at a time. Answers that arrive meanwhile go into the next file, so 10 000 answers
+do not cause 10 000 files. Knows nothing of who answers.
 """
 
 import logging
@@ -23,44 +22,44 @@ from arcd.jobs.store import Store
 from arcd.system import files
 from arcd.system.home import Home
 
-REST = 4.0
-"""A file is written again after this many times as long as it took: at most a fifth of the time
-goes into files."""
+REST_FACTOR = 4.0
+"""After a file the publisher rests this many times as long as writing it took: writing takes a
+fifth of the time at most."""
 
 log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Writes the submissions of a service's jobs."""
+    """Writes the submission files of the jobs of a service."""
 
     def __init__(
         self, service: JobService, home: Home, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._service, self._home, self._clock = service, home, clock
         self._writing = threading.Lock()
-        # A daemon that did not leave in order may not have written its last answers.
+        # A daemon that did not end in order may not have written its last answers.
         left = service.state.left
         jobs = service.state.jobs.values()
         self._stale = {job.id for job in jobs if not job.finished or job.changed > left}
         service.subscribe(self._hear)
 
     async def run(self) -> None:
-        """Write whatever is stale, again and again."""
+        """Write stale files, one after the other, for ever."""
         while True:
             if self._stale:
                 begun = self._clock()
                 await to_thread.run_sync(self._publish_one)
-                await anyio.sleep(REST * (self._clock() - begun))
+                await anyio.sleep(REST_FACTOR * (self._clock() - begun))
             else:
                 await self._service.changed()
 
     def flush(self) -> None:
-        """Write what is stale now; the last thing before the daemon leaves."""
+        """Write all stale files now; the last thing before the daemon ends."""
         while self._publish_one():
             pass
 
     def _publish_one(self) -> bool:
-        """Write one stale job, if there is one; one thread at a time, so that none is overtaken."""
+        """Write one stale job, if there is one; locked, so that no older text is written last."""
         with self._writing:
             try:
                 job = self._stale.pop()
@@ -70,10 +69,10 @@ class Publisher:
         return True
 
     def publish(self, job: int) -> None:
-        """Write a job's submission to all its places; one that refuses is a line in the log."""
+        """Write a job's submission to all its paths; a path that fails is a line in the log."""
         store = Store(self._home.path, "read")
         try:
-            text, outs = store.submission(job), store.outs(job)
+            text, outs = store.jobs.submission(job), store.jobs.outs(job)
         finally:
             store.close()
         own = self._home.submission(job)

@@ -14,7 +14,7 @@ from arcd import config as configuration
 from arcd.arc.tasks import TaskSet, from_challenges, solutions_of, to_challenges
 from arcd.config import Config
 from arcd.errors import BadInput, BadJob, BadTask
-from arcd.jobs.store import NewJob
+from arcd.jobs.journal import NewJob
 
 MAX_BODY = 256 << 20
 """Bytes of a request; 20000 tasks of the usual size are 100 MB."""

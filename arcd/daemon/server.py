@@ -25,9 +25,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from arcd.config import Config
 from arcd.daemon.schema import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
 from arcd.errors import ArcdError, BadInput, BadJob, NoJob
+from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
-from arcd.jobs.store import NewJob
 from arcd.system.home import Home
 from arcd.version import __version__
 
@@ -119,13 +119,13 @@ def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], 
     @app.get("/jobs/{job}/solutions")
     async def get_solutions(job: Number) -> dict[str, list[list[list[int]]]]:
         """The solutions of its tasks that are known, in Kaggle's format."""
-        known = service.store.tasks(service.job(job).id).solutions
+        known = service.store.jobs.tasks(service.job(job).id).solutions
         return {task: [[list(row) for row in grid] for grid in known[task]] for task in known}
 
     @app.get("/jobs/{job}/result", response_model=dict[str, list[dict[str, list[list[int]]]]])
     async def get_result(job: Number) -> Response:
         """The job's submission, complete and valid at any time."""
-        text = service.store.submission(service.job(job).id)
+        text = service.store.jobs.submission(service.job(job).id)
         return Response(text, media_type="application/json")
 
     @app.get("/jobs/{job}/events", response_class=StreamingResponse)

@@ -1,12 +1,12 @@
 """The supervisor: keeps one daemon alive.
 
-    _spawn   a daemon in a session of its own, tied to this process by a pipe, the lock and prctl
-    _watch   hears its beats; on a stall has it write its stacks, then kills its process group
+    run      starts one daemon after the other until one ends for good
+    _spawn   starts a daemon in a session of its own, tied to this process by pipe, lock and prctl
+    _watch   reads its beats; on a stall lets it write its stacks, then kills its process group
     _stop    asks it to end, and kills it if it does not
-    run      one life after the other until one ends for good
 
-It sleeps until a beat comes or the watchdog's deadline has come. Knows the daemon only as a command
-that sends beats; imports nothing heavy, because it must never be what breaks.
+It sleeps until a beat arrives or the watchdog's deadline has passed. It knows the daemon only as a
+command that sends beats, and imports nothing heavy, so that little in it can fail.
 """
 
 import itertools
@@ -29,32 +29,32 @@ from arcd.errors import DaemonFailed
 from arcd.system.home_lock import HomeLock
 from arcd.system.processes import Process, identify, kill_group, send, sweep_group
 
-LIVES = 3
-"""Lives in a row that may end before they were ready: beyond it, the next would do so too."""
+MOST_UNREADY_RUNS = 3
+"""Daemons in a row that may end before they are ready: another one would end as well."""
 
-DUMP = 2.0
-"""Seconds for a stalled daemon to write its stacks; a stopped one cannot, and does not get more."""
+DUMP_S = 2.0
+"""Seconds in which a stalled daemon can write its stacks; a stopped process cannot write them."""
 
-MARGIN = 5.0
-"""Seconds beyond its own grace before a daemon that was asked to stop is killed."""
+STOP_MARGIN_S = 5.0
+"""Seconds after its own grace, before a daemon that was asked to stop is killed."""
 
 PIPE_BYTES = 65536
-"""As much as a pipe holds, so that one read empties it."""
+"""The capacity of a pipe, so that one read empties it."""
 
 LOG_BYTES = 10_000_000
-"""A log above this is put aside as `.1` when the next daemon is spawned."""
+"""A log above this size is renamed to `.1` when the next daemon is started."""
 
 
 Progress = Literal["loading", "ready"]
-"""How far a daemon is: it answers, and its models load; they are loaded."""
+"""How far a daemon is: it answers while its models load; its models are loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """An end of a daemon that nobody wanted; `life` counts from 1.
+    """A daemon ended and nobody had asked for it; `life` is its number, from 1.
 
-    death: it ended by itself; stall: it was killed because it stood still; kill: it was killed
-    because it was asked to stop and did not, or was asked twice.
+    death: the process ended by itself. stall: it was killed because its steps stopped. kill: it was
+    killed because it did not stop when asked, or because it was asked twice.
     """
 
     kind: Literal["death", "stall", "kill"]
@@ -65,8 +65,8 @@ class Incident:
 class Supervisor:
     """Runs a command as the daemon of a locked home.
 
-    The command must become the daemon itself, without a wrapper that stays between. `run` belongs
-    in the main thread, because the kernel ends the daemon with the thread that started it.
+    The command must be the daemon itself, not a wrapper that starts it. `run` must be called in the
+    main thread, because the kernel kills the daemon when the thread that started it ends.
     """
 
     def __init__(
@@ -101,8 +101,9 @@ class Supervisor:
     async def run(self) -> int:
         """Keep a daemon alive until it ends by itself with 0 or is stopped.
 
-        Returns 0 then, and 1 if it had to be killed. Raises DaemonFailed if it told of a failure
-        or did not become ready LIVES times in a row. No process is left behind in any case.
+        Returns 0 then, and 1 if it had to be killed. Raises DaemonFailed if it sent a failure, or
+        if MOST_UNREADY_RUNS daemons in a row did not become ready. No process is left behind in
+        any case.
         """
         unready = 0
         for number in itertools.count(1):
@@ -113,26 +114,26 @@ class Supervisor:
             if code is not None:
                 return code
             unready = 0 if life.ready else unready + 1
-            if unready == LIVES:
+            if unready == MOST_UNREADY_RUNS:
                 raise DaemonFailed(self._never_ready())
         return 0
 
     def _exit_code(self, life: "DaemonRun") -> int | None:
-        """What to end with after this life, if it was the last; an end nobody wanted is told."""
+        """The exit code if this was the last daemon; reports an end that nobody asked for."""
         if life.failure:
             raise DaemonFailed(life.failure.message, life.failure.exit_code)
         if life.code == 0:
             return 0
         asked = self._asked.is_set()
-        # A daemon too young to know better dies of the SIGTERM itself.
+        # A daemon that has no signal handler yet dies of the SIGTERM itself.
         if asked and life.code == -signal.SIGTERM and not life.killed:
             return 0
         self._report(life.killed or Incident("death", _told(life.code), life.number))
         return 1 if asked else None
 
     def _never_ready(self) -> str:
-        last = _last_line(self._log)
-        return f"the daemon ended {LIVES} times before it was ready, see {self._log}: {last}"
+        ended = f"the daemon ended {MOST_UNREADY_RUNS} times before it was ready"
+        return f"{ended}, see {self._log}: {_last_line(self._log)}"
 
     async def _live(self, number: int) -> "DaemonRun":
         async with self._spawn(number) as life:
@@ -146,7 +147,7 @@ class Supervisor:
 
     @asynccontextmanager
     async def _spawn(self, number: int) -> AsyncIterator["DaemonRun"]:
-        """One daemon; when the block is left, it and its process group are gone and reaped."""
+        """One daemon; after the block, it and its process group are dead and reaped."""
         reading, writing = os.pipe()
         try:
             try:
@@ -166,7 +167,7 @@ class Supervisor:
     async def _start(self, writing: int) -> anyio.abc.Process:
         mine = {PULSE_FD: str(writing), SUPERVISOR_PID: str(os.getpid())}
         try:
-            # Shielded, so that no process is started and then forgotten.
+            # Shielded: a cancellation in between would leave a process that nobody knows.
             with _open_log(self._log) as log, anyio.CancelScope(shield=True):
                 process = await anyio.open_process(
                     self._command,
@@ -182,26 +183,26 @@ class Supervisor:
         return process
 
     async def _watch(self, life: "DaemonRun") -> None:
-        """Hear the daemon until it stalls, then kill it; one that is to stop has another clock."""
+        """Read beats until the daemon stalls, then kill it. While it stops, `_stop` watches it."""
         while True:
             stopping = self._asked.is_set()
             deadline = math.inf if stopping else self._watchdog.deadline()
             await life.news(deadline)
-            # All that it has said is heard before it is judged: the sleeper may have been we.
+            # Beats that have arrived count first: this process may have slept, not the daemon.
             self._hear(life)
             reason = self._watchdog.stalled(anyio.current_time())
             if reason and not self._asked.is_set():
                 break
         life.killed = Incident("stall", reason, life.number)
         send(life.identity, signal.SIGUSR1)
-        await anyio.sleep(DUMP)
+        await anyio.sleep(DUMP_S)
         kill_group(life.identity)
 
     async def _stop(self, life: "DaemonRun") -> None:
         """Ask the daemon to end when `stop` is called, kill it when it does not."""
         await self._asked.wait()
         send(life.identity, signal.SIGTERM)
-        allowed = self._grace + MARGIN
+        allowed = self._grace + STOP_MARGIN_S
         reason = f"not ended {allowed:.0f} s after it was asked to"
         with anyio.move_on_after(allowed):
             await self._urged.wait()
@@ -225,7 +226,7 @@ class DaemonRun:
     def __init__(self, number: int, process: anyio.abc.Process, pipe: int) -> None:
         self.number = number
         self.process = process
-        # One that has died and been reaped already is nobody that could ever be found again.
+        # A process that is dead and reaped already has no start time to be known by.
         self.identity = identify(process.pid) or Process(process.pid, None)
         self.progress: Progress | None = None
         self.failure: Failure | None = None
@@ -242,11 +243,11 @@ class DaemonRun:
 
     @property
     def code(self) -> int | None:
-        """The exit code, or the number of the signal below 0; None as long as it runs."""
+        """The exit code, or minus the number of the signal; None while it runs."""
         return self.process.returncode
 
     async def news(self, deadline: float) -> None:
-        """Wait until there is something in the pipe, or the deadline has come."""
+        """Wait until there is something in the pipe, or until the deadline."""
         with anyio.CancelScope(deadline=deadline):
             if self._open:
                 await anyio.wait_readable(self._pipe)
@@ -254,7 +255,7 @@ class DaemonRun:
                 await anyio.sleep_forever()
 
     def hear(self) -> list[Beat | Failure]:
-        """All whole messages that are in the pipe now."""
+        """All complete messages that are in the pipe now."""
         *lines, self._torn = (self._torn + self._read()).split(b"\n")
         messages = [message for line in lines if (message := from_line(line))]
         for message in messages:
@@ -263,7 +264,7 @@ class DaemonRun:
         return messages
 
     async def end(self) -> None:
-        """Kill the process with its group and reap it, also when this task is cancelled."""
+        """Kill the process with its group, and reap it, even if this task is cancelled."""
         with anyio.CancelScope(shield=True):
             kill_group(self.identity)
             await self.process.wait()

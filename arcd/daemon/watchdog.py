@@ -1,8 +1,8 @@
-"""The watchdog: when silence is too long.
+"""The watchdog: decides when a daemon counts as stalled.
 
-Heard beats and given times in, a verdict and its deadline out; no clock, no process, no I/O. It
-learns how long the steps of each activity take here, so that a slow machine is not taken for a dead
-one. Knows nothing of what happens to a daemon that has stalled.
+Beats and times come in, a reason and a deadline come out; no clock, no process, no I/O. It learns
+how long steps of trainer and engine take here, so that a slow machine does not count as stalled.
+Knows nothing of what happens to a daemon that has stalled.
 """
 
 import math
@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from arcd.daemon.heartbeat import Activity, Beat
 
 QUANTILE = 0.99
-"""Of the gaps seen, the one that counts as usual: the slowest, but for a rare outlier."""
+"""The quantile of the gaps between steps that counts as the usual gap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a daemon may be silent, in seconds; `floor` must not be above `ceiling`."""
+    """How long trainer or engine may go without a step, in seconds; `floor` <= `ceiling`."""
 
     factor: float = 20
     """A stall is this many times the usual gap between steps: an engine that becomes ten times
     slower, for example because the machine is shared, is left alone."""
 
     floor: float = 60
-    """No stall before: steps of milliseconds are no promise, a kernel may have to be compiled."""
+    """No stall before this: a step can take seconds once, to compile a kernel."""
 
     ceiling: float = 900
-    """A stall at the latest, and all there is to go by before the first step has been seen."""
+    """A stall at the latest; also the limit before the first step was seen."""
 
     window: int = 1000
-    """How many gaps of a activity are remembered: minutes of engine steps, hours of training."""
+    """Gaps that are remembered: minutes of engine steps, hours of training steps."""
 
 
 class Watchdog:
-    """Judges one daemon through all its lives; times are seconds of one clock that only goes on."""
+    """Watches one daemon after the other; times are seconds of a monotonic clock."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -44,14 +44,14 @@ class Watchdog:
         self.begin(-math.inf)
 
     def begin(self, now: float) -> None:
-        """A new life: nothing is open any more, what was learnt stays."""
+        """A new daemon: no gap is open; what was learnt of gaps stays."""
         self._heard = now
         self._ready = False
         self._engine.close()
         self._trainer.close()
 
     def hear(self, beat: Beat, now: float) -> None:
-        """A sign of life; it also tells which lanes have made a step since the last one."""
+        """Take in a beat; it says which of trainer and engine have made steps."""
         self._heard = now
         self._ready = beat.ready
         if beat.ready:
@@ -62,26 +62,26 @@ class Watchdog:
             self._trainer.close()
 
     def stalled(self, now: float) -> str | None:
-        """Why the daemon counts as stalled at this time; None while it does not."""
+        """Why the daemon counts as stalled at this time; None if it does not."""
         for what, since, limit in self._clocks():
             if now >= since + limit:
                 return f"no {what} for {_seconds(now - since)} (limit {_seconds(limit)})"
         return None
 
     def deadline(self) -> float:
-        """The first time at which the daemon will count as stalled if nothing more is heard."""
+        """When the daemon will count as stalled if no beat arrives before."""
         return min(since + limit for _, since, limit in self._clocks())
 
     def _clocks(self) -> Iterator[tuple[str, float, float]]:
-        """What is waited for, since when, and how long at most."""
+        """(what must come, since when it is awaited, within how many seconds)."""
         if not self._ready:
-            # A model is being read: whole minutes may pass in one native call.
+            # While a model is read, one native call can take minutes.
             yield "sign of life", self._heard, self._limits.ceiling
             return
         yield "sign of life", self._heard, self._limits.floor
         for gaps in (self._engine, self._trainer):
             if gaps.since is not None:
-                yield f"{gaps.activity} step", gaps.since, gaps.limit
+                yield f"{gaps.what} step", gaps.since, gaps.limit
 
 
 class _Gaps:
@@ -90,8 +90,8 @@ class _Gaps:
     `since`: when the open gap began, None while it is idle. `limit`: how long the gap may last.
     """
 
-    def __init__(self, activity: str, limits: Limits) -> None:
-        self.activity = activity
+    def __init__(self, what: str, limits: Limits) -> None:
+        self.what = what
         self.since: float | None = None
         self.limit = limits.ceiling
         self._limits = limits

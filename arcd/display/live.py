@@ -1,7 +1,7 @@
-"""Shows jobs while they are worked on: the live screen on a terminal, else one line a transition.
+"""Shows jobs while they run: the live screen on a terminal, elsewhere one line for each message.
 
-Keeps the screen's picture of a job up to date and draws it a few times a second; the terminal is
-left as it was found. Knows nothing of how records travel.
+The screen is drawn four times a second from the history of the job; the terminal is left as it was
+before. Knows nothing of where records come from.
 """
 
 import os
@@ -24,35 +24,35 @@ from arcd.jobs.history import History
 from arcd.jobs.messages import Level, message, warning
 from arcd.jobs.state import State
 
-FRAMES = 4
-"""A second."""
+FRAMES_PER_SECOND = 4
+"""Of the live screen."""
 
-ASK = 2.0
-"""Seconds between two questions after the forecast."""
+FORECAST_INTERVAL_S = 2.0
+"""Seconds between two requests for the forecast."""
 
 NOTEBOOK = "JPY_PARENT_PID"
-"""Set by jupyter_client for a kernel, and so for all that a notebook starts."""
+"""Environment variable that jupyter_client sets for a kernel, and so for what a notebook starts."""
 
-KEEP = 1000
-"""Spans, answers and curves that a screen remembers."""
+KEPT = 1000
+"""Spans, answers and loss curves that the screen keeps of a job."""
 
 STYLES = {Level.info: "", Level.solved: "green", Level.warning: "yellow"}
 """How lines are printed where there is no live screen."""
 
 Watch = Callable[[Record], None]
 Ask = Callable[[], float | None]
-"""Seconds of work that wait, if the daemon can tell."""
+"""Returns the seconds of work that wait; None if the daemon cannot tell."""
 
 
 class Display(Protocol):
-    """Where jobs are shown, one after the other."""
+    """Shows jobs, one after the other."""
 
     def of(self, job: int, solutions: Solutions, ask: Ask) -> Watch:
-        """Show this job from now on: what to give its records to, from the first one on."""
+        """Show this job from now on; returns what to call with each of its records."""
         ...
 
     def note(self, text: str) -> None:
-        """Say something that is no record."""
+        """Show a warning that is not in the records."""
         ...
 
 
@@ -64,9 +64,9 @@ def display(
     screen: bool,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Display]:
-    """The live screen for as long as the block lasts, if `screen` and this is a terminal.
+    """The live screen until the block ends, if `screen` is set and the console is a terminal.
 
-    What a notebook starts with `!` has a terminal that nobody can look at: lines there, too.
+    A notebook gives what it starts with `!` a terminal that nobody sees: lines there, too.
     """
     real = console.is_terminal and not console.is_dumb_terminal and NOTEBOOK not in os.environ
     if not (screen and real):
@@ -78,13 +78,13 @@ def display(
             get_renderable=shown.draw,
             console=console,
             screen=True,
-            refresh_per_second=FRAMES,
+            refresh_per_second=FRAMES_PER_SECOND,
             redirect_stdout=False,
             redirect_stderr=False,
         ):
             yield shown
     finally:
-        # What went wrong must not be gone with the screen.
+        # Warnings must stay readable after the screen is gone.
         for text in shown.notices():
             console.print(Text(text, "yellow"), soft_wrap=True)
 
@@ -108,16 +108,16 @@ class _Lines:
 
 
 class _Screen:
-    """Records come in one thread, pictures are drawn in another."""
+    """Takes records in one thread and draws in another."""
 
     def __init__(self, console: Console, palette: Palette, clock: Callable[[], float]) -> None:
         self._console, self._clock = console, clock
         self._lock = threading.Lock()
         self._scene = Scene(None, grids.on(console, palette))
-        self._early: list[tuple[float, str]] = []  # notes before there was a job
+        self._early: list[tuple[float, str]] = []  # warnings before there was a job
 
     def of(self, job: int, solutions: Solutions, ask: Ask) -> Watch:
-        history = History(job, solutions, KEEP)
+        history = History(job, solutions, KEPT)
         palette = self._scene.palette
         with self._lock:
             history.notices.extend(self._early)
@@ -130,7 +130,7 @@ class _Screen:
             with self._lock:
                 history.apply(record)
             now = self._clock()
-            if now < asked + ASK:
+            if now < asked + FORECAST_INTERVAL_S:
                 return
             asked = now
             left = ask()

@@ -1,10 +1,10 @@
 """Events: what happened to jobs, tasks and the daemon, as frozen records; the truth of the store.
 
-Everything that watches arcd reads these: the store writes them down, the state is a fold of them,
-the screen draws that, tests compare them. A task's events come in the order Started, Training*,
-Trained?, (Sampled | Noted)*, Answered; an Interrupted or Released sends it back to waiting, so that
-it is Started again. While it waits it may come to an adapter by Shared, and then is not trained.
-Knows nothing of who emits or listens.
+The store keeps them, the state is a fold of them, the screen draws the state. A task's events come
+in this order: Started, Training*, Trained?, (Sampled | Noted)*, Answered. Interrupted and Released
+send a task back to waiting; it is Started again later. A waiting task that gets the adapter of its
+group by Shared is not trained. The names of the classes and of their fields are stored: they may
+not change. Knows nothing of who emits or listens.
 """
 
 import json
@@ -20,7 +20,7 @@ from arcd.arc.selection import Candidate, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Seconds that a task needs of the trainer and of the engine."""
+    """Seconds that a task needs of the trainer (`train`) and of the engine (`infer`)."""
 
     train: float
     infer: float
@@ -32,18 +32,18 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A job of so many tasks is in the store."""
+    """A job with these tasks is in the store."""
 
     name: str
     priority: int
     tasks: tuple[str, ...]
     budget: float | None = None
-    """Seconds from here to its end, its reserve taken off; None: until each task is done once."""
+    """Seconds from here to its end, without the reserve; None: until each task is done once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """None of the job's tasks is begun any more."""
+    """No task of the job is begun until it is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What is not answered stays so."""
+    """The tasks without an answer stay without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retried:
-    """These tasks are to be done once more, with other lessons; their candidates are kept."""
+    """These tasks are done once more, with other lessons; their candidates are kept."""
 
     tasks: tuple[str, ...]
 
@@ -70,13 +70,13 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A task is in hand: so many lessons to learn, and samples that are still to be drawn."""
+    """A task was begun: its number of lessons, and of samples that are still to be drawn."""
 
     task: str
     lessons: int
     samples: int
     predicted: Times | None = None
-    """Seconds that training and sampling should take, as far as that could be told."""
+    """Seconds that training and sampling should take; None where no prediction was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,9 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """An adapter is ready after so many steps, tokens and seconds of training.
+    """An adapter is ready after these steps, tokens and seconds; `loss` is in nats per token.
 
-    `resident_bytes` is what the process had in memory then; None where the system does not tell.
+    `resident_bytes` is the memory of the process then; None where the system does not tell.
     """
 
     task: str
@@ -108,7 +108,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """An adapter that was trained with another task is for this one, too, which still waits."""
+    """The adapter that a task of the same group has trained is for this waiting task, too."""
 
     task: str
     adapter: int
@@ -124,7 +124,7 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A candidate finished."""
+    """A sample is finished: a candidate."""
 
     task: str
     candidate: Candidate
@@ -140,21 +140,21 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The daemon died with this task in hand."""
+    """The daemon died while this task was in flight."""
 
     task: str
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The task was in hand and is set aside unfinished: the daemon stops, or its job does."""
+    """The task was in flight and is set aside unfinished: the daemon or its job stops."""
 
     task: str
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonStarted:
-    """A daemon took the home over; its models are still to be loaded."""
+    """A daemon has the home and begins to load its models."""
 
     pid: int
     version: str
@@ -172,14 +172,14 @@ class DaemonStarted:
 
 @dataclass(frozen=True, slots=True)
 class DaemonReady:
-    """Trainer and engine can work, after so many seconds."""
+    """Trainer and engine can work, `seconds` after the daemon began to load."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonStopped:
-    """The daemon left in order; `ledger` says where its time went, an account as JSON."""
+    """The daemon ended in order; `ledger` is the account of its time, as JSON."""
 
     ledger: dict[str, Any] | None = None
 
@@ -199,9 +199,9 @@ _CODECS: dict[str, TypeAdapter[Event]] = {
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An event in its place: number `seq` of all, at `at` seconds since 1970, of which job.
+    """An event in its place: record number `seq`, at `at` seconds since 1970, of job number `job`.
 
-    `job` is None for events of the daemon. Order is that of `seq`; clocks may be set back.
+    `job` is None for events of the daemon. The order is that of `seq`: clocks may be set back.
     """
 
     seq: int

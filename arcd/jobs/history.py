@@ -1,8 +1,8 @@
-"""The past of a job: which task had which stage when, losses, answers, what went wrong.
+"""The history of a job: when each task was trained and sampled, losses, answers, warnings.
 
-A fold of the job's records, like the state that it holds; it keeps what pictures need beyond that.
-With `keep` it remembers only so much of each kind, for who watches for hours. Knows nothing of
-where records come from, nor of how anything is drawn.
+A fold of the job's records, like the state that it contains; it keeps what the screen and the
+report draw beyond that. `keep` limits how much of each kind it keeps. Knows nothing of where
+records come from, nor of how anything is drawn.
 """
 
 from collections import Counter, deque
@@ -17,16 +17,16 @@ from arcd.jobs.events import Record
 from arcd.jobs.messages import Level, message
 from arcd.jobs.state import Job, Phase, Stage, State
 
-RECENT = 10.0
-"""Seconds over which the speed of sampling is taken."""
+RATE_WINDOW_S = 10.0
+"""Seconds over which the rate of sampling is averaged."""
 
 
 @dataclass(slots=True)
 class Span:
-    """A time in which a task held a stage, in seconds since 1970; `end` is None while it does.
+    """When a task was in a stage, in seconds since 1970; `end` is None while it still is.
 
-    `track` tells those apart that are held at once: it is the lowest that was free. `number` counts
-    the spans of a track.
+    Spans of one stage that overlap have different tracks: a span takes the lowest free one.
+    `number` counts the spans of a track.
     """
 
     stage: Stage
@@ -50,27 +50,27 @@ class History:
     keep: int | None = None
     state: State = field(default_factory=State)
     at: float = 0.0
-    """Of the last record, or a later one where clocks were set back: this one never is."""
+    """Time of the last record; it never goes back, even where a clock does."""
     open: dict[tuple[Stage, str], Span] = field(default_factory=dict)
-    """The spans that go on."""
+    """The spans without an end."""
     over: deque[Span] = field(init=False)
-    """Those that are over, in the order of their ends."""
+    """The spans with an end, in the order of their ends."""
     losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """Of the last training of each task: (step, nats per token)."""
+    """By task, (step, nats per token) of its last training."""
     answers: dict[str, Verdict] = field(default_factory=dict)
-    """The last of each task, the newest last."""
+    """The last verdict of each task, the newest last."""
     right: dict[str, float] = field(default_factory=dict)
-    """Of the answered tasks whose solutions are known, the share of tests that is solved."""
+    """By answered task whose solution is known: the share of its tests that is solved."""
     notices: deque[tuple[float, str]] = field(init=False)
-    """What went other than planned, and when."""
+    """(time, text) of the warnings."""
     ended: float | None = None
     """When the job was finished, if it is."""
     platform: events.DaemonStarted | None = None
-    """The last daemon that was started, and with what."""
+    """The start of the last daemon."""
     ledger: dict[str, Any] | None = None
-    """Where the time of the daemon went that finished the job, or of the last one; once it left."""
+    """The account of the daemon that finished the job, or of the last one, once it has ended."""
     deaths: list[float] = field(default_factory=list)
-    """When a daemon was started in the place of one that had died."""
+    """When a daemon was started after one that had died."""
     _sampled: deque[tuple[float, int]] = field(default_factory=deque)
     _begun: Counter[tuple[Stage, int]] = field(default_factory=Counter)
 
@@ -80,7 +80,7 @@ class History:
 
     @classmethod
     def of(cls, job: int, records: Iterable[Record], solutions: Solutions) -> "History":
-        """All of it."""
+        """The history of all these records."""
         history = cls(job, solutions)
         for record in records:
             history.apply(record)
@@ -96,19 +96,21 @@ class History:
         return now if self.ended is None else self.ended
 
     def spans(self) -> list[Span]:
-        """All that are remembered, those that go on last."""
+        """All spans that are kept, those without an end last."""
         return [*self.over, *self.open.values()]
 
     def sampling_rate(self, now: float) -> float:
         """Tokens generated in a second, of samples that finished lately."""
-        return sum(tokens for at, tokens in self._sampled if at > now - RECENT) / RECENT
+        return (
+            sum(tokens for at, tokens in self._sampled if at > now - RATE_WINDOW_S) / RATE_WINDOW_S
+        )
 
     def score(self) -> float | None:
         """Mean of `right`; None where no solution is known."""
         return sum(self.right.values()) / len(self.right) if self.right else None
 
     def apply(self, record: Record) -> None:
-        """Go on by one record, of the job or of the daemon."""
+        """Take in one record, of the job or of the daemon."""
         before, self.at = self.at, max(self.at, record.at)
         self.state.apply(record)
         match record.event:
@@ -117,11 +119,11 @@ class History:
             case events.Trained(task=task, seconds=seconds):
                 self._hold("train", task, self.at)
                 span = self.open["train", task]
-                # The first step is told of when it is done.
+                # The first Training record comes after the first step.
                 span.begin = min(span.begin, self.at - seconds)
             case events.Sampled(candidate=candidate):
                 self._sampled.append((self.at, candidate.length))
-                while self._sampled[0][0] <= self.at - RECENT:
+                while self._sampled[0][0] <= self.at - RATE_WINDOW_S:
                     self._sampled.popleft()
             case events.Answered(task=task, verdict=verdict):
                 self._answered(task, verdict)
@@ -132,13 +134,13 @@ class History:
             case events.DaemonStopped(ledger=ledger) if self.ledger is None or self.ended is None:
                 self.ledger = ledger
         if record.job is None:
-            # Who held a stage when a daemon died has not held it since.
+            # A task in a stage when its daemon died left it then.
             self._let_go(self.open.keys(), before)
         elif isinstance(record.event, events.TaskEvent):
             self._move(record.event.task)
         if (job := self.found) is not None and job.finished != (self.ended is not None):
             self.ended = self.at if job.finished else None
-            self.ledger = None  # whoever left before did not finish it
+            self.ledger = None  # an account from before is not of the daemon that finished it
         told = message(record, self.state, {})
         if told and told.level is Level.warning:
             self.notices.append((self.at, told.text))
@@ -162,7 +164,7 @@ class History:
             del kept[next(iter(kept))]
 
     def _move(self, task: str) -> None:
-        """Let the task hold the stage in which it is now, and no other."""
+        """Open a span for the stage in which the task is now, close its others."""
         stage: Stage | None = None
         if (self.job, task) in self.state.training:
             stage = "train"

@@ -14,9 +14,10 @@ import anyio
 from arcd.errors import BadJob, NoJob
 from arcd.jobs import events
 from arcd.jobs.events import Event, Record
+from arcd.jobs.journal import NewJob
 from arcd.jobs.recovery import Recovery, plan
 from arcd.jobs.state import FINISHED, Job, JobState, State
-from arcd.jobs.store import NewJob, Store
+from arcd.jobs.store import Store
 
 RECORDS_PER_READ = 500
 """Records that `follow` reads from the store at once."""
@@ -29,7 +30,7 @@ class JobService:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.state: State = store.state()
+        self.state: State = store.journal.state()
         self.held: set[int] = set()
         """Jobs that are left alone until they are resumed."""
         self.foreign: dict[int, str] = {}
@@ -47,7 +48,7 @@ class JobService:
         base.
         """
         service = cls(store)
-        recovery = plan(service.state, store.bases(), base, since)
+        recovery = plan(service.state, store.jobs.bases(), base, since)
         service.held = set(recovery.held)
         service.foreign = dict(recovery.foreign)
         return service, recovery
@@ -58,11 +59,11 @@ class JobService:
 
     def emit(self, job: int | None, *new: Event) -> None:
         """Make events of a job, or of the daemon, happen: all or none."""
-        self._publish(self.store.append(job, *new))
+        self._publish(self.store.journal.append(job, *new))
 
     def submit(self, new: NewJob) -> Job:
         """Take a job on."""
-        record = self.store.submit(new)
+        record = self.store.journal.submit(new)
         self._publish([record])
         assert record.job is not None
         return self.state.jobs[record.job]
@@ -72,7 +73,7 @@ class JobService:
 
         With `done`, a job that asks for the same and is done is enough.
         """
-        alike = [self.state.jobs[number] for number in self.store.like(new)]
+        alike = [self.state.jobs[number] for number in self.store.jobs.like(new)]
         for job in alike:
             if not job.finished:
                 return self.resume(job.id)
@@ -144,7 +145,9 @@ class JobService:
         while True:
             # Taken before reading, so that an event during the reading is not missed.
             changed, finished = self._changed, job.finished
-            while batch := list(islice(self.store.records(after, number), RECORDS_PER_READ)):
+            while batch := list(
+                islice(self.store.journal.records(after, number), RECORDS_PER_READ)
+            ):
                 after = batch[-1].seq
                 for record in batch:
                     yield record

@@ -1,8 +1,8 @@
-"""The state: what is known of all jobs and of the daemon, folded from the records by `apply`.
+"""The state of all jobs and of the daemon, folded from the records by `State.apply`.
 
-The one reducer. The daemon decides with it, `status`, the screen and the event stream show it; a
-daemon that starts again gets it back by folding the store. It keeps no grids, so that it stays
-small with many tasks. Knows nothing of where records come from.
+The one reducer: the daemon decides with it, `status` and the screen show it, and a daemon that
+starts folds the store to get it back. It holds no grids, so that 100 000 tasks fit into memory.
+Knows nothing of where records come from.
 """
 
 from collections import Counter
@@ -22,9 +22,9 @@ class Phase(StrEnum):
 
     waiting = "waiting"
     started = "started"
-    """In hand, and training or about to train."""
+    """In flight: it trains, or waits for the trainer."""
     trained = "trained"
-    """In hand, and being sampled."""
+    """In flight: it has what it is sampled with."""
     answered = "answered"
 
 
@@ -40,15 +40,15 @@ class JobState(StrEnum):
 
 
 FINISHED = frozenset({JobState.done, JobState.cancelled, JobState.failed})
-"""States in which nothing more happens by itself."""
+"""States that a job leaves only on request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a verdict comes to, without its grids.
+    """A verdict without its grids.
 
-    `best` is the number of votes of the best grid of each test, `asked` the number of samples of
-    each. A test without any valid sample has 0.
+    `best` is the number of votes for the best grid of each test, 0 where no sample is valid;
+    `asked` is the number of samples of each test.
     """
 
     best: tuple[int, ...]
@@ -78,27 +78,28 @@ class TaskState:
 
     phase: Phase = Phase.waiting
     round: int = 0
-    """How often it was retried."""
+    """0 at first, one more after each retry."""
     deaths: int = 0
-    """How often the daemon died with it in hand."""
+    """How often the daemon died while it was in flight."""
     adapter: int | None = None
-    """Its trained adapter; kept through a restart."""
+    """Serial number of its trained adapter, until it is answered."""
     wanted: int = 0
-    """Samples that were still to be drawn when it was started last."""
+    """Samples that were to be drawn at its last start."""
     sampled: int = 0
-    """How many of these there are."""
+    """How many of these are finished."""
     answer: Answer | None = None
     begun: float = 0.0
+    """When it was started last, in seconds since 1970."""
     seconds: float = 0.0
     """From its last start to its answer."""
     sampling: float = 0.0
-    """When sampling began."""
+    """When sampling began, in seconds since 1970."""
     predicted: Times | None = None
-    """What its last start was thought to lead to, in seconds."""
+    """Seconds that it should take, predicted at its last start."""
     taken: Times | None = None
-    """What it came to; 0 for what was not brought to its end."""
+    """Seconds that it took; 0 for a stage that was not finished."""
     answered_by: int | None = None
-    """The adapter that its answer is from."""
+    """Serial number of the adapter that its answer is from; None: the base."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -128,15 +129,15 @@ class Job:
     submitted: float
     tasks: dict[str, TaskState]
     asked: int
-    """Number of the record with which somebody asked for it last: submitted, resumed, retried."""
+    """Number of its last record that asks for work: Submitted, Resumed, Retried."""
     counts: Counter[Phase] = field(default_factory=Counter)
     """Tasks in each phase."""
     budget: float | None = None
     """Seconds from its submission to its end."""
     changed: int = 0
-    """Number of the record of its last answer."""
+    """Number of its last Answered record."""
     over: bool = False
-    """Whether a job with a budget is finished."""
+    """Whether its budget has ended."""
     begun: bool = False
     paused: bool = False
     cancelled: bool = False
@@ -155,7 +156,7 @@ class Job:
 
     @property
     def all_answered(self) -> bool:
-        """Whether each task has an answer, of its last round."""
+        """Whether each task has the answer of its last round."""
         return self.counts[Phase.answered] == len(self.tasks)
 
     @property
@@ -167,7 +168,7 @@ class Job:
         return [name for name, task in self.tasks.items() if task.retriable]
 
     def accuracy(self) -> dict[Stage, dict[str, float]]:
-        """Deciles of predicted / taken over the tasks, for each stage in which there were any."""
+        """Predicted / taken seconds over the answered tasks: deciles 1, 5 and 9, by stage."""
         done = [
             (task.predicted, task.taken)
             for task in self.tasks.values()
@@ -204,23 +205,23 @@ class Job:
 
 @dataclass(slots=True)
 class State:
-    """Everything; made empty and changed by `apply` alone."""
+    """Everything that is known; made empty, changed by `apply` alone."""
 
     jobs: dict[int, Job] = field(default_factory=dict)
     training: dict[tuple[int, str], events.Training] = field(default_factory=dict)
     """The last step of each training under way, by job and task."""
     daemon: events.DaemonStarted | None = None
-    """The daemon that has the home, until it leaves in order."""
+    """The daemon that has the home, until it ends in order."""
     ready: bool = False
     restarts: int = 0
-    """Daemons that were started in a row where another one had not left in order."""
+    """Daemons in a row that were started after one that had not ended in order."""
     left: int = 0
-    """Number of the record with which a daemon left in order last."""
+    """Number of the last DaemonStopped record."""
     seq: int = 0
     """The last record applied."""
 
     def apply(self, record: Record) -> None:
-        """Go on by one record."""
+        """Take one record in."""
         self.seq = record.seq
         if record.job is None:
             self._daemon(record.event)
@@ -232,7 +233,7 @@ class State:
             self._task(self.jobs[record.job], record.at, record.event)
 
     def in_flight(self) -> list[tuple[int, str]]:
-        """(job, task) of all tasks that are begun and not answered."""
+        """(job, task) of all tasks in flight."""
         return [
             (job.id, name)
             for job in self.jobs.values()
@@ -329,7 +330,7 @@ def _control(job: Job, seq: int, event: events.JobEvent) -> None:
         case events.Retried(tasks=names):
             job.paused = False
             if job.over:
-                # Who wants more after the end of its time does not want the end of its time.
+                # A retry after the end of the budget asks for more than the budget.
                 job.over, job.budget = False, None
             for name in names:
                 task = job.tasks[name]

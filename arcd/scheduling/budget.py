@@ -1,9 +1,7 @@
-"""The budget: how much each task gets of a job's time. Pure; times come in, shares go out.
+"""Arithmetic of budgets: how many steps and samples a task gets, and how long it may be sampled.
 
-A job with a budget goes through its tasks in rounds: first a cheap answer for all, by the base
-alone; then each task in full; then, for as long as there is time, once more those whose votes
-disagree. Where the time is short, steps and samples shrink before tasks are dropped. Knows nothing
-of clocks or of who keeps to it.
+Under time pressure each task gets as little as a quarter of its steps and samples before any task
+is skipped. Pure functions of times; the rounds themselves are in `rounds`. Knows nothing of clocks.
 """
 
 import math
@@ -21,33 +19,33 @@ CHEAP_SAMPLES = 2
 """Samples for each test in round 0."""
 
 LEAST_ALLOTMENT = 0.25
-"""A task gets at least this share of its steps and samples: less would teach it nothing."""
+"""A task gets at least this part of its steps and samples: less would teach the adapter nothing."""
 
 SAFETY_FACTOR = 1.15
-"""Predicted times are taken so many times as long: a plan that is too slow loses whole tasks, one
-that is too fast leaves time for another round."""
+"""Predicted times are multiplied by this. A task that takes longer than predicted can cost another
+task its answer; one that takes less leaves time for another round."""
 
 PACE_WINDOW = 32
-"""Tasks from which the pace is known: the machine may have become slower since."""
+"""Tasks over which the pace is measured: older ones say little about the machine as it is now."""
 
 PACE_MINIMUM = 5
-"""Tasks that must have been sampled before any is called slow."""
+"""Tasks that must have been sampled before sampling has a timeout."""
 
 SLOW_QUANTILE = 0.9
-"""The quantile of the measured paces that counts as slow."""
+"""The quantile of the measured paces from which the timeout is computed."""
 
 TIMEOUT_FACTOR = 4.0
-"""A task may take so many times as long as a slow one: a limit is there for what hangs."""
+"""The timeout is this many times the slow pace: it is there for a sampling that hangs."""
 
 SETTLING_S = 10.0
-"""Seconds that any task may take on top: adapters are loaded, kernels are made."""
+"""Seconds that the timeout of every task has on top, for loading adapters and making kernels."""
 
 SECONDS_PER_UNIT = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Allotment:
-    """What a task gets in one round."""
+    """Optimizer steps, and samples for each test, that a task gets in one round."""
 
     steps: int
     samples: int
@@ -70,8 +68,8 @@ class Pace:
     def sampled(self, alone: float, expected: float, *, engine: float, wall: float) -> None:
         """A task was sampled in `wall` seconds; for `engine` of these the engine had no older task.
 
-        Predicted were `alone` seconds with the engine for itself, `expected` with all that may be
-        beside it.
+        Predicted were `alone` seconds with the engine for itself, and `expected` seconds beside the
+        tasks that can be in flight with it.
         """
         if alone > 0:
             self._engine.append(engine / alone)
@@ -79,10 +77,10 @@ class Pace:
             self._expected.append(wall / expected)
 
     def timeout(self, expected: float) -> float:
-        """Seconds after which the sampling of a task has failed that should take `expected`.
+        """Seconds after which to end a sampling that should take `expected` seconds.
 
-        From what sampling has taken so far, so that it grows with the samples, their lengths and
-        the tasks beside it; endless until enough is known.
+        It grows with the number of samples, their lengths and the tasks beside it, because
+        `expected` does. Infinite until PACE_MINIMUM tasks were sampled.
         """
         if len(self._expected) < PACE_MINIMUM:
             return math.inf
@@ -90,11 +88,11 @@ class Pace:
         return SETTLING_S + TIMEOUT_FACTOR * slow * expected
 
     def of_work(self, times: Times) -> Times:
-        """How long the lanes will be kept busy by what these times are predicted for."""
+        """Seconds that trainer and engine will be busy with work of these predicted times."""
         return Times(times.train, times.infer * _median(self._engine))
 
     def of_task(self, times: Times) -> Times:
-        """How long the parts of a task of these times will take, others being beside it."""
+        """Seconds that a task of these predicted times takes beside others."""
         return Times(times.train, times.infer * _median(self._alone))
 
 
@@ -103,15 +101,15 @@ def _median(ratios: Collection[float]) -> float:
 
 
 def cheap(config: Config) -> Allotment:
-    """What a task gets in round 0."""
+    """What a task gets in round 0: a few samples of the base."""
     return Allotment(0, min(CHEAP_SAMPLES, config.sample.samples))
 
 
 def allot(left: float, waiting: Times, config: Config) -> Allotment:
-    """What the next task gets, with `left` seconds for it and all that wait behind it.
+    """What the next task gets, with `left` seconds for it and for all tasks that wait behind it.
 
-    `waiting` is what the lanes need for full rounds of them all. The lanes work side by side: the
-    one with more to do decides. Never more than a full round.
+    `waiting` are the seconds that trainer and engine need for full rounds of them all. They work
+    side by side: the one with more to do decides. Never more than a full round.
     """
     need = SAFETY_FACTOR * max(waiting.train, waiting.infer)
     part = 1.0 if need <= 0 else min(1.0, max(LEAST_ALLOTMENT, left / need))

@@ -1,7 +1,7 @@
-"""Calibration: some seconds of training and sampling, to know how fast both are before any task.
+"""Calibration: some seconds of training and sampling, to know the rates before the first task.
 
-Made-up tasks of two sizes go through the trainer and the engine; what is measured is where the
-rates begin. It also warms both up: the first steps of a process are its slowest.
+Made-up tasks of two sizes go through the trainer and the engine. This also warms both up: the first
+steps of a process are its slowest.
 """
 
 import shutil
@@ -20,29 +20,27 @@ from arcd.scheduling.rates import RateEstimator
 from arcd.solver.assignment import build_requests
 from arcd.system.seeds import generator
 
-LIMIT = 20.0
-"""Seconds after which it ends with what it has: a base of billions is slow on a CPU."""
+TIMEOUT_S = 20.0
+"""Seconds after which it ends with what it has measured: a 7B base is slow on a CPU."""
 
 ROUNDS = ((4, 1, 2), (4, 3, 16), (12, 1, 2), (12, 2, 16))
-"""Side of the grids, training steps, samples: what tells steps from tokens, and reading prompts
-from generating one answer or many."""
+"""(side of the grids, training steps, samples). They differ so that the fit can separate steps from
+tokens, and reading prompts from generating one answer or many."""
 
-ANSWER = 32
+ANSWER_TOKENS = 32
 """Tokens of an answer at most."""
 
 
 async def calibrate(runtime: Runtime, config: Config) -> RateEstimator:
-    """What the trainer and the engine have shown in a few steps."""
+    """The rates of the trainer and the engine, measured in a few steps."""
     measured = RateEstimator()
-    with anyio.move_on_after(LIMIT):
+    with anyio.move_on_after(TIMEOUT_S):
         try:
-            await _round(
-                runtime, config, RateEstimator(), *ROUNDS[0]
-            )  # the first steps say nothing
+            await _round(runtime, config, RateEstimator(), *ROUNDS[0])  # not counted: the warm-up
             for side, steps, samples in ROUNDS:
                 await _round(runtime, config, measured, side, steps, samples)
         except (TrainerFailed, SampleRefused):
-            return measured  # nor can any task be trained or sampled: each will say why
+            return measured  # each task will fail as well, and its notes say why
     return measured
 
 
@@ -69,7 +67,7 @@ async def _round(
 async def _train(
     runtime: Runtime, config: Config, measured: RateEstimator, task: Task, adapters: list[Adapter]
 ) -> None:
-    """As many trainings at once as there will be."""
+    """As many trainings at once as the trainer can do."""
     lessons = build_lessons([task], config, runtime.encoding, config.train.max_seq_len)
     if isinstance(lessons, TooLong) or not lessons:
         return
@@ -94,7 +92,7 @@ async def _train(
 
 async def _sample(runtime: Runtime, config: Config, task: Task, adapter: Adapter | None) -> None:
     questions = [
-        replace(question, max_new_tokens=min(ANSWER, question.max_new_tokens))
+        replace(question, max_new_tokens=min(ANSWER_TOKENS, question.max_new_tokens))
         for question in build_questions(task, config, runtime.encoding)
         if isinstance(question, Question)
     ]

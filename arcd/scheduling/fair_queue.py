@@ -1,9 +1,9 @@
-"""The queue: which task of which job comes next. Pure; knows nothing of clocks, stores or rigs.
+"""The fair queue: which task of which job comes next.
 
 Jobs share the machine in proportion to their priorities (stride scheduling, Waldspurger and Weihl
 1995): each task that is taken is charged to its job in predicted seconds, divided by the priority,
-and the job that has been charged least comes next. Inside a job the order is what its
-configuration asks for.
+and the job that has been charged least comes next. Inside a job the order is the one that its
+configuration asks for. Pure; knows nothing of clocks or stores.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ Order = Literal["johnson", "file", "cheapest"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A task that waits, with its work, and the times that this was predicted to take."""
+    """A waiting task with its work, and the seconds that this was predicted to take."""
 
     job: int
     task: str
@@ -30,9 +30,9 @@ class Item:
 def ordered(items: Iterable[Item], order: Order) -> list[Item]:
     """The items in the order in which to begin them; equals stay as they are.
 
-    Johnson's rule (1954) makes the shortest schedule of jobs that need one machine and then another
-    one: first those that are quicker on the first, quickest first; then the others, those that are
-    quickest on the second last.
+    Johnson's rule (S. M. Johnson, 1954) gives the shortest schedule of jobs that need a first and
+    then a second machine: first the jobs that take less time on the first machine, the shortest
+    first; then the others, the shortest on the second machine last.
     """
     match order:
         case "file":
@@ -49,7 +49,7 @@ def _johnson(item: Item) -> tuple[bool, float]:
 
 
 def makespan(times: Sequence[Times]) -> float:
-    """Seconds until the last is through both lanes, in this order, with lanes that never wait."""
+    """Seconds until all are trained and sampled in this order, one at a time in each stage."""
     trained = inferred = 0.0
     for each in times:
         trained += each.train
@@ -66,17 +66,17 @@ class _Queue:
 
 
 class FairQueue:
-    """The tasks that wait, by job."""
+    """The waiting tasks of all jobs."""
 
     def __init__(self) -> None:
         self._queues: dict[int, _Queue] = {}
         self._charged = 0.0  # of the job that was served last, when it was
 
     def add(self, job: int, priority: int, items: Sequence[Item]) -> None:
-        """Put tasks behind those of the job that wait already.
+        """Put tasks behind the waiting tasks of the job.
 
-        A job that had nothing to do begins where the others are: it has no claim to the time in
-        which it was not there.
+        A job that had no waiting task is charged as much as the job that was served last: it gets
+        no compensation for the time in which it asked for nothing.
         """
         queue = self._queues.setdefault(job, _Queue(priority, self._charged, deque()))
         if not queue.waiting:
@@ -85,23 +85,23 @@ class FairQueue:
         queue.work = sum((item.work for item in items), queue.work)
 
     def drop(self, job: int) -> None:
-        """Forget a job and what waits of it."""
+        """Forget a job and its waiting tasks."""
         self._queues.pop(job, None)
 
     def waiting(self, job: int) -> Sequence[Item]:
-        """The tasks of a job that wait, in their order."""
+        """The waiting tasks of a job, in their order."""
         queue = self._queues.get(job)
         return tuple(queue.waiting) if queue else ()
 
     def work(self, job: int) -> Work:
-        """All that waits of a job, together."""
+        """The work of all waiting tasks of a job."""
         queue = self._queues.get(job)
         return queue.work if queue else NO_WORK
 
     def next(self, runnable: Callable[[int], bool] = lambda job: True) -> Item | None:
         """The task that comes next among the jobs that are runnable, if there is one.
 
-        The others, too, have no claim to the time in which they are not.
+        The other jobs get no compensation for the time in which they are not.
         """
         for job, each in self._queues.items():
             if not runnable(job):
@@ -110,7 +110,7 @@ class FairQueue:
         return queue.waiting[0] if queue else None
 
     def take(self, item: Item, seconds: float) -> None:
-        """Take out what `next` gave, and charge its job what it is predicted to take by now."""
+        """Take out the task that `next` gave, and charge its job `seconds`."""
         queue = self._queues[item.job]
         taken = queue.waiting.popleft()
         assert taken == item, "only the next item can be taken"

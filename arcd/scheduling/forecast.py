@@ -1,7 +1,7 @@
-"""Forecasts: how long a task will take each lane, from its grids and the rates of the machine.
+"""Forecasts: the seconds that a task needs of trainer and engine, from its grids and the rates.
 
-Pure arithmetic. What a step takes is linear in what it does, so that a dozen numbers tell how long
-any task takes with any number of samples. Knows nothing of clocks or of how rates are measured.
+The time of a step is linear in its steps and tokens, so six rates predict any task with any number
+of samples. Pure arithmetic; knows nothing of clocks or of how rates are measured.
 """
 
 import math
@@ -20,10 +20,10 @@ from arcd.model.encoding import CellEncoding, Encoding
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a task, or several, ask of the machine.
+    """The work of a task, or of several together, in counts.
 
-    So many `trainings` of `train` tokens in so many `steps`; `prefill` tokens read as prompts and
-    `decode` tokens generated, in so many `rounds` of one token for each sample.
+    `trainings` with `train` tokens in `steps` optimizer steps; `prefill` prompt tokens and `decode`
+    generated tokens; `rounds` engine steps, each of which generates one token a sample.
     """
 
     trainings: int = 0
@@ -41,7 +41,7 @@ class Work:
 
     @property
     def untrained(self) -> "Work":
-        """Without what it asks of the trainer."""
+        """Only the work of the engine."""
         return replace(self, trainings=0, steps=0, train=0)
 
 
@@ -50,10 +50,10 @@ NO_WORK = Work()
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Seconds of each kind of work.
+    """Seconds for one unit of each kind of work.
 
-    A training takes `task + step * steps + token * tokens`; engine steps take `round` each, and
-    `prompt` for each token read and `row` for each generated. So n sequences decode at
+    A training takes `task + step * steps + token * tokens` seconds. An engine step takes `round`,
+    plus `prompt` for each prompt token and `row` for each generated token. So n sequences decode at
     n / (round + n * row) tokens a second: on two cores 46 / 297 / 688 / 1067 were measured for
     1 / 8 / 32 / 128 of them, and this says 46 / 295 / 702 / 1069 with 21 and 0.77 ms.
     """
@@ -66,11 +66,11 @@ class Rates:
     row: float = 0.00077
 
     def decode(self, sequences: int) -> float:
-        """Tokens a second of so many sequences together; both parts of a step cannot be 0."""
+        """Tokens a second of this many sequences together; `round` and `row` must not both be 0."""
         return sequences / (self.round + sequences * self.row)
 
     def to_json(self) -> dict[str, Any]:
-        """Tokens a second and seconds, as people speak of them."""
+        """Tokens a second, and seconds, for `status` and the HTTP API."""
         return {
             "train_tokens_per_second": 1 / self.token if self.token else None,
             "train_seconds_per_step": self.step,
@@ -81,14 +81,13 @@ class Rates:
 
 
 COLD = Rates()
-"""Before anything is measured: arcd's own base on two cores."""
+"""Rates before anything is measured: those of arcd's own base on two cores."""
 
 
 class Sizes:
     """Tokens that grids take in an encoding, counted once for each shape.
 
-    Half of the views lay a grid on its side, where it has as many rows as it had columns, so the
-    mean of both is taken.
+    Half of the views swap rows and columns, so the count is the mean of both.
     """
 
     def __init__(self, encoding: Encoding) -> None:
@@ -115,14 +114,14 @@ class Sizes:
 
 
 CELLS = Sizes(CellEncoding())
-"""Of the encoding with one token a cell."""
+"""Sizes in the encoding with one token a cell."""
 
 
 def work(task: Task, config: Config, sizes: Sizes = CELLS) -> Work:
-    """The work that a task will be, as far as its grids tell.
+    """The work of a task, estimated from its grids.
 
-    Pairs that do not fit are dropped one by one, so prompts are then a little shorter than counted.
-    As many answers are thought to be judged as may be: which differ is not known before.
+    Where pairs do not fit, prompts are shorter than counted here: pairs are dropped one by one.
+    Rescoring is counted at its most, because the number of different answers is not known before.
     """
     answers = [sizes.answer(pair.output) for pair in task.train]
     pairs = [sizes.question(p.input) + n for p, n in zip(task.train, answers, strict=True)]
@@ -147,7 +146,7 @@ def work(task: Task, config: Config, sizes: Sizes = CELLS) -> Work:
 
 
 def times(work: Work, rates: Rates = COLD) -> Times:
-    """Seconds of work at these rates, each lane being there for nothing else."""
+    """Seconds of work at these rates, with trainer and engine for itself."""
     train = work.trainings * rates.task + work.steps * rates.step + work.train * rates.token
     reading = work.prefill * rates.prompt
     return Times(train, reading + work.rounds * rates.round + work.decode * rates.row)

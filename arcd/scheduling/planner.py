@@ -40,7 +40,7 @@ class Planner:
 
     def config_of(self, job: Job) -> Config:
         """The configuration of a job on this daemon."""
-        return configuration.on_daemon(self._service.store.config(job.id), self._config)
+        return configuration.on_daemon(self._service.store.jobs.config(job.id), self._config)
 
     def items(self, job: Job, names: Sequence[str], config: Config) -> list[Item]:
         """The queue items of waiting tasks."""
@@ -64,7 +64,7 @@ class Planner:
         first_sample = state.round * config.sample.samples
         if job in self._rounds:
             config = self._allot(job, flight, in_flight, behind, config)
-        task = store.task(job.id, name)
+        task = store.jobs.task(job.id, name)
         group = self._groups.of(job, name)
         adapter = self._folder.find(state.adapter)
         start = self._folder.find(state.answered_by)
@@ -74,12 +74,12 @@ class Planner:
         return Assignment(
             task=task,
             config=config,
-            taught=tuple(task if o == name else store.task(job.id, o) for o in group),
+            taught=tuple(task if o == name else store.jobs.task(job.id, o) for o in group),
             round=state.round,
             first_sample=first_sample,
             adapter=adapter,
             start=start.path if start else None,
-            candidates=tuple(store.candidates(job.id, name)),
+            candidates=tuple(store.jobs.candidates(job.id, name)),
             notes=state.notes,
             predicted=self._predictor.beside_others(flight.alone),
             patience=lambda: self._predictor.start_sampling(flight, in_flight),

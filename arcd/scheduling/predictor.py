@@ -70,7 +70,7 @@ class Predictor:
         return found
 
     def _work(self, job: Job, task: str, config: Config) -> Work:
-        return work(self._service.store.task(job.id, task), config, self._sizes)
+        return work(self._service.store.jobs.task(job.id, task), config, self._sizes)
 
     def alone(self, work: Work) -> Times:
         """Seconds of this work with trainer and engine for itself."""

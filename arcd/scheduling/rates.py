@@ -1,7 +1,7 @@
-"""Rates, learnt: what was measured of the trainer and the engine comes in, `Rates` come out.
+"""Rates are estimated from what was measured of the trainer and of the engine.
 
-Each lane is a linear model of seconds, fitted anew after each measurement to the last of them.
-Pure; knows nothing of clocks, backends or stores.
+Each is a linear model of seconds, fitted again to its last 64 measurements after each new one.
+Pure; knows nothing of clocks or stores.
 """
 
 from collections import deque
@@ -12,25 +12,25 @@ from typing import Any
 from arcd.backends.protocols import EngineUsage
 from arcd.scheduling.forecast import COLD, Rates
 
-REMEMBERED = 64
-"""Measurements of each lane that count: the machine may have become slower since."""
+WINDOW = 64
+"""Measurements of trainer and engine that count: older ones say little about the machine now."""
 
 RIDGE = 0.001
-"""Weight of what is found already, against 1 for each measurement. Tasks that are all alike cannot
-tell tokens from steps; what they leave open stays as it was assumed."""
+"""Weight of the last estimate, against 1 for each measurement. Tasks that are all alike cannot
+separate the time of tokens from that of steps; then the proportion stays as it was."""
 
-ROUNDS = 6
-"""Of fitting; the weights hardly move after the third."""
+ITERATIONS = 6
+"""Iterations of the fit; the weights hardly change after the third."""
 
-LEAST_SHARE = 0.01
-"""Of what is assumed for a coefficient: from this it can come back once it was found to be 0."""
+LEAST_PART = 0.01
+"""Part of its prior that a coefficient has at least as a unit: so it can grow again after a 0."""
 
 HUBER = 1.345
-"""Residuals of more than so many standard deviations count less: 95 % of the efficiency of least
-squares where errors are normal (P. J. Huber, Robust Statistics, 1981)."""
+"""Residuals of more than this many standard deviations count less. The value has 95 % of the
+efficiency of least squares where errors are normal (P. J. Huber, Robust Statistics, 1981)."""
 
 LEAST_SPREAD = 0.03
-"""Relative error that no measurement is blamed for."""
+"""Relative error below which a measurement counts in full."""
 
 Row = tuple[float, ...]
 
@@ -39,9 +39,9 @@ class LinearFit:
     """Seconds as a sum of non-negative coefficients times amounts, robust against stragglers."""
 
     def __init__(self, prior: Sequence[float], seen: Iterable[tuple[Row, float]] = ()) -> None:
-        """`prior` are coefficients of the right shape; their scale is measured."""
+        """`prior` are coefficients in the right proportion; their scale is measured."""
         self._prior = tuple(prior)
-        self._seen: deque[tuple[Row, float]] = deque(seen, maxlen=REMEMBERED)
+        self._seen: deque[tuple[Row, float]] = deque(seen, maxlen=WINDOW)
         self._found: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
@@ -49,30 +49,30 @@ class LinearFit:
 
     @property
     def seen(self) -> list[tuple[Row, float]]:
-        """The measurements that count."""
+        """The measurements that count: (amounts, seconds)."""
         return list(self._seen)
 
     def add(self, amounts: Row, seconds: float) -> None:
-        """Something was done that took so long."""
+        """These amounts of work took so many seconds."""
         if seconds > 0 and any(amounts):
             self._seen.append((amounts, seconds))
             self._found = None
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        """Seconds for one of each amount."""
+        """Seconds for one unit of each amount."""
         if self._found is None:
             self._found = self._fit() if self._seen else self._prior
         return self._found
 
     def _fit(self) -> tuple[float, ...]:
-        """Least squares of relative errors, reweighted (Huber), each round near the last."""
+        """Least squares of relative errors, iteratively reweighted (Huber)."""
         scale = median(seconds / _dot(amounts, self._prior) for amounts, seconds in self._seen)
-        least = [LEAST_SHARE * scale * p for p in self._prior]
+        least = [LEAST_PART * scale * p for p in self._prior]
         found = [scale * p for p in self._prior]
         weights = [1.0] * len(self._seen)
-        for _ in range(ROUNDS):
-            # In units of the last round: every unknown is about 1, every measurement is 1.
+        for _ in range(ITERATIONS):
+            # In units of the last iteration: each unknown is about 1, each measurement is 1.
             units = [max(f, low) for f, low in zip(found, least, strict=True)]
             rows = [[a * u / y for a, u in zip(x, units, strict=True)] for x, y in self._seen]
             parts = _solve(rows, weights)
@@ -84,7 +84,7 @@ class LinearFit:
 
 
 class RateEstimator:
-    """The rates of one machine with one base, as they are known by now."""
+    """Estimates the rates of one machine with one base."""
 
     def __init__(self) -> None:
         self._trainer = LinearFit((COLD.task, COLD.step, COLD.token))
@@ -92,30 +92,30 @@ class RateEstimator:
 
     @property
     def rates(self) -> Rates:
-        """The best guess."""
+        """The rates as they are estimated now."""
         return Rates(*self._trainer.coefficients, *self._engine.coefficients)
 
     @property
     def known(self) -> bool:
-        """Whether both lanes were measured."""
+        """Whether trainer and engine were both measured."""
         return bool(len(self._trainer) and len(self._engine))
 
     def trained(self, steps: int, tokens: int, seconds: float) -> None:
-        """A training was done."""
+        """A training of these steps and tokens took so many seconds."""
         self._trainer.add((1.0, steps, tokens), seconds)
 
     def stepped(self, *usage: EngineUsage) -> None:
-        """The engine did this."""
+        """The engine was used like this."""
         for did in usage:
             self._engine.add((did.steps, did.prompt, did.generated), did.seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` goes on from."""
+        """The measurements, for `from_json`."""
         return {"trainer": self._trainer.seen, "engine": self._engine.seen}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "RateEstimator":
-        """The rates that `to_json` wrote down."""
+        """The estimator whose measurements `to_json` gave."""
         found = cls()
         for fit, seen in ((found._trainer, value["trainer"]), (found._engine, value["engine"])):
             for amounts, seconds in seen:
@@ -145,7 +145,7 @@ def _solve(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[fl
         if part[least] >= 0:
             found = dict(zip(free, part, strict=True))
             return [found.get(i, 0.0) for i in range(size)]
-        # What would be negative is not there at all; one at a time, the most negative first.
+        # A coefficient that would be negative is 0; one at a time, the most negative first.
         del free[least]
 
 

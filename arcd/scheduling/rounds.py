@@ -134,8 +134,8 @@ def answer_from_candidates(
 
 def _answer(service: JobService, job: Job, name: str, note: str) -> events.Answered:
     task, store = job.tasks[name], service.store
-    tests = len(store.task(job.id, name).tests)
-    judged = next((v.judged for v in store.verdicts(job.id, name)), NOT_JUDGED)
-    drawn = store.candidates(job.id, name)
+    tests = len(store.jobs.task(job.id, name).tests)
+    judged = next((v.judged for v in store.jobs.verdicts(job.id, name)), NOT_JUDGED)
+    drawn = store.jobs.candidates(job.id, name)
     notes = (*task.notes, note)
     return events.Answered(name, verdict(name, tests, drawn, task.adapter, notes, judged))

@@ -42,11 +42,11 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
 
 def wait_for(home: Path, kind: str) -> events.Record:
     """The first record of a kind after those that are there already."""
-    after = Store(home, "read").state().seq if (home / "arcd.db").is_file() else 0
+    after = Store(home, "read").journal.state().seq if (home / "arcd.db").is_file() else 0
     for _ in range(1200):
         time.sleep(0.1)
         with suppress(StoreFailed):
-            found = Store(home, "read").records(after)
+            found = Store(home, "read").journal.records(after)
             if record := next((r for r in found if events.kind(r.event) == kind), None):
                 return record
     raise TimeoutError(kind)
@@ -87,7 +87,7 @@ class Done:
         self.job = int(document["job"])
 
     def records(self, kind: type[E]) -> list[E]:
-        found = (record.event for record in self.store.records(job=self.job))
+        found = (record.event for record in self.store.journal.records(job=self.job))
         return [event for event in found if isinstance(event, kind)]
 
 
@@ -108,16 +108,16 @@ def test_every_task_and_test_is_in_the_submission(runs: list[Done]):
     run = runs[0]
     read = submission.read(Path(run.document["submission"]))
     assert {name: len(tests) for name, tests in read.items()} == {
-        task.id: len(task.tests) for task in run.store.tasks(run.job).tasks
+        task.id: len(task.tests) for task in run.store.jobs.tasks(run.job).tasks
     }
-    assert read == submission.parse("stored", json.loads(run.store.submission(run.job)))
+    assert read == submission.parse("stored", json.loads(run.store.jobs.submission(run.job)))
 
 
 def test_every_sample_was_drawn_once_with_the_adapter_of_its_task(runs: list[Done]):
     run = runs[0]
     adapters = {event.task: event.adapter for event in run.records(events.Trained)}
     assert len(set(adapters.values())) == 2
-    found = [(c.task, c.test, c.sample, c.adapter) for c in run.store.candidates(run.job)]
+    found = [(c.task, c.test, c.sample, c.adapter) for c in run.store.jobs.candidates(run.job)]
     wanted = [("6ea4a07e", test, s, adapters["6ea4a07e"]) for test in (0, 1) for s in range(3)]
     wanted += [("2072aba6", 0, s, adapters["2072aba6"]) for s in range(3)]
     assert sorted(found) == sorted(wanted)
@@ -127,7 +127,7 @@ def test_a_task_that_fits_nowhere_is_blank_with_a_line_that_says_so(runs: list[D
     run = runs[0]
     attempts = submission.read(Path(run.document["submission"]))
     assert attempts["toolong"] == [[submission.BLANK] * 2]
-    notes = {verdict.task: verdict.notes for verdict in run.store.verdicts(run.job)}
+    notes = {verdict.task: verdict.notes for verdict in run.store.jobs.verdicts(run.job)}
     assert any("3727 tokens, 2000 are allowed" in note for note in notes["toolong"])
     assert "toolong  note: " in run.progress
 
@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_lessons_and_questions(runs: list[Done]):
     def provenance(run: Done) -> object:
         return sorted(
             (c.task, c.test, c.sample, c.view.flip, c.view.turns, c.view.colours, c.shown)
-            for c in run.store.candidates(run.job)
+            for c in run.store.jobs.candidates(run.job)
         )
 
     first, second = runs
@@ -185,9 +185,9 @@ def test_a_daemon_killed_in_training_and_in_sampling_loses_nothing(tmp_path: Pat
     done = Done(tmp_path, json.loads(stdout), stderr)
     assert len(done.records(events.DaemonReady)) == 3
     assert sorted(event.task for event in done.records(events.Answered)) == sorted(
-        task.id for task in done.store.tasks(done.job).tasks
+        task.id for task in done.store.jobs.tasks(done.job).tasks
     )
-    sampled = [(c.task, c.test, c.sample) for c in done.store.candidates(done.job)]
+    sampled = [(c.task, c.test, c.sample) for c in done.store.jobs.candidates(done.job)]
     assert len(sampled) == len(set(sampled)) == 9
 
 
@@ -203,7 +203,7 @@ def test_a_run_killed_whole_leaves_a_valid_submission_and_is_taken_up_again(tmp_
     second = Done(tmp_path, json.loads(done.stdout), done.stderr)
     assert second.job == record.job
     assert sorted(Counter(e.task for e in second.records(events.Answered)).values()) == [1, 1, 1]
-    assert len(list(second.store.candidates(second.job))) == 9
+    assert len(list(second.store.jobs.candidates(second.job))) == 9
 
 
 def test_serve_submit_status_result_and_stop(tmp_path: Path):
@@ -241,7 +241,7 @@ def test_ctrl_c_sets_a_run_aside_and_the_same_command_goes_on(tmp_path: Path):
         _, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "the same command goes on from here" in stderr
-    state = Store(home, "read").state()
+    state = Store(home, "read").journal.state()
     assert (state.daemon, state.jobs[record.job].state, state.in_flight()) == (None, "paused", [])
     done = arcd(*command)
     assert done.returncode == 0, done.stderr

@@ -158,7 +158,7 @@ async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Pa
     going_on = wanted(base, seed=2, start=first.adapter.path)
     await trainer(base, tmp_path / "b").train(going_on, steps.append)
     fresh: list[TrainingStep] = []
-    await trainer(base, tmp_path / "c").train(wanted(base, seed=2), fresh.append)
+    await trainer(base, tmp_path / "c").train(wanted(base, seed=2), fresh.journal.append)
     assert steps[0].loss < 0.95 * fresh[0].loss
 
 

@@ -212,7 +212,7 @@ def test_a_failed_answer_is_retried_with_what_it_has(running: Running):
     assert running.json("retry", job)["answered"] == 0
     for _ in running.client.follow(job):
         pass
-    samples = [(c.task, c.test, c.sample) for c in Store(running.home, "read").candidates(job)]
+    samples = [(c.task, c.test, c.sample) for c in Store(running.home, "read").jobs.candidates(job)]
     assert len(samples) == len(set(samples)) == 2 * 3 * sum(len(t.tests) for t in TASKS)
 
 
@@ -224,10 +224,10 @@ def test_asked_to_end_it_sets_aside_what_is_in_hand_and_the_next_one_goes_on(tmp
     assert first.end() == 0
     first.close()
     store = Store(tmp_path / "home", "read")
-    assert store.state().daemon is None
-    assert store.state().in_flight() == []
-    assert [t.deaths for t in store.state().jobs[job].tasks.values()] == [0] * len(TASKS)
-    after = store.state().seq
+    assert store.journal.state().daemon is None
+    assert store.journal.state().in_flight() == []
+    assert [t.deaths for t in store.journal.state().jobs[job].tasks.values()] == [0] * len(TASKS)
+    after = store.journal.state().seq
     second = Running(tmp_path / "home").wait()
     follow = second.client.follow(job, after)
     assert any(isinstance(record.event, events.Training) for record in follow)
@@ -248,19 +248,19 @@ def test_left_alone_an_old_job_waits_until_it_is_resumed(tmp_path: Path):
     old = first.client.submit(SOLUTIONS, settings=ENDLESS)
     assert first.end() == 0
     first.close()
-    since = Store(tmp_path / "home", "read").last() + 1
+    since = Store(tmp_path / "home", "read").journal.last() + 1
     second = Running(tmp_path / "home", since=since).wait()
     new = second.client.submit(SOLUTIONS, settings=SETTINGS)
     for _ in second.client.follow(new):
         pass
     assert second.client.job(old)["answered"] == 0
-    after = Store(tmp_path / "home", "read").last()
+    after = Store(tmp_path / "home", "read").journal.last()
     second.client.resume(old)
     follow = second.client.follow(old, after)
     assert any(isinstance(r.event, events.Training) for r in follow)
     second.close()
     # Nor is it forgotten by a daemon that replaces this one.
-    after = Store(tmp_path / "home", "read").last()
+    after = Store(tmp_path / "home", "read").journal.last()
     third = Running(tmp_path / "home", since=since).wait()
     follow = third.client.follow(old, after)
     assert any(isinstance(r.event, events.Training) for r in follow)
@@ -330,7 +330,7 @@ def test_a_full_disk_ends_the_daemon_with_one_clear_line_and_the_next_one_goes_o
     last = full.process.stdout.read().splitlines()[-1]
     assert last.endswith("arcd.db: database or disk is full")
     full.close()
-    records = list(Store(tmp_path / "home", "read").records(job=job))
+    records = list(Store(tmp_path / "home", "read").journal.records(job=job))
     assert isinstance(records[-1].event, events.Training)
     again = Running(tmp_path / "home").wait()
     follow = again.client.follow(job, records[-1].seq)

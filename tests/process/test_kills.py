@@ -109,21 +109,21 @@ class Bench:
 def check(home: Path, job: int) -> None:
     """All that must hold whatever happened."""
     store = Store(home, "read")
-    records = list(store.records(job=job))
+    records = list(store.journal.records(job=job))
     answered = Counter(r.event.task for r in records if isinstance(r.event, events.Answered))
     assert answered == Counter({task.id: 1 for task in TASKS})
-    assert store.state().jobs[job].state is JobState.done
+    assert store.journal.state().jobs[job].state is JobState.done
     sampled = [
         (c.task, c.test, c.sample)
         for c in (r.event.candidate for r in records if isinstance(r.event, events.Sampled))
     ]
     expected = {(t.id, i, s) for t in TASKS for i in range(len(t.tests)) for s in range(SAMPLES)}
     assert Counter(sampled) == Counter(expected)
-    assert [(c.task, c.test, c.sample) for c in store.candidates(job)] == sampled
-    for verdict in store.verdicts(job):
+    assert [(c.task, c.test, c.sample) for c in store.jobs.candidates(job)] == sampled
+    for verdict in store.jobs.verdicts(job):
         assert verdict.samples == SAMPLES * len(verdict.ranked)
         assert verdict.notes == ()
-    read = submission.parse("result", json.loads(store.submission(job)))
+    read = submission.parse("result", json.loads(store.jobs.submission(job)))
     assert {name: len(tests) for name, tests in read.items()} == {
         task.id: len(task.tests) for task in TASKS
     }

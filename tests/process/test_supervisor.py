@@ -375,7 +375,7 @@ async def test_a_second_request_kills(rig):
 
 
 async def test_a_daemon_that_does_not_stop_in_time_is_killed(rig, monkeypatch):
-    monkeypatch.setattr(supervisor, "MARGIN", 0.25)
+    monkeypatch.setattr(supervisor, "STOP_MARGIN_S", 0.25)
     codes = []
     daemon = rig.supervisor(STUBBORN, grace=0.25)
     async with running(daemon, codes.append):

@@ -25,8 +25,9 @@ from arcd.backends.protocols import Completion
 from arcd.backends.runtime import Runtime
 from arcd.daemon import process
 from arcd.daemon.options import Options
-from arcd.jobs import events, store
-from arcd.jobs.store import Store
+from arcd.jobs import database, events
+from arcd.jobs.daemon_facts import DaemonFacts
+from arcd.jobs.journal import Journal
 from arcd.model.base_model import Device
 from arcd.model.encoding import CellEncoding
 from arcd.system import files
@@ -113,15 +114,15 @@ def surround(owner: object, method: str, points: Points, name: Callable[..., str
 
 
 def limit_pages(pages: int) -> None:
-    connect = store._connect
+    connect = database._connect
 
-    def limited(path: Path, mode: store.Mode) -> sqlite3.Connection:
+    def limited(path: Path, mode: database.Mode) -> sqlite3.Connection:
         connection = connect(path, mode)
         if mode == "write":
             connection.execute(f"PRAGMA max_page_count = {pages}")
         return connection
 
-    store._connect = limited
+    database._connect = limited
 
 
 class Trainer(FakeTrainer):
@@ -170,11 +171,11 @@ class Engine(FakeEngine):
 
 def runtime_of(plan: Plan):
     points = Points(plan)
-    surround(Store, "append", points, lambda _, job, *new: events.kind(new[0]))
+    surround(Journal, "append", points, lambda _, job, *new: events.kind(new[0]))
     if plan.pages:
         limit_pages(plan.pages)
-    surround(Store, "submit", points, lambda *_: "Submitted")
-    surround(Store, "serial", points, lambda *_: "serial")
+    surround(Journal, "submit", points, lambda *_: "Submitted")
+    surround(DaemonFacts, "serial", points, lambda *_: "serial")
     surround(os, "replace", points, lambda *_: "replace")
     surround(files, "_write_durably", points, lambda *_: "write")
 

@@ -201,7 +201,7 @@ async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_m
     assert rounds == [1] * 6
     first = [r.event for r in works.records(events.Answered)][:6]
     assert all(e.verdict.adapter is None for e in first), "a cheap answer for all comes first"
-    assert all(len(v.ranked[0]) == 1 for v in works.store.verdicts(number))
+    assert all(len(v.ranked[0]) == 1 for v in works.store.jobs.verdicts(number))
 
 
 @pytest.mark.anyio
@@ -298,8 +298,8 @@ async def test_what_is_in_hand_when_the_time_is_up_is_answered_from_the_samples_
     number = job(works, 150)
     took = await works.finish()
     assert took == pytest.approx(140, abs=0.1)
-    verdicts = {v.task: v for v in works.store.verdicts(number)}
-    assert verdicts["a"].samples == len(list(works.store.candidates(number, "a")))
+    verdicts = {v.task: v for v in works.store.jobs.verdicts(number)}
+    assert verdicts["a"].samples == len(list(works.store.jobs.candidates(number, "a")))
     assert any(TIME_IS_UP in v.notes for v in verdicts.values())
 
 
@@ -316,7 +316,7 @@ async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is
     made.append(works)
     number = job(works, 205, "sample.judging_views=4")
     await works.finish()
-    verdicts = list(works.store.verdicts(number))
+    verdicts = list(works.store.jobs.verdicts(number))
     assert any(TIME_IS_UP in verdict.notes for verdict in verdicts)
     assert all(verdict.judged for verdict in verdicts)
 

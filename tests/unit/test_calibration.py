@@ -14,7 +14,7 @@ from arcd.backends.runtime import Runtime
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import resolve
 from arcd.model.encoding import CellEncoding
-from arcd.scheduling.calibration import LIMIT, calibrate
+from arcd.scheduling.calibration import TIMEOUT_S, calibrate
 from arcd.scheduling.forecast import COLD, times, work
 from arcd.scheduling.rates import RateEstimator
 from arcd.system.ledger import Ledger
@@ -85,7 +85,7 @@ async def test_it_leaves_no_adapter_behind(tmp_path: Path):
 async def test_it_takes_no_longer_than_it_may(tmp_path: Path):
     begun = anyio.current_time()
     measured = await Machine(tmp_path, seconds_per_step=5.0).calibrate()
-    assert anyio.current_time() - begun == pytest.approx(LIMIT)
+    assert anyio.current_time() - begun == pytest.approx(TIMEOUT_S)
     assert not measured.known
     assert list(tmp_path.iterdir()) == []
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from arcd.backends.protocols import EngineUsage
 from arcd.scheduling.forecast import COLD, Rates, times, work
-from arcd.scheduling.rates import REMEMBERED, LinearFit, RateEstimator
+from arcd.scheduling.rates import WINDOW, LinearFit, RateEstimator
 
 machines = st.builds(
     lambda scale, task, step, token, round_, prompt, row: Rates(
@@ -95,7 +95,7 @@ def test_a_machine_that_has_become_slower_is_believed():
     fast, slow = COLD, Rates(*(3 * rate for rate in (COLD.task, COLD.step, COLD.token)))
     measured = RateEstimator()
     for rates in (fast, slow):
-        for steps, tokens in trainings(random.Random(1), REMEMBERED):
+        for steps, tokens in trainings(random.Random(1), WINDOW):
             measured.trained(steps, tokens, of(rates, steps, tokens))
     assert of(measured.rates, 60, 60_000) == pytest.approx(of(slow, 60, 60_000), rel=0.02)
 

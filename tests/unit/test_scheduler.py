@@ -24,9 +24,10 @@ from arcd.config import Config, resolve
 from arcd.errors import EngineFailed, TrainerFailed
 from arcd.jobs import events, state
 from arcd.jobs.events import Record, Times
+from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
 from arcd.jobs.state import JobState, Phase, State
-from arcd.jobs.store import NewJob, Store
+from arcd.jobs.store import Store
 from arcd.model.encoding import CellEncoding
 from arcd.scheduling import fair_queue, forecast, scheduler
 from arcd.scheduling.budget import SETTLING_S, TIMEOUT_FACTOR
@@ -112,7 +113,7 @@ class Works:
         """Working; stopped, with so much grace, at the end of the block."""
         trained = self.trainer.trained
         engine = self.engine(CellEncoding(), self.tasks.solutions, trained, self.seconds_per_token)
-        runtime = Runtime(self.trainer, engine, CellEncoding(), Ledger(), self.store.serial)
+        runtime = Runtime(self.trainer, engine, CellEncoding(), Ledger(), self.store.facts.serial)
         measured = await calibrate(runtime, self.config) if self.calibrated else RateEstimator()
         self.scheduler = Scheduler(
             self.service,
@@ -141,7 +142,7 @@ class Works:
     def records(self, kind: type | None = None, job: int | None = None) -> list[Record]:
         return [
             record
-            for record in self.store.records()
+            for record in self.store.journal.records()
             if (kind is None or isinstance(record.event, kind))
             and (job is None or record.job == job)
         ]
@@ -152,7 +153,7 @@ class Works:
 
     def most_in_flight(self) -> int:
         state, most = State(), 0
-        for record in self.store.records():
+        for record in self.store.journal.records():
             state.apply(record)
             most = max(most, len(state.in_flight()))
         return most
@@ -370,7 +371,7 @@ async def test_jobs_of_the_same_task_names_do_not_meet(build: Build):
     await works.finish()
     for job in (1, 2):
         assert sorted(works.names(events.Answered, job)) == ["t0", "t1", "t2"]
-        assert len(list(works.store.candidates(job))) == 12
+        assert len(list(works.store.jobs.candidates(job))) == 12
 
 
 # Pauses, cancellations, retries.
@@ -461,9 +462,9 @@ async def test_a_failed_task_is_done_once_more_with_all_candidates(build: Build)
         works.service.retry(job)
         await works.until(lambda state: state.jobs[job].finished)
     assert Counter(works.names(events.Answered)) == {"t0": 1, "t1": 2, "t2": 1}
-    samples = [candidate.sample for candidate in works.store.candidates(job, "t1")]
+    samples = [candidate.sample for candidate in works.store.jobs.candidates(job, "t1")]
     assert sorted(samples) == list(range(8))
-    (verdict,) = [found for found in works.store.verdicts(job) if found.task == "t1"]
+    (verdict,) = [found for found in works.store.jobs.verdicts(job) if found.task == "t1"]
     assert verdict.samples == 8
     assert works.tasks.solutions["t1"][0] in verdict.attempts[0]
     assert works.service.state.jobs[job].tasks["t1"].round == 1
@@ -477,11 +478,11 @@ def check_all_answered_once(works: Works, samples: int = 4) -> None:
     for job in works.service.state.jobs.values():
         assert job.state is JobState.done
         for each in works.tasks.tasks:
-            found = list(works.store.candidates(job.id, each.id))
+            found = list(works.store.jobs.candidates(job.id, each.id))
             assert sorted((c.test, c.sample) for c in found) == [
                 (test, sample) for test in range(len(each.tests)) for sample in range(samples)
             ]
-        verdicts = list(works.store.verdicts(job.id))
+        verdicts = list(works.store.jobs.verdicts(job.id))
         assert [verdict.task for verdict in verdicts] == [each.id for each in works.tasks.tasks]
         assert all(
             attempts[0] == solution
@@ -589,7 +590,7 @@ async def test_whatever_ends_a_life_in_the_end_all_is_answered_and_nothing_twice
         check_all_answered_once(works)
     for job in (1, 2):
         assert sorted(works.names(events.Answered, job)) == ["t0", "t1", "t2", "t3"]
-    assert works.service.state == works.store.state()
+    assert works.service.state == works.store.journal.state()
     works.store.close()
 
 
@@ -648,7 +649,7 @@ async def test_a_task_that_the_daemon_died_with_too_often_is_answered_from_what_
     await works.finish()
     assert "t2" not in works.trainer.asked
     assert "t2" not in works.names(events.Started)[before:]
-    (verdict,) = [found for found in works.store.verdicts(1) if found.task == "t2"]
+    (verdict,) = [found for found in works.store.jobs.verdicts(1) if found.task == "t2"]
     assert verdict.attempts == ((((4,),),),)
     assert verdict.notes == (
         "an old note",
@@ -660,7 +661,7 @@ async def test_a_task_that_the_daemon_died_with_too_often_is_answered_from_what_
 async def test_a_task_that_is_set_aside_leaves_no_adapter(build: Build):
     works = build(same(2))
     works.submit()
-    serial = works.store.serial()
+    serial = works.store.facts.serial()
     folder = works.home / "adapters" / f"adapter-{serial}"
     folder.mkdir(parents=True)
     works.service.emit(1, events.Started("t0", 4, 4), events.Trained("t0", serial, 1, 1, 1.0, 0.5))
@@ -672,7 +673,7 @@ async def test_a_task_that_is_set_aside_leaves_no_adapter(build: Build):
 async def test_an_adapter_that_is_gone_is_trained_again(build: Build):
     works = build(same(2))
     works.submit()
-    serial = works.store.serial()
+    serial = works.store.facts.serial()
     works.service.emit(1, events.Started("t0", 4, 4), events.Trained("t0", serial, 1, 1, 1.0, 0.5))
     works.service.emit(1, events.Released("t0"))
     await works.finish()
@@ -848,7 +849,7 @@ async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(bu
         config=resolve(settings=tiny),
         trainer=Trainer(seconds_per_step=1.0),
     )
-    works.store._connection.execute("PRAGMA synchronous = OFF")
+    works.store.database.connection.execute("PRAGMA synchronous = OFF")
     works.trainer.folder = None
     works.submit(settings=tiny)
     profile = cProfile.Profile(builtins=False)

@@ -27,9 +27,10 @@ from arcd.daemon import schema, server
 from arcd.daemon.schema import Forecast, Health, Prediction
 from arcd.errors import ArcdError
 from arcd.jobs import events
+from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, JobState
-from arcd.jobs.store import NewJob, Store
+from arcd.jobs.store import Store
 from arcd.scheduling.forecast import COLD
 from arcd.system.home import Home
 
@@ -63,7 +64,7 @@ class Bench:
     def __init__(self, home: Path, token: str | None = None) -> None:
         # The test client runs each request in a thread of its own, one after the other.
         connect = partial(sqlite3.connect, check_same_thread=False)
-        with patch("arcd.jobs.store.sqlite3.connect", connect):
+        with patch("arcd.jobs.database.sqlite3.connect", connect):
             self.service = JobService(Store(home))
         self.stopped = 0
         self.app = server.application(
@@ -124,7 +125,7 @@ def test_a_job_is_taken_on_and_can_be_asked_for(bench: Bench):
     assert (status["job"], status["name"], status["state"]) == (1, "mine", "queued")
     assert bench.client.get("/jobs/1").json() == status
     assert bench.client.get("/jobs").json() == [status]
-    assert bench.service.store.config(1).train.steps == 5
+    assert bench.service.store.jobs.config(1).train.steps == 5
     result = bench.client.get("/jobs/1/result").json()
     assert set(result) == {task.id for task in TASKS.tasks}
 

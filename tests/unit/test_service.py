@@ -14,9 +14,10 @@ from arcd.errors import BadJob, NoJob, StoreFailed
 from arcd.jobs import events
 from arcd.jobs import service as service_module
 from arcd.jobs.events import Record
+from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
 from arcd.jobs.state import JobState
-from arcd.jobs.store import NewJob, Store
+from arcd.jobs.store import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +67,7 @@ async def test_whoever_hears_of_something_finds_it_on_the_disk_and_in_the_state(
         heard.append(record)
         assert service.state.seq == record.seq
         reader = Store(service.store.path.parent, "read")
-        assert next(reader.records(after=record.seq - 1)) == record
+        assert next(reader.journal.records(after=record.seq - 1)) == record
         reader.close()
 
     service.subscribe(listen)
@@ -93,7 +94,7 @@ async def test_what_cannot_be_stored_did_not_happen(service: JobService):
         service.emit(1, events.Noted("a", "a note"), sampled)
     assert heard == []
     assert service.state.seq == seq
-    assert service.state == service.store.state()
+    assert service.state == service.store.journal.state()
 
 
 async def test_a_desk_that_is_opened_again_knows_what_happened(service: JobService):
@@ -143,7 +144,7 @@ async def test_who_follows_gets_each_record_once_until_the_job_ends(
         await anyio.wait_all_tasks_blocked()
         service.emit(1, DONE[0])
         service.emit(1, DONE[1])
-    assert found == list(service.store.records(after, 1))
+    assert found == list(service.store.journal.records(after, 1))
     assert found[-1].event == DONE[1]
 
 
@@ -161,7 +162,7 @@ async def test_what_happens_while_a_slow_one_follows_is_not_lost(service: JobSer
             await anyio.sleep(3)
             service.emit(1, events.Noted("a", f"{i}"))
         service.emit(1, *DONE)
-    assert found == list(service.store.records(job=1))
+    assert found == list(service.store.journal.records(job=1))
 
 
 async def test_a_job_that_is_over_is_followed_to_its_end_at_once(service: JobService):
@@ -200,7 +201,7 @@ async def test_who_gives_up_following_disturbs_nobody(service: JobService):
             await anyio.wait_all_tasks_blocked()
             short.cancel_scope.cancel()
         service.emit(1, *DONE)
-    assert found == list(service.store.records())
+    assert found == list(service.store.journal.records())
 
 
 async def test_a_job_that_is_not_there_cannot_be_followed(service: JobService):
@@ -231,7 +232,7 @@ async def test_a_job_that_is_held_is_free_once_it_is_resumed(service: JobService
         await anyio.wait_all_tasks_blocked()
         service.resume(1)
     assert service.held == set()
-    assert list(service.store.records())[-1].event == events.Resumed()
+    assert list(service.store.journal.records())[-1].event == events.Resumed()
 
 
 async def test_a_job_that_is_paused_and_held_is_free_of_both_once_it_is_resumed(
@@ -246,7 +247,7 @@ async def test_a_job_that_is_paused_and_held_is_free_of_both_once_it_is_resumed(
 async def test_a_cancelled_job_keeps_its_answers(service: JobService):
     service.emit(1, DONE[0])
     assert service.cancel(1).state is JobState.cancelled
-    assert list(service.store.verdicts(1)) == [SURE["a"]]
+    assert list(service.store.jobs.verdicts(1)) == [SURE["a"]]
 
 
 async def test_failed_and_doubtful_tasks_are_done_once_more(service: JobService):
@@ -255,7 +256,7 @@ async def test_failed_and_doubtful_tasks_are_done_once_more(service: JobService)
     job = service.retry(1)
     assert job.state is JobState.queued
     assert (job.tasks["a"].round, job.tasks["b"].round) == (1, 0)
-    assert list(service.store.records())[-1].event == events.Retried(("a",))
+    assert list(service.store.journal.records())[-1].event == events.Retried(("a",))
 
 
 async def test_a_job_can_be_retried_before_all_of_it_is_answered(service: JobService):

@@ -35,8 +35,10 @@ from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
 from arcd.jobs import events
 from arcd.jobs.events import Record, Times
+from arcd.jobs.journal import NewJob
+from arcd.jobs.schema import VERSION
 from arcd.jobs.state import JobState, Phase, State
-from arcd.jobs.store import VERSION, NewJob, Store, path_in
+from arcd.jobs.store import Store, path_in
 from arcd.system import files
 
 # Of this file alone: the stores that are kept must not change with helpers.
@@ -60,7 +62,7 @@ def opened(home: Path, **options: object) -> Iterator[Store]:
 def store(tmp_path: Path) -> Iterator[Store]:
     """A new store with one job."""
     with opened(tmp_path) as store:
-        store.submit(JOB)
+        store.journal.submit(JOB)
         yield store
 
 
@@ -74,9 +76,9 @@ def live(store: Store, lived: list[Happening]) -> State:
     for job, event in lived:
         if isinstance(event, events.Submitted):
             tasks = TaskSet(event.name, tuple(task(name) for name in event.tasks), {})
-            happened = [store.submit(NewJob(event.name, event.priority, tasks, Config()))]
+            happened = [store.journal.submit(NewJob(event.name, event.priority, tasks, Config()))]
         else:
-            happened = store.append(job, event)
+            happened = store.journal.append(job, event)
         for record in happened:
             state.apply(record)
     return state
@@ -112,12 +114,12 @@ def test_what_is_appended_is_read_in_its_order(tmp_path_factory, happened):
         for e in happened
     ]
     with opened(tmp_path_factory.mktemp("home"), clock=iter(range(99)).__next__) as store:
-        first = store.append(4, *happened[:3])
-        second = store.append(5, *happened[3:])
+        first = store.journal.append(4, *happened[:3])
+        second = store.journal.append(5, *happened[3:])
         assert [record.event for record in first + second] == happened
         assert [record.job for record in first + second] == [4] * len(first) + [5] * len(second)
         assert [record.seq for record in first + second] == list(range(1, len(happened) + 1))
-        assert list(store.records()) == first + second
+        assert list(store.journal.records()) == first + second
 
 
 @settings(max_examples=15)
@@ -126,14 +128,14 @@ def test_a_job_comes_back_as_it_was_submitted(tmp_path_factory, tasks, name, sol
     known = {tasks[0].id: tasks[0].tests} if solved else {}
     job = NewJob(name, 3, TaskSet(name, tuple(tasks), known), JOB.config, (Path("a"), Path("/b")))
     with opened(tmp_path_factory.mktemp("home")) as store:
-        store.submit(JOB)
-        record = store.submit(job)
+        store.journal.submit(JOB)
+        record = store.journal.submit(job)
         assert record.job == 2
         assert record.event == events.Submitted(name, 3, tuple(task.id for task in tasks))
-        assert store.tasks(2) == job.tasks
-        assert [store.task(2, task.id) for task in tasks] == tasks
-        assert store.config(2) == job.config
-        assert store.outs(2) == job.outs
+        assert store.jobs.tasks(2) == job.tasks
+        assert [store.jobs.task(2, task.id) for task in tasks] == tasks
+        assert store.jobs.config(2) == job.config
+        assert store.jobs.outs(2) == job.outs
 
 
 @settings(max_examples=25)
@@ -142,48 +144,48 @@ def test_replaying_the_events_gives_the_state(tmp_path_factory, lived):
     home = tmp_path_factory.mktemp("home")
     with opened(home) as store:
         state = live(store, lived)
-        assert store.state() == state
+        assert store.journal.state() == state
     with opened(home) as store:
-        assert store.state() == state
+        assert store.journal.state() == state
     with opened(home, mode="read") as store:
-        assert store.state() == state
+        assert store.journal.state() == state
 
 
 def test_records_of_a_job_are_read_from_any_point_with_the_daemons_since_it_is_there(store: Store):
-    store.append(None, events.DaemonReady(1.0))
-    store.submit(JOB)
-    store.append(2, events.Paused())
-    store.append(1, events.Cancelled())
-    assert [(record.seq, record.job) for record in store.records()] == [
+    store.journal.append(None, events.DaemonReady(1.0))
+    store.journal.submit(JOB)
+    store.journal.append(2, events.Paused())
+    store.journal.append(1, events.Cancelled())
+    assert [(record.seq, record.job) for record in store.journal.records()] == [
         (1, 1),
         (2, None),
         (3, 2),
         (4, 2),
         (5, 1),
     ]
-    assert [record.seq for record in store.records(after=3)] == [4, 5]
-    assert [record.seq for record in store.records(job=1)] == [1, 2, 5]
-    assert [record.seq for record in store.records(job=2)] == [3, 4]
-    assert [record.seq for record in store.records(after=3, job=2)] == [4]
-    assert list(store.records(after=5)) == []
-    assert store.last() == 5
+    assert [record.seq for record in store.journal.records(after=3)] == [4, 5]
+    assert [record.seq for record in store.journal.records(job=1)] == [1, 2, 5]
+    assert [record.seq for record in store.journal.records(job=2)] == [3, 4]
+    assert [record.seq for record in store.journal.records(after=3, job=2)] == [4]
+    assert list(store.journal.records(after=5)) == []
+    assert store.journal.last() == 5
 
 
 def test_a_new_store_has_no_last_record(tmp_path: Path):
     with opened(tmp_path) as store:
-        assert store.last() == 0
+        assert store.journal.last() == 0
 
 
 def test_the_records_of_a_job_are_read_from_any_point_without_reading_all(store: Store):
-    store.append(None, *[events.DaemonReady(float(i)) for i in range(2000)])
+    store.journal.append(None, *[events.DaemonReady(float(i)) for i in range(2000)])
     steps = 0
 
     def step() -> None:
         nonlocal steps
         steps += 1
 
-    store._connection.set_progress_handler(step, 10)
-    assert next(store.records(after=5, job=1)).seq == 6
+    store.database.connection.set_progress_handler(step, 10)
+    assert next(store.journal.records(after=5, job=1)).seq == 6
     assert steps < 20
 
 
@@ -191,38 +193,38 @@ def test_the_records_of_a_job_are_read_from_any_point_without_reading_all(store:
 
 
 def test_candidates_are_found_by_their_task_in_the_order_in_which_they_finished(store: Store):
-    store.append(1, sampled(B, 1, 1), sampled(A, 0, 1, None))
-    store.append(1, sampled(B, 0, 7), sampled(A, 0, 0))
-    assert [(c.task, c.test, c.sample) for c in store.candidates(1)] == [
+    store.journal.append(1, sampled(B, 1, 1), sampled(A, 0, 1, None))
+    store.journal.append(1, sampled(B, 0, 7), sampled(A, 0, 0))
+    assert [(c.task, c.test, c.sample) for c in store.jobs.candidates(1)] == [
         ("b", 1, 1),
         ("a", 0, 1),
         ("b", 0, 7),
         ("a", 0, 0),
     ]
-    assert [c.sample for c in store.candidates(1, "a")] == [1, 0]
-    assert store.samples(1) == {"b": [[((1,),)], [((1,),)]], "a": [[None, ((1,),)]]}
-    assert list(store.candidates(2)) == []
+    assert [c.sample for c in store.jobs.candidates(1, "a")] == [1, 0]
+    assert store.jobs.samples(1) == {"b": [[((1,),)], [((1,),)]], "a": [[None, ((1,),)]]}
+    assert list(store.jobs.candidates(2)) == []
 
 
 def test_verdicts_come_in_the_order_of_the_file(store: Store):
     for name in ("a", "b"):
-        store.append(1, events.Answered(name, verdict(name, 1, [], None)))
-    assert [found.task for found in store.verdicts(1)] == ["b", "a"]
+        store.journal.append(1, events.Answered(name, verdict(name, 1, [], None)))
+    assert [found.task for found in store.jobs.verdicts(1)] == ["b", "a"]
 
 
 def test_a_later_verdict_takes_the_place_of_an_earlier_one(store: Store):
     first = verdict("a", 1, [candidate(A)], None)
     second = verdict("a", 1, [candidate(A, grid=((2,),))], None)
-    store.append(1, events.Answered("a", first))
-    store.append(1, events.Retried(("a",)))
-    store.append(1, events.Answered("a", second))
-    assert list(store.verdicts(1)) == [second]
-    assert json.loads(store.submission(1)) == submission.of(TASKS.tasks, {"a": second})
+    store.journal.append(1, events.Answered("a", first))
+    store.journal.append(1, events.Retried(("a",)))
+    store.journal.append(1, events.Answered("a", second))
+    assert list(store.jobs.verdicts(1)) == [second]
+    assert json.loads(store.jobs.submission(1)) == submission.of(TASKS.tasks, {"a": second})
 
 
 def test_the_submission_is_complete_from_the_first_moment(store: Store):
-    assert json.loads(store.submission(1)) == submission.blank(TASKS.tasks)
-    assert list(json.loads(store.submission(1))) == ["b", "a"]
+    assert json.loads(store.jobs.submission(1)) == submission.blank(TASKS.tasks)
+    assert list(json.loads(store.jobs.submission(1))) == ["b", "a"]
 
 
 def answered(of, shown) -> Verdict:
@@ -238,12 +240,12 @@ def answered(of, shown) -> Verdict:
 def test_the_submission_is_that_of_the_verdicts(tmp_path_factory, shown):
     found = {of.id: answered(of, grids) for of, grids in shown.items()}
     with opened(tmp_path_factory.mktemp("home")) as store:
-        store.submit(JOB)
+        store.journal.submit(JOB)
         for name, each in found.items():
-            store.append(1, events.Answered(name, each))
-        assert json.loads(store.submission(1)) == submission.of(TASKS.tasks, found)
+            store.journal.append(1, events.Answered(name, each))
+        assert json.loads(store.jobs.submission(1)) == submission.of(TASKS.tasks, found)
         path = store.path.with_name("submission.json")
-        files.write_text(path, store.submission(1))
+        files.write_text(path, store.jobs.submission(1))
         assert list(submission.read(path)) == ["b", "a"]
 
 
@@ -251,47 +253,47 @@ def test_the_submission_is_that_of_the_verdicts(tmp_path_factory, shown):
 
 
 def test_a_finished_sample_cannot_be_stored_twice(store: Store):
-    store.append(1, sampled())
+    store.journal.append(1, sampled())
     with pytest.raises(StoreFailed, match=r"arcd\.db: UNIQUE constraint failed"):
-        store.append(1, sampled(shown=((2,),)))
-    assert [c.grid for c in store.candidates(1)] == [((1,),)]
-    store.append(1, sampled(sample=1), sampled(B))
-    store.submit(JOB)
-    store.append(2, sampled())
+        store.journal.append(1, sampled(shown=((2,),)))
+    assert [c.grid for c in store.jobs.candidates(1)] == [((1,),)]
+    store.journal.append(1, sampled(sample=1), sampled(B))
+    store.journal.submit(JOB)
+    store.journal.append(2, sampled())
 
 
 def test_of_events_that_cannot_all_happen_none_does(store: Store):
-    store.append(1, sampled())
-    before = list(store.records())
+    store.journal.append(1, sampled())
+    before = list(store.journal.records())
     with pytest.raises(StoreFailed):
-        store.append(
+        store.journal.append(
             1,
             sampled(sample=1),
             events.Answered("a", verdict("a", 1, [candidate(A)], None)),
             sampled(),
         )
-    assert list(store.records()) == before
-    assert len(list(store.candidates(1))) == 1
-    assert list(store.verdicts(1)) == []
-    assert json.loads(store.submission(1)) == submission.blank(TASKS.tasks)
-    (record,) = store.append(1, sampled(sample=1))
+    assert list(store.journal.records()) == before
+    assert len(list(store.jobs.candidates(1))) == 1
+    assert list(store.jobs.verdicts(1)) == []
+    assert json.loads(store.jobs.submission(1)) == submission.blank(TASKS.tasks)
+    (record,) = store.journal.append(1, sampled(sample=1))
     assert record.seq == before[-1].seq + 1
 
 
 def test_a_job_that_cannot_be_taken_on_leaves_nothing(store: Store):
     twice = replace(JOB, tasks=TaskSet("twice", (A, B, A), {}))
     with pytest.raises(StoreFailed):
-        store.submit(twice)
-    assert len(list(store.records())) == 1
-    assert store.submit(JOB).job == 2
-    assert len(store.tasks(2).tasks) == 2
+        store.journal.submit(twice)
+    assert len(list(store.journal.records())) == 1
+    assert store.journal.submit(JOB).job == 2
+    assert len(store.jobs.tasks(2).tasks) == 2
 
 
 def test_serials_never_repeat(tmp_path: Path):
     with opened(tmp_path) as store:
-        given = [store.serial() for _ in range(3)]
+        given = [store.facts.serial() for _ in range(3)]
     with opened(tmp_path) as store:
-        given += [store.serial() for _ in range(3)]
+        given += [store.facts.serial() for _ in range(3)]
     assert given == list(range(6))
 
 
@@ -300,23 +302,23 @@ def test_serials_never_repeat(tmp_path: Path):
 
 def test_who_reads_sees_what_is_committed_while_another_writes(store: Store):
     with opened(store.path.parent, mode="read") as reader:
-        assert len(list(reader.records())) == 1
-        under_way = reader.records()
+        assert len(list(reader.journal.records())) == 1
+        under_way = reader.journal.records()
         next(under_way)
-        store.append(1, events.Paused())
+        store.journal.append(1, events.Paused())
         assert list(under_way) == []
-        assert [record.event for record in reader.records(after=1)] == [events.Paused()]
-        assert reader.state() == store.state()
-        assert reader.submission(1) == store.submission(1)
+        assert [record.event for record in reader.journal.records(after=1)] == [events.Paused()]
+        assert reader.journal.state() == store.journal.state()
+        assert reader.jobs.submission(1) == store.jobs.submission(1)
 
 
 def test_who_reads_cannot_write(store: Store):
     with opened(store.path.parent, mode="read") as reader:
         with pytest.raises(StoreFailed, match="readonly"):
-            reader.append(1, events.Paused())
+            reader.journal.append(1, events.Paused())
         with pytest.raises(StoreFailed, match="readonly"):
-            reader.serial()
-        assert len(list(reader.records())) == 1
+            reader.facts.serial()
+        assert len(list(reader.journal.records())) == 1
 
 
 def test_a_home_without_jobs_has_nothing_to_read(tmp_path: Path):
@@ -342,12 +344,12 @@ from test_store import A, JOB, sampled
 from arcd.jobs import events
 from arcd.jobs.store import Store
 store = Store(Path(sys.argv[1]))
-store.submit(JOB)
+store.journal.submit(JOB)
 for i in range(20):
-    store.append(1, sampled(sample=i), events.Noted("a", "x" * 300))
-    store.serial()
+    store.journal.append(1, sampled(sample=i), events.Noted("a", "x" * 300))
+    store.facts.serial()
 print(store.path.with_name("arcd.db-wal").stat().st_size, flush=True)
-store.append(1, sampled(sample=20), events.Noted("a", "y" * 9000))
+store.journal.append(1, sampled(sample=20), events.Noted("a", "y" * 9000))
 os._exit(9)
 """
 
@@ -372,13 +374,13 @@ def dead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 def check_whole(home: Path, *, appends: int) -> None:
     """Just so many appends of DYING are there, and work goes on."""
     with opened(home) as store:
-        assert [c.sample for c in store.candidates(1)] == list(range(appends))
-        assert len(list(store.records())) == 1 + 2 * appends
-        assert store.state().jobs[1].tasks["a"].sampled == appends
-        assert store.serial() == 20
-        store.append(1, sampled(sample=appends))
+        assert [c.sample for c in store.jobs.candidates(1)] == list(range(appends))
+        assert len(list(store.journal.records())) == 1 + 2 * appends
+        assert store.journal.state().jobs[1].tasks["a"].sampled == appends
+        assert store.facts.serial() == 20
+        store.journal.append(1, sampled(sample=appends))
     with opened(home) as store:
-        assert len(list(store.candidates(1))) == appends + 1
+        assert len(list(store.jobs.candidates(1))) == appends + 1
 
 
 def test_a_process_that_dies_loses_nothing_that_it_committed(dead, tmp_path):
@@ -448,42 +450,42 @@ LARGE = events.Noted("a", "x" * 50_000)
 def test_a_log_that_may_not_grow_fails_one_append_and_works_when_there_is_room(
     store: Store, room: int
 ):
-    store.append(1, sampled())
-    before = list(store.records())
+    store.journal.append(1, sampled())
+    before = list(store.journal.records())
     log = store.path.with_name("arcd.db-wal")
     with full_after(log.stat().st_size + room):
         for _ in range(2):
             with pytest.raises(StoreFailed, match=f"^{store.path}: [^\n]+$"):
-                store.append(1, sampled(sample=1), LARGE)
+                store.journal.append(1, sampled(sample=1), LARGE)
         with pytest.raises(StoreFailed, match=f"^{store.path}: [^\n]+$"):
-            store.submit(replace(JOB, name="x" * 50_000))
-        assert list(store.records()) == before
-        assert len(list(store.candidates(1))) == 1
-    store.append(1, sampled(sample=1), LARGE)
-    assert store.serial() == 0
-    assert store.submit(JOB).job == 2
-    assert [c.sample for c in store.candidates(1)] == [0, 1]
+            store.journal.submit(replace(JOB, name="x" * 50_000))
+        assert list(store.journal.records()) == before
+        assert len(list(store.jobs.candidates(1))) == 1
+    store.journal.append(1, sampled(sample=1), LARGE)
+    assert store.facts.serial() == 0
+    assert store.journal.submit(JOB).job == 2
+    assert [c.sample for c in store.jobs.candidates(1)] == [0, 1]
 
 
 def test_a_disk_that_is_full_fails_one_append_and_works_when_there_is_room(store: Store):
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages + 1}")
-    before = list(store.records())
+    pages = store.database.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.database.connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+    before = list(store.journal.records())
     for _ in range(2):
         with pytest.raises(StoreFailed, match=f"^{store.path}: database or disk is full$"):
-            store.append(1, sampled(), LARGE)
-    assert list(store.records()) == before
-    assert list(store.candidates(1)) == []
-    store._connection.execute(f"PRAGMA max_page_count = {pages + 1000}")
-    store.append(1, sampled(), LARGE)
-    assert store.state().jobs[1].tasks["a"].sampled == 1
+            store.journal.append(1, sampled(), LARGE)
+    assert list(store.journal.records()) == before
+    assert list(store.jobs.candidates(1)) == []
+    store.database.connection.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    store.journal.append(1, sampled(), LARGE)
+    assert store.journal.state().jobs[1].tasks["a"].sampled == 1
 
 
 def test_a_disk_without_room_for_a_new_store_leaves_one_that_can_be_made_later(tmp_path: Path):
     with full_after(0), pytest.raises(StoreFailed, match=f"^{path_in(tmp_path)}: [^\n]+$"):
         Store(tmp_path)
     with opened(tmp_path) as store:
-        assert store.submit(JOB).job == 1
+        assert store.journal.submit(JOB).job == 1
 
 
 # What cannot be opened.
@@ -532,7 +534,7 @@ def test_a_home_in_which_this_user_may_not_write_is_named(there: bool):
         home = Path(folder)
         if there:
             with opened(home) as store:
-                store.submit(JOB)
+                store.journal.submit(JOB)
             path_in(home).chmod(0o444)
         home.chmod(0o555)
         done = subprocess.run(
@@ -561,7 +563,7 @@ def test_a_store_of_another_version_is_refused_and_left_alone(
     tmp_path: Path, mode: str, version: int
 ):
     with opened(tmp_path) as store:
-        store.submit(JOB)
+        store.journal.submit(JOB)
     with sqlite3.connect(path_in(tmp_path)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
@@ -588,23 +590,23 @@ def test_a_database_of_somebody_else_is_refused_and_left_alone(tmp_path: Path, m
 @pytest.mark.parametrize("size", [0, 1, 50, 99, 100, 1000, 4096, 6000])
 def test_a_store_cut_short_is_refused_or_made_anew_but_never_half_read(tmp_path: Path, size: int):
     with opened(tmp_path) as store:
-        store.submit(JOB)
+        store.journal.submit(JOB)
     os.truncate(path_in(tmp_path), size)
     if size <= 1:  # Nothing, to SQLite.
         with opened(tmp_path) as store:
-            assert list(store.records()) == []
+            assert list(store.journal.records()) == []
     else:
         with pytest.raises(StoreFailed, match=f"^{tmp_path}/arcd.db: "), opened(tmp_path) as store:
-            list(store.records())
+            list(store.journal.records())
 
 
 def test_a_home_whose_name_means_something_in_an_address_can_be_read(tmp_path: Path):
     home = tmp_path / "a?b#c%20d"
     home.mkdir()
     with opened(home) as store:
-        store.submit(JOB)
+        store.journal.submit(JOB)
     with opened(home, mode="read") as store:
-        assert len(list(store.records())) == 1
+        assert len(list(store.journal.records())) == 1
 
 
 # Clocks.
@@ -613,17 +615,17 @@ def test_a_home_whose_name_means_something_in_an_address_can_be_read(tmp_path: P
 def test_a_clock_that_is_set_back_changes_no_order_and_makes_no_time_negative(tmp_path: Path):
     times = iter([1000.0, 900.0, 800.0, 10.0])
     with opened(tmp_path, clock=times.__next__) as store:
-        store.submit(JOB)
+        store.journal.submit(JOB)
         for event in (
             events.Started("a", 1, 1),
             sampled(),
             events.Answered("a", verdict("a", 1, [candidate(A)], None)),
         ):
-            store.append(1, event)
-        found = list(store.records())
+            store.journal.append(1, event)
+        found = list(store.journal.records())
         assert [record.seq for record in found] == [1, 2, 3, 4]
         assert [record.at for record in found] == [1000.0, 900.0, 800.0, 10.0]
-        assert store.state().jobs[1].tasks["a"].seconds == 0
+        assert store.journal.state().jobs[1].tasks["a"].seconds == 0
 
 
 # Stores of released versions, for ever.
@@ -636,27 +638,27 @@ def keep(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as home:
         with opened(Path(home), clock=map(float, count(1_700_000_000)).__next__) as store:
             _fill(store)
-            store._connection.execute("VACUUM")
+            store.database.connection.execute("VACUUM")
         shutil.copy(path_in(Path(home)), folder / f"store-v{VERSION}.db")
 
 
 def _fill(store: Store) -> None:
     """A job that is done, retried and under way again, one that waits, and a daemon that died."""
     found = [candidate(A, 0, 0), candidate(A, 0, 1, None), candidate(A, 0, 2, ((2,),))]
-    store.append(None, events.DaemonStarted(7, "0.1.0", "base", "f", "cpu", "bfloat16"))
-    store.append(None, events.DaemonReady(1.5))
-    store.submit(JOB)
-    store.append(1, events.Started("b", 6, 4, Times(1.5, 0.5)))
-    store.append(1, events.Training("b", 1, 3, 0.5, 100.0))
-    store.append(1, events.Trained("b", store.serial(), 3, 300, 2.0, 0.25, 1 << 30))
-    store.append(1, sampled(B, 0, 0), sampled(B, 1, 0))
-    store.append(1, events.Interrupted("b"))
-    store.append(1, events.Started("a", 6, 3), events.Noted("a", "a note"))
-    store.append(1, *(events.Sampled("a", each) for each in found))
-    store.append(1, events.Answered("a", verdict("a", 1, found, None, ("a note",))))
-    store.append(1, events.Retried(("a",)), events.Started("a", 6, 3), events.Released("a"))
-    store.submit(replace(JOB, name="second", outs=()))
-    store.append(2, events.Paused(), events.Resumed(), events.Paused())
+    store.journal.append(None, events.DaemonStarted(7, "0.1.0", "base", "f", "cpu", "bfloat16"))
+    store.journal.append(None, events.DaemonReady(1.5))
+    store.journal.submit(JOB)
+    store.journal.append(1, events.Started("b", 6, 4, Times(1.5, 0.5)))
+    store.journal.append(1, events.Training("b", 1, 3, 0.5, 100.0))
+    store.journal.append(1, events.Trained("b", store.facts.serial(), 3, 300, 2.0, 0.25, 1 << 30))
+    store.journal.append(1, sampled(B, 0, 0), sampled(B, 1, 0))
+    store.journal.append(1, events.Interrupted("b"))
+    store.journal.append(1, events.Started("a", 6, 3), events.Noted("a", "a note"))
+    store.journal.append(1, *(events.Sampled("a", each) for each in found))
+    store.journal.append(1, events.Answered("a", verdict("a", 1, found, None, ("a note",))))
+    store.journal.append(1, events.Retried(("a",)), events.Started("a", 6, 3), events.Released("a"))
+    store.journal.submit(replace(JOB, name="second", outs=()))
+    store.journal.append(2, events.Paused(), events.Resumed(), events.Paused())
 
 
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
@@ -664,7 +666,7 @@ def _fill(store: Store) -> None:
 def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mode: str):
     shutil.copy(DATA / f"store-v{version}.db", path_in(tmp_path))
     with opened(tmp_path, mode=mode) as store:
-        state = store.state()
+        state = store.journal.state()
         first, second = state.jobs[1], state.jobs[2]
         assert (first.name, first.state, second.name, second.state) == (
             "job",
@@ -679,17 +681,17 @@ def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mo
         assert (a.answer.best, a.answer.samples, a.answer.invalid) == ((1,), 3, 1)
         assert state.daemon is not None
         assert (state.daemon.pid, state.ready) == (7, True)
-        assert store.tasks(1) == replace(TASKS, name="job")
-        assert store.config(1).train.steps == 3
-        assert (store.outs(1), store.outs(2)) == ((Path("/o.json"),), ())
-        assert [c.grid for c in store.candidates(1, "a")] == [((1,),), None, ((2,),)]
-        assert json.loads(store.submission(1))["a"] == submission.entry([(((1,),), ((2,),))])
+        assert store.jobs.tasks(1) == replace(TASKS, name="job")
+        assert store.jobs.config(1).train.steps == 3
+        assert (store.jobs.outs(1), store.jobs.outs(2)) == ((Path("/o.json"),), ())
+        assert [c.grid for c in store.jobs.candidates(1, "a")] == [((1,),), None, ((2,),)]
+        assert json.loads(store.jobs.submission(1))["a"] == submission.entry([(((1,),), ((2,),))])
         if mode == "write":
-            assert store.serial() == 1
-            store.append(1, events.Started("b", 6, 2), sampled(B, 0, 1))
-            assert store.measured("here") is None
-            store.keep_measured("here", {"a": 1})
-            assert store.measured("here") == {"a": 1}
+            assert store.facts.serial() == 1
+            store.journal.append(1, events.Started("b", 6, 2), sampled(B, 0, 1))
+            assert store.facts.measured("here") is None
+            store.facts.keep_measured("here", {"a": 1})
+            assert store.facts.measured("here") == {"a": 1}
 
 
 def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path):
@@ -710,10 +712,10 @@ def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path
 
 def test_what_was_measured_of_one_platform_is_not_anothers(tmp_path: Path):
     with opened(tmp_path) as store:
-        store.keep_measured("one", [1])
-        store.keep_measured("two", [2])
-        store.keep_measured("one", [3])
-        assert (store.measured("one"), store.measured("two")) == ([3], [2])
+        store.facts.keep_measured("one", [1])
+        store.facts.keep_measured("two", [2])
+        store.facts.keep_measured("one", [3])
+        assert (store.facts.measured("one"), store.facts.measured("two")) == ([3], [2])
 
 
 def test_the_store_that_is_kept_is_what_this_version_writes(tmp_path: Path):

@@ -1,0 +1,192 @@
+"""The pages: README.md and examples/*.md with what measurements.json says.
+
+A page has a measured number only between `<!-- measured: NAME -->` and `<!-- end -->`. A block of
+this NAME is made of the record of one section: the name, or what stands before its dot. Pure but
+for the reading and writing of these files. Knows nothing of how things are measured.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "examples" / "measurements.json"
+README_BYTES = 10240
+"""Of README.md at most: one page."""
+
+SESSION_BLOCKS = ("start", "look", "control", "answers", "end")
+"""What SESSION.md shows of a session, one after the other."""
+
+Record = Mapping[str, Any]
+"""Of one section: commands, date, arcd, base, cores, machine, values."""
+
+Records = Mapping[str, Record]
+
+METRICS = {
+    "score (pass@2)": "pass_2",
+    "pass@1": "pass_1",
+    "pass@n (solved by any sample)": "pass_n",
+    "accuracy of the samples": "accuracy",
+    "correct pixels": "correct_pixels",
+    "correct size": "correct_size",
+    "unanswered (samples that are no grid)": "unanswered",
+}
+"""The rows of a table of results, and how the command line calls them."""
+
+
+# The blocks: what a page has between two markers, made of the record of a section.
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join((head, "|" + " --- |" * len(rows[0]), *body))
+
+
+def setting(record: Record) -> str:
+    """With what something was measured, when and where."""
+    return (
+        f"arcd {record['arcd']}, base {record['base']}, {record['cores']} cores "
+        f"({record['machine']}), {record['date']}."
+    )
+
+
+def source(record: Record) -> str:
+    """A paragraph: the commands that the numbers come from, and their setting."""
+    commands = ", ".join(f"`{command}`" for command in record["commands"])
+    return f"\n\n{commands}; {setting(record)}"
+
+
+def scores(tasks: str, seconds: str) -> Callable[[Record], str]:
+    """A table of results, the base alone beside test-time fine-tuning."""
+
+    def block(record: Record) -> str:
+        base, tuned = record["values"]["base"], record["values"]["tuned"]
+        rows = [(label, percent(base[key]), percent(tuned[key])) for label, key in METRICS.items()]
+        untold = "not measured: other work ran beside it"
+        times = (f"{run['seconds']:.1f}" if "seconds" in run else untold for run in (base, tuned))
+        head = (tasks, "base alone", "test-time fine-tuning")
+        return table(head, *rows, (seconds, *times)) + source(record)
+
+    return block
+
+
+def quickstart_line(record: Record) -> str:
+    base, tuned = record["values"]["base"], record["values"]["tuned"]
+    took = f" in {tuned['seconds']:.0f} s on {record['cores']} cores" if "seconds" in tuned else ""
+    return (
+        f"With the defaults its score is {percent(tuned['pass_2'])} of the twelve tasks{took}; "
+        f"with the base model alone {percent(base['pass_2'])}."
+    )
+
+
+def bench_table(record: Record) -> str:
+    found = record["values"]
+    cold, arcd = found["cold"], found["arcd"]
+    runs = [("a process for each step", cold, cold["train"], cold["sample"])]
+    for name, key in (("arcd, one task at a time", "resident"), ("arcd", "arcd")):
+        steps = found[key]["steps"]
+        runs.append((name, found[key], steps["trainer"], steps["engine"]))
+    head = (f"{found['tasks']} tasks, seconds", "wall", "first answer", "training", "sampling")
+    rows = []
+    for name, run, *parts in runs:
+        seconds = (f"{each:.1f}" for each in (run["wall"], run["first"], *parts))
+        rows.append((name, *seconds, f"{run['wall'] / arcd['wall']:.2f}"))
+    slower, idle = found["contention"], found["idle"]
+    sentences = (
+        f"Overlap efficiency {found['overlap_efficiency']:.2f}. "
+        f"{percent(found['outside_compute_share'])} of the time after start-up is outside of "
+        f"training and engine steps. Beside the other stage, training steps take "
+        f"{slower['trainer']:.2f} and engine steps {slower['engine']:.2f} times as long. The "
+        f"trainer is idle for {percent(idle['trainer'])} of the time, the engine for "
+        f"{percent(idle['engine'])}."
+    )
+    return f"{table((*head, 'times as long'), *rows)}\n\n{sentences}{source(record)}"
+
+
+def budget_line(record: Record) -> str:
+    found = record["values"]
+    return (
+        f"With 90 s for {found['tasks']} tasks, {found['answered']} are answered after "
+        f"{found['seconds']:.1f} s, {found['tuned']} of them with samples of a trained adapter."
+    ) + source(record)
+
+
+def memory_line(record: Record) -> str:
+    found = record["values"]
+    return (
+        f"Resident memory at the end of a training is {found['after_5']:.0f} MiB after 5 tasks and "
+        f"{found['after_30']:.0f} MiB after 30; the most is {found['most']:.0f} MiB. "
+        f"{percent(found['outside_steps'])} of the time after start-up is outside of steps. "
+        "(The base model has seen these tasks in training; the run is for memory, not for scores.)"
+    ) + source(record)
+
+
+def transcript(block: str) -> Callable[[Record], str]:
+    return lambda record: f"```\n{record['values'][block]}\n```"
+
+
+BLOCKS: dict[str, Callable[[Record], str]] = {
+    "quickstart.line": quickstart_line,
+    "quickstart": scores("12 tasks, 16 greedy samples for each test", "seconds in all"),
+    "dev100": scores("100 tasks, 16 greedy samples for each test", "seconds a task"),
+    "bench": bench_table,
+    "budget": budget_line,
+    "memory": memory_line,
+    "pictures": lambda record: f"Both pictures are of one run. {source(record).strip()}",
+    "session": lambda record: f"This session was held with {setting(record)}",
+    **{f"session.{block}": transcript(block) for block in SESSION_BLOCKS},
+    "tests": lambda record: f"The gate takes {record['values']['seconds']:.0f} s." + source(record),
+}
+
+
+# The pages.
+
+MARKED = re.compile(r"(<!-- measured: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "examples").glob("*.md"))]
+
+
+def read_records() -> Records:
+    return dict(json.loads(RECORDS.read_text(encoding="utf-8")))
+
+
+def keep(name: str, record: Record) -> None:
+    """Write a section's record down, in the place of an earlier one."""
+    records = {**read_records(), name: record}
+    write(RECORDS, json.dumps(records, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def render(text: str, records: Records) -> str:
+    """A page with all its measured blocks written anew; raises KeyError for an unknown name."""
+
+    def block(found: re.Match[str]) -> str:
+        name = found["name"]
+        make, section = BLOCKS[name], name.partition(".")[0]
+        untold = f"not measured yet: `python examples/measure.py {section}`"
+        body = make(records[section]) if section in records else untold
+        return f"{found[1]}{body}\n{found[3]}"
+
+    return MARKED.sub(block, text)
+
+
+def changed(records: Records) -> dict[Path, str]:
+    """The pages that differ from what these records make of them, and what they make."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages()}
+    made = {page: render(text, records) for page, text in texts.items()}
+    return {page: text for page, text in made.items() if text != texts[page]}
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file as a whole, so that it is complete whatever interrupts this."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
