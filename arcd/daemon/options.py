@@ -1,6 +1,7 @@
 """The options of a daemon; they travel as JSON on its command line.
 
-A new field has a default, so that commands of before stay valid. Knows nothing of who reads them.
+A new field has a default, so that older commands stay valid. Knows nothing of what is done with
+them.
 """
 
 from pathlib import Path
