@@ -25,7 +25,7 @@ HIDDEN = {"run": {"--backend"}, "serve": {"--backend"}}
 
 PROSE = ("description", "title", "summary", "operationId")
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = typer.main.get_group(app).commands
 STORED = json.loads((DATA / "cli-0.1.0.json").read_text())
 
 
