@@ -1,10 +1,11 @@
 """Selection: from the candidates of a test to its two attempts.
 
-A vote is a sample, asked in one view. Where there are more grids than attempts, those with the most
-votes are judged in several views, as the ARChitects did (Kaggle's ARC Prize, 2024): the one with
-the largest product of votes and likelihood wins. Where nobody judged, votes alone decide; among
-equals the mean of logprob per token; among those the smaller grid in the order of its cells. The
-result does not depend on the order of the candidates. Knows nothing of who made or judged them.
+A vote is a sample, drawn in one view. If there are more grids than attempts, those with the most
+votes are rescored: their likelihood is measured in several views, as the ARChitects did (Kaggle's
+ARC Prize, 2024), and the grid with the largest product of votes and likelihood wins. Without
+likelihoods votes alone decide; among equals the mean logprob per token; among those the smaller
+grid in the order of its cells. The result does not depend on the order of the candidates. Knows
+nothing of who drew or rescored them.
 """
 
 import math
@@ -18,12 +19,12 @@ from arcd.arc.views import View
 ATTEMPTS = 2
 
 CONTENDERS = 8
-"""Grids of a test that are judged at most."""
+"""Most grids of a test that are rescored."""
 
-Judged = Mapping[tuple[int, Grid], float]
+Likelihoods = Mapping[tuple[int, Grid], float]
 """By test and grid the mean over views of the answer's log-likelihood, in nats."""
 
-NOT_JUDGED: Judged = MappingProxyType({})
+NO_LIKELIHOODS: Likelihoods = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Candidate:
 class Vote:
     """A grid with the number of its candidates and the mean of their logprobs per token.
 
-    `likelihood` is its log-likelihood, the mean over views, in nats; None where it was not judged.
+    `likelihood` is its log-likelihood, the mean over views, in nats; None if it was not rescored.
     """
 
     grid: Grid
@@ -82,8 +83,8 @@ class Verdict:
         return tuple(tuple(vote.grid for vote in test[:ATTEMPTS]) for test in self.ranked)
 
     @property
-    def judged(self) -> Judged:
-        """What is known of the grids' likelihoods."""
+    def likelihoods(self) -> Likelihoods:
+        """Those of the grids that were rescored."""
         return {
             (test, vote.grid): vote.likelihood
             for test, votes in enumerate(self.ranked)
@@ -99,7 +100,7 @@ class Verdict:
 def rank(
     candidates: Iterable[Candidate], likelihoods: Mapping[Grid, float] = MappingProxyType({})
 ) -> tuple[Vote, ...]:
-    """The grids among the candidates of one test, best first; those that were judged come first."""
+    """The grids of one test, best first; those with a likelihood come before all others."""
     by_grid: dict[Grid, list[float]] = {}
     for candidate in candidates:
         if candidate.grid is not None:
@@ -114,12 +115,12 @@ def rank(
 
 def _merit(vote: Vote) -> tuple[float, int, float, Grid]:
     """Least for the best."""
-    judged = -math.inf if vote.likelihood is None else vote.likelihood + math.log(vote.count)
-    return -judged, -vote.count, -vote.mean_logprob, vote.grid
+    product = -math.inf if vote.likelihood is None else vote.likelihood + math.log(vote.count)
+    return -product, -vote.count, -vote.mean_logprob, vote.grid
 
 
 def contenders(candidates: Iterable[Candidate], test: int) -> list[Grid]:
-    """The grids of a test that are worth judging: none where all of them are attempts anyway."""
+    """The grids of a test that are worth rescoring: none if all of them are attempts anyway."""
     votes = _ranked([c for c in candidates if c.test == test], {})
     return [vote.grid for vote in votes[:CONTENDERS]] if len(votes) > ATTEMPTS else []
 
@@ -130,7 +131,7 @@ def verdict(
     candidates: Iterable[Candidate],
     adapter: int | None,
     notes: tuple[str, ...] = (),
-    judged: Judged = NOT_JUDGED,
+    likelihoods: Likelihoods = NO_LIKELIHOODS,
 ) -> Verdict:
     """The verdict on a task of `tests` tests.
 
@@ -140,7 +141,7 @@ def verdict(
     ranked = tuple(
         _ranked(
             [c for c in found if c.test == test],
-            {grid: likelihood for (of, grid), likelihood in judged.items() if of == test},
+            {grid: likelihood for (of, grid), likelihood in likelihoods.items() if of == test},
         )
         for test in range(tests)
     )

@@ -1,4 +1,4 @@
-"""The trainer and the engine behind two protocols, and the runtime that opens both.
+"""The trainer and the engine behind two protocols, and the runtime that opens and closes both.
 
-The only room that trains adapters and samples. Knows nothing of jobs.
+The only room that trains adapters and samples with them. Knows nothing of jobs.
 """

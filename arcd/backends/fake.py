@@ -1,7 +1,8 @@
 """Backends without a model: deterministic, instant, for tests, demonstrations and simulations.
 
-The fake trainer remembers which task its adapter was made for; the fake engine answers a question
-well only with the adapter of that task. Time is the event loop's, so a test may run it virtually.
+The fake trainer remembers which task an adapter was trained for; the fake engine answers a question
+rightly only with the adapter of its task. They wait by the event loop's clock, so a test can run
+them on a virtual one. Knows nothing of torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,21 +30,19 @@ from arcd.model.prompts import Question
 
 @dataclass
 class FakeTrainer:
-    """Trains nothing, in `seconds_per_step` for each lesson.
-
-    Lessons of more than `memory` tokens raise OutOfMemory, in frugal mode those of more than
-    twice as many; tasks in `broken` raise TrainerFailed.
-    """
+    """Waits `seconds_per_step` for each lesson and trains nothing."""
 
     seconds_per_step: float = 0.0
     memory: int = 1 << 30
+    """Tokens of the longest lesson before OutOfMemory; a frugal training takes twice as many."""
     broken: frozenset[str] = frozenset()
+    """Tasks that raise TrainerFailed."""
     capacity: int = 1
     """Trainings at once."""
     folder: Path | None = None
-    """Where each adapter leaves a file with the name of its task, if anywhere."""
+    """If given, each adapter has a folder under it, with its task's name in the file `task`."""
     trained: dict[int, str] = field(default_factory=dict)
-    """The task of each adapter's serial."""
+    """By an adapter's serial its task."""
     steps: int = 0
     under_way: int = 0
 
@@ -90,24 +89,24 @@ class FakeTrainer:
 
 @dataclass
 class FakeEngine:
-    """Answers from `solutions` with the adapter of the task; else it repeats the prompt.
+    """Answers from `solutions` with the adapter of the task; with any other it repeats the prompt.
 
-    What it would answer has a logprob of -0.1 a token, any other answer one of -1.
-
-    A repetition ends where the prompt has an end token, or at the limit. Every answer takes
-    `seconds_per_token` times its length, all requests side by side. Adapters of tasks in `broken`
-    are refused.
+    A repetition ends where the prompt has an end token, else at the limit. A token of the answer
+    that it would give has a logprob of -0.1, of any other answer -1. Requests are answered side by
+    side.
     """
 
     encoding: Encoding
     solutions: Solutions
     adapters: Mapping[int, str]
-    """The task of each adapter's serial, as the trainer made them."""
+    """By an adapter's serial its task: `FakeTrainer.trained`."""
     seconds_per_token: float = 0.0
+    """Seconds that each token of an answer takes; a given answer takes as long as one token."""
     broken: frozenset[str] = frozenset()
+    """Tasks whose adapters are refused."""
     steps: int = 0
     open: int = 0
-    told: list[EngineUsage] = field(default_factory=list)
+    unread_usage: list[EngineUsage] = field(default_factory=list)
 
     @property
     def busy(self) -> bool:
@@ -137,18 +136,18 @@ class FakeEngine:
         prompt = sum(len(request.question.tokens) for request in requests)
         rounds = max(generated, default=0)
         seconds = rounds * self.seconds_per_token
-        self.told.append(EngineUsage(rounds, prompt, sum(generated), seconds))
+        self.unread_usage.append(EngineUsage(rounds, prompt, sum(generated), seconds))
 
     def usage(self) -> list[EngineUsage]:
-        told, self.told = self.told, []
-        return told
+        usage, self.unread_usage = self.unread_usage, []
+        return usage
 
     async def _answer(
         self, request: Request, adapter: Adapter | None, deliver: Callable[[Completion], None]
     ) -> None:
         question = request.question
-        taught = adapter is not None and self._task_of(adapter) == question.task
-        knows = taught and question.task in self.solutions
+        adapted = adapter is not None and self._task_of(adapter) == question.task
+        knows = adapted and question.task in self.solutions
         likely = self._solution(question) if knows else self._repetition(question)
         likely = likely[: question.max_new_tokens]
         tokens = likely if request.answer is None else request.answer
@@ -160,7 +159,7 @@ class FakeEngine:
         deliver(Completion(request, tuple(tokens), (logprob,) * len(tokens), finish))
 
     def _task_of(self, adapter: Adapter) -> str | None:
-        """An adapter of an earlier life is known by the file in its folder."""
+        """The task of an adapter; one of an earlier process is known by the file in its folder."""
         left = adapter.path / "task"
         known = self.adapters.get(adapter.serial)
         return left.read_text() if known is None and left.is_file() else known

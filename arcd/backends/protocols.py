@@ -1,9 +1,15 @@
-"""What arcd asks of a trainer and of an engine; everything heavy stands behind these two.
+"""What arcd asks of a trainer and of an engine: two protocols, and the messages they exchange.
 
 A `Trainer` turns the lessons of a task into an adapter. An `Engine` turns questions into
-completions, for several tasks at once. Both are used from the event loop and must be cancellable
-within one step. Implementations: `fake` (deterministic, no model), `lora` (PyTorch and peft),
-`pool` (several trainers as one), `vllm_engine` (vLLM).
+completions, for several tasks in one batch, each with its own adapter. Both are called in the event
+loop, work outside it, and stop within one step when they are cancelled.
+
+    TrainRequest               -->  Trainer  -->  a TrainingStep for each step, Trained at the end
+    Requests, Adapter or None  -->  Engine   -->  a Completion for each request
+
+Everything that needs torch or vLLM is behind these two. Trainers: `trainer_pool` over one
+`lora_trainer` (PyTorch and peft) for each training at once. Engines: `vllm.engine`. Without a
+model: `fake`. Knows nothing of jobs, votes or schedules.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,28 +37,32 @@ class Adapter:
 
     @classmethod
     def under(cls, folder: Path, serial: int) -> Self:
-        """The adapter of this number where a folder keeps all of them."""
+        """The adapter of this number in a folder that holds all adapters."""
         return cls(serial, folder / f"adapter-{serial}")
 
 
+# The trainer: lessons in, an adapter out.
+
+
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """An adapter with how it came about; `loss` is that of the last step, in nats per token.
+class TrainRequest:
+    """An adapter to be trained: one pass over the lessons, in their order."""
 
-    `resident_bytes` is what the process had in memory after it; None where that cannot be told.
-    """
-
-    adapter: Adapter
-    steps: int
-    tokens: int
-    seconds: float
-    loss: float
-    resident_bytes: int | None = None
+    lessons: Sequence[Lesson]
+    config: TrainConfig
+    seed: int
+    """Of the fresh adapter's random values."""
+    serial: int
+    """The number of the adapter."""
+    frugal: bool = False
+    """Whether activations are recomputed, which takes more time and less memory."""
+    start: Path | None = None
+    """The folder of an adapter to go on from, in place of a fresh one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
-    """Progress: step number `step` of `steps` is done; `loss` in nats per token."""
+    """Progress: step number `step` of `steps` is done; `loss` in nats per labelled token."""
 
     step: int
     steps: int
@@ -61,57 +71,18 @@ class TrainingStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One sample of a question; `seed` decides it where the temperature is not 0 (greedy).
+class Trained:
+    """An adapter, and what its training took."""
 
-    With an `answer`, its end token included, nothing is sampled: that is the completion, and how
-    likely it is in its logprobs.
-    """
-
-    question: Question
-    sample: int
-    seed: int
-    temperature: float = 0.0
-    answer: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A finished request: its tokens, the end token included, and the logprob of each in nats.
-
-    `finish` is "stop" where the model ended the answer and "length" where the limit did.
-    """
-
-    request: Request
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish: Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainRequest:
-    """What is to be trained, and how: lessons in their order, from an adapter begun by `seed`.
-
-    The adapter gets the number `serial`; `frugal` trades time for memory. Instead of a fresh one it
-    may go on from the folder `start`.
-    """
-
-    lessons: Sequence[Lesson]
-    config: TrainConfig
-    seed: int
-    serial: int
-    frugal: bool = False
-    start: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineUsage:
-    """What some engine steps did together: prompt tokens read, tokens generated, seconds."""
-
+    adapter: Adapter
     steps: int
-    prompt: int
-    generated: int
+    tokens: int
+    """Of all lessons."""
     seconds: float
+    loss: float
+    """Of the last step, in nats per labelled token."""
+    resident_bytes: int | None = None
+    """What the process had in memory after it; None on a system that does not tell."""
 
 
 class Trainer(Protocol):
@@ -119,32 +90,75 @@ class Trainer(Protocol):
 
     capacity: int
     slots: anyio.Semaphore
-    """`capacity` slots, given out in the order of asking. Who trains holds one of them, through all
-    attempts at the same adapter."""
+    """`capacity` slots, given out in the order in which they are asked for. `train` is called with
+    one held, and the slot is kept through all attempts at the same adapter."""
 
     @property
     def steps(self) -> int:
-        """Steps made so far. It goes on only if every training under way goes on."""
+        """A count that rises only while every training under way makes steps: its heartbeat."""
         ...
 
     @property
     def busy(self) -> bool:
-        """Whether a training is under way, so that steps must be seen."""
+        """Whether a training is under way, so that `steps` must rise."""
         ...
 
     async def train(
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
     ) -> Trained:
-        """The adapter after one pass over the lessons; on the disk, whole, when this returns.
+        """Train an adapter; when this returns, its folder is complete and on the disk.
 
-        `progress` is called in the event loop. Raises OutOfMemory or another TrainerFailed where
-        no adapter came about; cancellation takes effect within a step and leaves nothing behind.
+        `progress` is called in the event loop. Raises OutOfMemory or another TrainerFailed if there
+        is no adapter. A cancellation takes effect within a step and leaves nothing on the disk.
         """
         ...
 
 
+# The engine: questions in, completions out.
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sample of a question, or the likelihood of a given answer to it."""
+
+    question: Question
+    sample: int
+    """The number of the sample among those of its test."""
+    seed: int
+    """Decides the sample if the temperature is not 0."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time (greedy)."""
+    answer: tuple[int, ...] | None = None
+    """If given, end token included, it is the completion; only its logprobs are computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished request."""
+
+    request: Request
+    tokens: tuple[int, ...]
+    """The end token included, if there is one."""
+    logprobs: tuple[float, ...]
+    """Of each token, in nats, at temperature 1 over the whole vocabulary."""
+    finish: Literal["stop", "length"]
+    """Whether the model ended the answer ("stop") or the limit of tokens did ("length")."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineUsage:
+    """What some engine steps did together."""
+
+    steps: int
+    prompt: int
+    """Prompt tokens read."""
+    generated: int
+    """Tokens generated."""
+    seconds: float
+
+
 class Engine(Protocol):
-    """Samples completions, batching the requests of all callers."""
+    """Samples completions, with the requests of all callers in one batch."""
 
     @property
     def steps(self) -> int:
@@ -153,7 +167,7 @@ class Engine(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether somebody waits for completions, so that steps must be seen."""
+        """Whether a caller waits for completions, so that `steps` must rise."""
         ...
 
     async def sample(
@@ -162,14 +176,14 @@ class Engine(Protocol):
         adapter: Adapter | None,
         deliver: Callable[[Completion], None],
     ) -> None:
-        """Deliver each completion in the event loop when it finishes; return after the last.
+        """Deliver each completion in the event loop when it is finished; return after the last.
 
-        Without an adapter the base answers. The adapter is loaded and unloaded by the engine.
-        Cancellation aborts what is open. Raises SampleRefused where the engine does not take the
-        adapter or a request, EngineFailed if it stopped.
+        Without an adapter the base answers. The engine loads and unloads adapters by itself. A
+        cancellation aborts the requests that are not finished. Raises SampleRefused if the engine
+        does not take the adapter or a request, EngineFailed if it has stopped.
         """
         ...
 
     def usage(self) -> list[EngineUsage]:
-        """What the steps did that were not told yet, as soon as it is known."""
+        """What the steps did that no earlier call has returned, as far as it is known by now."""
         ...

@@ -1,7 +1,7 @@
 """The runtime: what tasks are solved with, and how the real one is opened and closed.
 
-The base model is loaded, then the trainer and the engine on it, in the one order that works; all of
-it is closed again whatever happens. Knows nothing of jobs.
+It loads the base model, then opens the trainer and the engine on it, in the only order that works,
+and closes them whatever happens. Knows nothing of jobs.
 """
 
 import os
@@ -23,32 +23,33 @@ from arcd.model.encoding import Encoding
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
 
-SWITCH = 0.0005
-"""Seconds that a thread may keep Python to itself while others wait, instead of 0.005: trainers and
-engine call torch thousands of times a second, each time to come back for it. 45.5 s became 42.6
-(12 tasks, 20 steps, two cores)."""
+SWITCH_INTERVAL_S = 0.0005
+"""Longest time that a thread keeps Python's interpreter lock while another waits; Python's default
+is 0.005. Trainer and engine release the lock in thousands of calls to torch a second and have to
+get it back each time: 45.5 s became 42.6 (12 tasks, 20 steps, two cores)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What tasks are solved with; shared by all of them. `serial` numbers an adapter."""
+    """What tasks are solved with; all of them share it."""
 
     trainer: Trainer
     engine: Engine
     encoding: Encoding
     ledger: Ledger
     serial: Callable[[], int]
+    """Gives the next adapter its number, which never repeats."""
 
 
 def set_environment() -> None:
-    """What torch reads once, when it is imported; a user's own settings win."""
-    # Its remarks on NUMA are no news to a user.
+    """Set what torch reads when it is imported; variables that the user has set stay."""
+    # torch's remarks on NUMA do not help a user.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # oneDNN keeps 1024 kernels, one for each new shape, and torch keeps as many on top of it:
-    # together they made memory grow for hundreds of tasks, all of them of lengths of their own.
+    # oneDNN keeps 1024 kernels, one for each shape, and torch keeps as many again. Each task has
+    # lengths of its own: over hundreds of tasks memory grew.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
-    # Trainer and engine say how many they want; nobody else shall keep a team of OpenMP threads.
+    # Trainer and engine set the number of their OpenMP threads; no other thread shall have a team.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -63,30 +64,32 @@ async def open_runtime(
     ledger: Ledger,
     serial: Callable[[], int],
 ) -> AsyncIterator[Runtime]:
-    """A runtime on the base that serves adapters of at most `rank`, kept under `adapters`."""
+    """A runtime on the folder `base`, with adapters of at most `rank` in folders under `adapters`.
+
+    Raises MissingPackage without torch or vLLM, BadBase or BadConfig if the base cannot be used,
+    EngineFailed if vLLM cannot start.
+    """
     try:
         from arcd.backends.lora_trainer import LoraTrainer
         from arcd.backends.vllm.engine import vllm_engine
     except ImportError:
         raise MissingPackage from None
-    sys.setswitchinterval(SWITCH)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with ExitStack() as loading:
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
-        # One after the other: while it starts, vLLM changes torch's default dtype for everyone.
+        # Before vLLM: while that starts, torch's default dtype is another in all threads.
         model = await to_thread.run_sync(load_model, base, device)
         trainings = _trainings(config.trainings, device)
-        share = _Cores(trainings)
-        # A trainer puts its adapter on its model: each needs one of its own.
-        models = [model, *(twin(model) for _ in range(1, trainings))]
-        share.pool = pool = TrainerPool(
-            [
-                LoraTrainer(
-                    own, base, adapters, device, encoding.pad, ledger, cores=partial(share.now, i)
-                )
-                for i, own in enumerate(models)
-            ]
-        )
+        split = _CoreSplit(trainings)
+
+        def trainer(index: int) -> LoraTrainer:
+            # A trainer puts its adapter's tensors on its model, so each needs a model of its own.
+            own = model if index == 0 else twin(model)
+            threads = partial(split.threads, index)
+            return LoraTrainer(own, base, adapters, device, encoding.pad, ledger, cores=threads)
+
+        split.pool = pool = TrainerPool([trainer(index) for index in range(trainings)])
         async with vllm_engine(
             base,
             answer_tokens=encoding.answer_tokens,
@@ -95,20 +98,20 @@ async def open_runtime(
             rank=rank,
             dtype=device.dtype,
             ledger=ledger,
-            cores=share.of_engine,
+            cores=split.of_engine,
         ) as engine:
-            share.engine = engine
+            split.engine = engine
             loading.close()
             yield Runtime(pool, engine, encoding, ledger, serial)
 
 
-class _Cores:
-    """How the cores of a CPU are divided between the trainers and the engine.
+class _CoreSplit:
+    """How the cores of a CPU are divided between the trainers and the engine, as OpenMP threads.
 
-    OpenMP threads that outnumber the cores wait for each other: on two cores a trainer with two of
-    them made 4500 tok/s alone, but 1400 beside one busy thread. Those that the engine keeps count
-    also while it is idle, and so do those that a trainer has had: what is left for teams beyond the
-    one thread that each has is all cores but the engine's.
+    OpenMP threads that outnumber the cores wait for each other: on two cores a trainer with two
+    threads made 4500 tok/s alone, but 1400 beside one busy thread. OpenMP counts the threads of
+    every team that was ever made, also while it is idle. So the teams of all trainers together may
+    have, beyond one thread each, as many threads as there are cores without the engine's.
     """
 
     def __init__(self, trainings: int) -> None:
@@ -118,14 +121,14 @@ class _Cores:
         self._trainings = trainings
         self._spare = cores() - self.of_engine
 
-    def now(self, index: int) -> int:
-        """Threads of a trainer for its next step, as things are."""
+    def threads(self, index: int) -> int:
+        """Threads of trainer number `index` for its next step, given what else is busy now."""
         alone = self.pool is None or self.pool.alone(index)
         busy = self.engine is not None and self.engine.busy
         return self.of_trainer(index, alone=alone, engine_busy=busy)
 
     def of_trainer(self, index: int, *, alone: bool, engine_busy: bool) -> int:
-        """Threads of a trainer when it is the only one that is busy, or the engine is, too."""
+        """Threads of a trainer if it is the only busy one (`alone`) and if the engine is busy."""
         each = self._spare // self._trainings
         if engine_busy:
             return max(1, each)
@@ -135,5 +138,5 @@ class _Cores:
 
 
 def _trainings(wanted: int | None, device: Device) -> int:
-    """Adapters trained at once: a GPU is kept busy by one, a CPU better by several."""
+    """Adapters trained at once, unless the user wants a number: one fills a GPU, not a CPU."""
     return wanted or (max(1, min(cores(), max(2, cores() // 2))) if device.kind == "cpu" else 1)

@@ -1,7 +1,7 @@
-"""The trainer pool: several trainers of one adapter each as one, for trainings side by side.
+"""The trainer pool: several trainers of one adapter at a time as one `Trainer`.
 
-On a CPU, two trainings with a core each get through more than one with two. Knows nothing of what
-the trainers are.
+On a CPU two trainings with a core each get more done than one training with two cores. Knows
+nothing of what the trainers are.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,15 +26,14 @@ class TrainerPool:
     """A `Trainer` that gives each training to the first of its trainers that is idle."""
 
     def __init__(self, trainers: Sequence[SingleTrainer]) -> None:
-        """There must be one trainer at least."""
+        """Make a pool of one trainer or more."""
         self.capacity = len(trainers)
         self.slots = anyio.Semaphore(self.capacity)
         self.steps = 0
-        """See `Trainer.steps`; a training that hangs keeps it from going on, whatever the others
-        do."""
+        """See `Trainer.steps`: a training that hangs stops it, whatever the others do."""
         self._trainers = trainers
         self._stepped: dict[int, bool] = {}
-        """By trainer under way, whether it has made a step since `steps` was raised last."""
+        """By trainer at work, whether it has made a step since `steps` last rose."""
 
     @property
     def busy(self) -> bool:
@@ -42,7 +41,7 @@ class TrainerPool:
         return bool(self._stepped)
 
     def alone(self, index: int) -> bool:
-        """Whether no other trainer than this one is busy."""
+        """Whether no trainer other than this one is busy."""
         return not self._stepped.keys() - {index}
 
     async def train(
@@ -60,7 +59,7 @@ class TrainerPool:
             return await self._trainers[index].train(wanted, count)
         finally:
             del self._stepped[index]
-            self.steps += 1  # one that ends has got on
+            self.steps += 1  # the end of a training is progress
 
     def _count(self, index: int) -> None:
         self._stepped[index] = True

@@ -21,8 +21,8 @@ from arcd.config import Config
 from arcd.model.base_model import load_model, open_encoding, pick_device
 from arcd.model.prompts import TooLong, build_lessons, build_questions
 from arcd.solver.assignment import build_requests
-from arcd.solver.rescoring import judge
-from arcd.solver.solve import to_candidate
+from arcd.solver.rescoring import rescore
+from arcd.solver.sampling import to_candidate
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
 from arcd.system.seeds import seed_of
@@ -86,9 +86,9 @@ async def sample(part: Part) -> None:
         cores=cores(),
     ) as engine:
         await engine.sample(requests, adapter, deliver)
-        judged = await judge(questions, candidates, adapter, engine, encoding, part.config)
+        likelihoods = await rescore(questions, candidates, adapter, engine, encoding, part.config)
     serial = adapter.serial if adapter else None
-    found = verdict(task.id, len(task.tests), candidates, serial, judged=judged)
+    found = verdict(task.id, len(task.tests), candidates, serial, likelihoods=likelihoods)
     (part.folder / "verdict.json").write_text(json.dumps(asdict(found)))
 
 

@@ -1,4 +1,5 @@
 """Between grids and a language model: encodings, prompts, the base model's folder, batches.
 
-Imports torch and transformers only where a model is loaded. Knows nothing of training or serving.
+torch and transformers are imported only by what needs a model or tensors. Knows nothing of training
+or serving.
 """

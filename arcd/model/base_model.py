@@ -1,7 +1,8 @@
 """The base model: a folder with weights, the encoding it was made for, a device, a precision.
 
-A base is any Hugging Face folder of a causal language model. arcd's own carries an `arcd.json`
-that names its encoding. Imports torch and transformers only where a model is loaded.
+A base is any Hugging Face folder of a causal language model. arcd's own has an `arcd.json` in it
+that names its encoding. torch and transformers are imported only where a device, a tokenizer or a
+model is opened. Knows nothing of training or serving.
 """
 
 import copy
@@ -34,12 +35,12 @@ DEFAULT_TEXT = "shape+rows+digits"
 
 
 def bundled() -> Path:
-    """The base model that ships with arcd."""
+    """The folder of the base model that ships with arcd."""
     return Path(str(files("arcd") / "base"))
 
 
 def check(path: Path) -> Path:
-    """The folder itself; raises BadBase if it cannot be a base model."""
+    """The folder itself. Raises BadBase if it cannot be that of a base model."""
     if not path.is_dir():
         raise BadBase(f"{path}: not a folder with a base model")
     if not (path / "config.json").is_file():
@@ -50,10 +51,10 @@ def check(path: Path) -> Path:
 
 
 def fingerprint(path: Path) -> str:
-    """Tells one base from another: a hash of its config and of each weight file's beginning.
+    """A hash that differs between bases: of the config and of the first MiB of each weight file.
 
-    A beginning of 1 MiB holds the names, shapes and first values of the tensors; reading all of a
-    large model would take minutes.
+    That MiB holds the names, shapes and first values of the tensors; reading all of a large model
+    would take minutes.
     """
     digest = hashlib.sha256((path / "config.json").read_bytes())
     for file in sorted(path.glob("*.safetensors")):
@@ -64,14 +65,17 @@ def fingerprint(path: Path) -> str:
 
 
 def check_wishes(path: Path, encoding: str, device: str) -> None:
-    """Refuse what can be refused without torch: see `check`, `open_encoding` and `pick_device`."""
+    """Refuse what can be refused without torch.
+
+    Raises what `check`, `open_encoding` and `pick_device` would raise.
+    """
     _layers(check(path), encoding)
     if device not in DEVICES:
         raise BadConfig(f"device {device!r}: expected {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
 
 
 def check_training(path: Path, config: TrainConfig) -> None:
-    """Refuse a training that this base cannot have; raises BadConfig naming key and reason."""
+    """Raise BadConfig, with key and reason, for a training that this base cannot have."""
     linear = {name.removesuffix(".weight").rpartition(".")[2] for name in _tensors(path)}
     for target in config.target_modules:
         if target not in linear:
@@ -88,7 +92,7 @@ def check_training(path: Path, config: TrainConfig) -> None:
 def _tensors(path: Path) -> Iterator[str]:
     """The names of the tensors in a folder, from the headers of its files.
 
-    A safetensors file begins with the length of its JSON header in 8 bytes, least first.
+    A safetensors file begins with the length of its JSON header: 8 bytes, little-endian.
     """
     for file in sorted(path.glob("*.safetensors")):
         with file.open("rb") as opened:
@@ -100,13 +104,17 @@ def _tensors(path: Path) -> Iterator[str]:
 
 
 def open_encoding(path: Path, name: str) -> Encoding:
-    """The encoding of this name for the base, or with `auto` the one that it was made for."""
+    """The encoding of this name for the base; `auto` is the one that it was made for.
+
+    Raises BadConfig if the name does not fit the base, BadBase if its tokenizer cannot be used,
+    MissingPackage if a text encoding lacks transformers.
+    """
     text = _layers(path, name)
     return _text_encoding(path, text) if text else CellEncoding()
 
 
 def _layers(path: Path, name: str) -> GridText | None:
-    """How the encoding of this name writes grids as text; None for the encoding by cells."""
+    """How the encoding of this name writes grids as text; None for the encoding in cells."""
     own = _own_encoding(path)
     wanted = (own or DEFAULT_TEXT) if name == "auto" else name
     text = None if wanted == "cells" else GridText.named(wanted)
@@ -139,26 +147,26 @@ def _text_encoding(path: Path, text: GridText) -> Encoding:
 
 
 def twin(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Another model on the same weights, which can have adapters of its own."""
+    """Another model on the same weights in memory, which can have adapters of its own."""
     weights = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where the models live and in which number format they compute."""
+    """Where trainer and engine compute, and in which number format."""
 
     kind: Literal["cpu", "cuda"]
     dtype: DTypeName
     name: str = ""
-    """Of the hardware."""
+    """Of the hardware, for people."""
 
 
 def pick_device(wanted: str, precision: Precision) -> Device:
-    """The device of this name, `auto` preferring a GPU, and the best format that it has.
+    """The device of this name and a number format; `auto` takes a GPU before a CPU.
 
-    `auto` precision is bf16 where the hardware computes in it, else fp16 on a GPU and fp32 on a
-    CPU. Raises BadConfig for a device that is not there.
+    `auto` precision is bf16 if the hardware computes in it, else fp16 on a GPU and fp32 on a CPU.
+    Raises BadConfig for a GPU that is not there or fp16 on a CPU, MissingPackage without torch.
     """
     try:
         import torch
@@ -192,7 +200,10 @@ def free_memory(device: Device) -> tuple[int, int] | None:
 
 
 def load_model(path: Path, device: Device) -> "PreTrainedModel":
-    """The model in the device's format, frozen; raises BadBase where the folder has none."""
+    """The model on the device, frozen.
+
+    Raises BadBase if the folder has none, MissingPackage without torch or transformers.
+    """
     try:
         import torch
         from transformers import AutoModelForCausalLM

@@ -1,9 +1,9 @@
 """Encodings: how a conversation of grids becomes tokens, and how an answer is read back.
 
-One protocol, two kinds. `CellEncoding` is the compact one of arcd's own models: one token a cell,
-each naming colour, row and column. `TextEncoding` writes grids as text for any causal language
-model that comes with a tokenizer. Both read strictly: an answer is a grid only if writing that
-grid gives the same answer again. Knows nothing of tasks' files, views or models.
+`CellEncoding` is the compact one of arcd's own models: one token for each cell, which names its
+colour, row and column. `TextEncoding` writes grids as text for any causal language model that comes
+with a tokenizer. Both read strictly: an answer is a grid only if writing that grid gives the same
+tokens again. Knows nothing of tasks, views or models.
 """
 
 import re
@@ -16,18 +16,17 @@ from arcd.errors import BadBase, BadConfig, BadGrid
 
 
 class Encoding(Protocol):
-    """A conversation is a question, its answer, the next question, and so on.
-
-    `end` closes every answer; `answer_tokens` are all tokens that an answer can have, `end`
-    included; `pad` fills up batches and never carries a loss.
-    """
+    """Writes a conversation: a question, its answer, the next question, and so on."""
 
     end: int
+    """The token that closes every answer."""
     pad: int
+    """The token that fills up batches; it never has a loss."""
     answer_tokens: tuple[int, ...]
+    """All tokens that an answer can have, `end` included."""
 
     def question(self, grid: Grid, *, first: bool) -> list[int]:
-        """Tokens that show an input and ask for its output; `first` opens the conversation."""
+        """Tokens that show an input and ask for its output; the `first` opens the conversation."""
         ...
 
     def answer(self, grid: Grid) -> list[int]:
@@ -35,13 +34,13 @@ class Encoding(Protocol):
         ...
 
     def parse(self, tokens: Sequence[int]) -> Grid | None:
-        """The grid of a whole answer, `end` included, or None if it is not exactly one."""
+        """The grid of a whole answer, `end` included; None if the tokens are not exactly one."""
         ...
 
 
 PAD, BEGIN, END, NEWLINE, INPUT, OUTPUT = range(6)
 SPECIALS = 16
-"""Rows of the embedding before the cells; those beyond OUTPUT are kept free."""
+"""Rows of the embedding before those of the cells; the ones after OUTPUT are free."""
 
 CELLS = COLOURS * MAX_SIDE * MAX_SIDE
 
@@ -52,9 +51,10 @@ def cell_token(colour: int, row: int, column: int) -> int:
 
 
 class CellEncoding:
-    """One token a cell, naming its colour, row and column; NEWLINE ends a row, END the grid.
+    """One token for each cell, which names colour, row and column.
 
-    An answer of r x c cells takes r * (c + 1) + 1 tokens, at most 931.
+    NEWLINE ends a row, END the grid: an answer of r x c cells has r * (c + 1) + 1 tokens, at most
+    931.
     """
 
     end = END
@@ -88,7 +88,7 @@ class CellEncoding:
 def _checked(
     rows: Sequence[Sequence[int]], tokens: Sequence[int], write: Callable[[Grid], list[int]]
 ) -> Grid | None:
-    """The grid of these rows if writing it gives back all the tokens it was read from."""
+    """The grid of these rows, if `write` gives the tokens from which they were read."""
     try:
         grid = to_grid(rows)
     except BadGrid:
@@ -96,7 +96,7 @@ def _checked(
     return grid if write(grid) == list(tokens) else None
 
 
-# Text. A layer adds lines around or in front of the lines below it; `digits` is the lowest one.
+# Grids as text. A layer adds to the lines of the layer below it; `digits` is the lowest layer.
 
 Lines = list[str]
 
@@ -120,11 +120,11 @@ DIGITS = "digits"
 
 @dataclass(frozen=True)
 class GridText:
-    """A way to write a grid as text, named by its layers from the outside in.
+    """A way to write a grid as text, named by its layers, outermost first: `shape+rows+digits`.
 
-    `digits` writes a row a line, a digit a cell; `rows` numbers the rows from 1; `shape` announces
-    the size; `code` fences it all: `code+shape+rows+digits`. Rows numbered and shape announced
-    lift a 0.5B model's accuracy from 2.0 to 2.8 % (ironbar/arc24, iteration 12).
+    `digits` writes a line for each row and a digit for each cell. `rows` puts the number of each
+    row before it, from 1. `shape` puts the size before the grid. `code` fences the whole. `rows`
+    and `shape` lift a 0.5B model's accuracy from 2.0 to 2.8 % (ironbar/arc24, iteration 12).
     """
 
     layers: tuple[str, ...]
@@ -141,13 +141,14 @@ class GridText:
         return cls(tuple(layers))
 
     def write(self, grid: Grid) -> str:
+        """The grid as text, without a line break at its end."""
         lines = ["".join(map(str, row)) for row in grid]
         for layer in reversed(self.layers):
             lines = LAYERS[layer](grid, lines)
         return "\n".join(lines)
 
     def rows(self, text: str) -> list[list[int]]:
-        """What looks like rows of a grid; the caller checks by writing the grid again."""
+        """The colours in lines that look like rows; not checked against the rest of the text."""
         numbered = r"\d+ " if "rows" in self.layers else ""
         found = re.findall(rf"^{numbered}(\d+)$", text, flags=re.MULTILINE)
         return [[int(digit) for digit in row] for row in found]
@@ -170,11 +171,14 @@ INSTRUCTION = "Each input grid becomes its output grid by the same rule. Continu
 
 @dataclass(frozen=True)
 class _Frame:
-    """The text around the grids: before the first and any later question, before an answer."""
+    """The text around the grids."""
 
     opening: str
+    """Before the first question."""
     between: str
+    """Before each later question."""
     ask: str
+    """Between a question and its answer."""
 
 
 _PLAIN = _Frame(INSTRUCTION + "Input:\n", "\n\nInput:\n", "\nOutput:\n")
@@ -184,8 +188,9 @@ _PLAIN = _Frame(INSTRUCTION + "Input:\n", "\n\nInput:\n", "\nOutput:\n")
 class TextEncoding:
     """Grids as text, in the turns of the tokenizer's chat template if it has one.
 
-    The user shows an input, the assistant answers with its output. Digits and line breaks are
-    always tokens of their own, whatever the tokenizer would merge.
+    The user shows an input, the assistant answers with its output. Each digit and each line break
+    is a token of its own, even if the tokenizer would merge them. Raises BadBase for a tokenizer
+    with which that cannot be done.
     """
 
     tokenizer: Tokenizer
@@ -227,7 +232,7 @@ class TextEncoding:
         return self._pieces[piece]
 
     def _encode_inside(self, piece: str) -> list[int]:
-        """Tokens of a piece in the middle of a text: some tokenizers prefix the first word."""
+        """Tokens of a piece inside a text; some tokenizers mark the first word of a text."""
         anchor = self.tokenizer.encode("x", add_special_tokens=False)
         ids = self.tokenizer.encode("x" + piece, add_special_tokens=False)
         if ids[: len(anchor)] != anchor:
@@ -242,10 +247,10 @@ class TextEncoding:
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[_Frame, int]:
-    """The text around grids under the tokenizer's chat template, and the token that ends a turn.
+    """The text around grids in the tokenizer's chat template, and the token that ends a turn.
 
-    Found by writing a conversation of two turns with marks in place of the grids and cutting the
-    text at the marks.
+    A conversation of two questions and answers is written with marks in place of the grids, and its
+    text is cut at the marks. Raises BadBase if a mark is missing.
     """
     if not tokenizer.chat_template:
         if tokenizer.eos_token_id is None:

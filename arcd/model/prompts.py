@@ -1,9 +1,9 @@
-"""Prompts: lessons to train on, questions to answer, and the reasons why there are none.
+"""Prompts: lessons to train on and questions to answer, of a task seen in a view.
 
-A lesson shows some demonstration pairs of a task in a view and asks for another one whose output
-is known (leave-one-out); a question asks for a test. Both lose pairs, chosen by the seeded
-generator, until they fit their context; what cannot fit is a `TooLong` value. Provenance (task,
-target or test, view, pairs shown) travels inside. Knows nothing of models or engines.
+A lesson shows some demonstration pairs and asks for another one, whose output is known
+(leave-one-out). A question shows pairs and asks for a test. Pairs that do not fit the limit of
+tokens are dropped at random by the seeded generator; what cannot fit is a `TooLong` value. A prompt
+names its task, target or test, view and pairs. Knows nothing of models or engines.
 """
 
 import random
@@ -24,35 +24,41 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A training prompt: `labels[i]` is `tokens[i]` where there is a loss, else IGNORED."""
+    """A training prompt: some pairs of a task, the input of another, and its output."""
 
     task: str
     target: int
+    """The index of the pair that is asked for."""
     view: View
     shown: tuple[int, ...]
+    """The indices of the pairs before it, in the order in which they are shown."""
     tokens: tuple[int, ...]
     labels: tuple[int, ...]
+    """For each token itself if it has a loss, else IGNORED."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt for test number `test`; an answer takes at most `max_new_tokens`."""
+    """A test prompt: pairs of a task and the input of its test number `test`."""
 
     task: str
     test: int
     view: View
     shown: tuple[int, ...]
+    """The indices of the pairs, in the order in which they are shown."""
     tokens: tuple[int, ...]
     max_new_tokens: int
+    """Most tokens of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class TooLong:
-    """Not even one pair and the query fit: `needed` tokens at least, of `limit`."""
+    """A prompt that does not fit `limit` tokens even with a single pair."""
 
     task: str
     purpose: Literal["lesson", "question"]
     needed: int
+    """Tokens that it takes with the shortest pair."""
     limit: int
 
     def __str__(self) -> str:
@@ -72,11 +78,11 @@ def lesson(
     *,
     loss: Literal["target", "outputs"] = "target",
 ) -> Lesson | TooLong:
-    """Leave pair `target` out and ask for it, in at most `limit` tokens.
+    """A lesson of at most `limit` tokens that shows the other pairs and asks for pair `target`.
 
-    With loss "outputs" the outputs of the pairs shown before it are learnt too, except the first:
-    nothing shown before it tells the rule. A task with a single pair has nothing to leave out; its
-    lesson shows no pair and asks for the only one, which still teaches the grids' look.
+    With loss "outputs" the outputs of the pairs shown have a loss too, except the first: nothing
+    before that one tells the rule. The lesson of a task with a single pair shows no pair and asks
+    for the only one, which still teaches how the task's grids look.
     """
     parts = _Parts.of(task, view, encoding)
     answer = encoding.answer(view.apply(task.train[target].output))
@@ -95,15 +101,15 @@ def lesson(
 def question(
     task: Task, test: int, view: View, encoding: Encoding, limit: int, rng: random.Random
 ) -> Question | TooLong:
-    """Ask for a test after all pairs that fit into `limit` tokens, the answer included."""
+    """A question after all pairs that fit into `limit` tokens, room for the answer included."""
     parts = _Parts.of(task, view, encoding)
     query = view.apply(task.tests[test])
-    budget = _longest_answer(task, test, view, encoding)
-    shown = parts.fit(list(view.order), query, budget, limit, rng)
+    max_new_tokens = _longest_answer(task, test, view, encoding)
+    shown = parts.fit(list(view.order), query, max_new_tokens, limit, rng)
     if isinstance(shown, int):
         return TooLong(task.id, "question", shown, limit)
     tokens, _ = parts.show(shown, query)
-    return Question(task.id, test, view, tuple(shown), tuple(tokens), budget)
+    return Question(task.id, test, view, tuple(shown), tuple(tokens), max_new_tokens)
 
 
 def lessons_of(
@@ -115,11 +121,11 @@ def lessons_of(
     *,
     loss: Literal["target", "outputs"] = "target",
 ) -> list[Lesson] | TooLong:
-    """One lesson for each view; every pair is the target equally often, give or take one.
+    """One lesson for each of the views, of which there must be one at least.
 
-    A target that does not fit in a view, where lying and standing grids differ in length, passes
-    its turn on and comes back in the next; a view in which no target fits is left out. TooLong
-    where that is every view; there must be one at least.
+    Each pair is the target equally often, give or take one. A target that does not fit in a view
+    (a turned grid has another length) is tried again in the next, and another pair takes its place.
+    A view in which no target fits has no lesson. TooLong if that is every view.
     """
     taught = [0] * len(task.train)
     built: list[Lesson] = []
@@ -140,7 +146,7 @@ def build_lessons(
 ) -> list[Lesson] | TooLong:
     """All lessons for an adapter in training order, the same for the same seed on every machine.
 
-    Those of several tasks are mixed; TooLong where none of any of them fits.
+    Those of several tasks are shuffled together. TooLong if no lesson of any task fits.
     """
     found: list[Lesson] = []
     too_long: list[TooLong] = []
@@ -150,17 +156,17 @@ def build_lessons(
         if not views:
             return []
         match lessons_of(task, views, encoding, limit, rng, loss=config.train.loss):
-            case TooLong() as lacking:
-                too_long.append(lacking)
+            case TooLong() as refused:
+                too_long.append(refused)
             case lessons:
                 found += lessons
     if len(tasks) > 1:
         generator(config.seed, *(task.id for task in tasks), "mixed").shuffle(found)
-    return found or min(too_long, key=lambda lacking: lacking.needed)
+    return found or min(too_long, key=lambda refused: refused.needed)
 
 
 def build_questions(task: Task, config: Config, encoding: Encoding) -> Iterator[Question | TooLong]:
-    """For each test one question a view, the same for the same seed on every machine."""
+    """For each test a question in each view, the same for the same seed on every machine."""
     rng = generator(config.seed, task.id, "questions")
     count = config.sample.views or config.sample.samples
     for test in range(len(task.tests)):
@@ -178,12 +184,14 @@ def _views(count: int, task: Task, config: Config, purpose: str) -> list[View]:
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """A task's pairs as tokens in one view; by index of the pair."""
+    """A task's demonstration pairs in one view, each by its index."""
 
     encoding: Encoding
     inputs: tuple[Grid, ...]
     answers: tuple[list[int], ...]
+    """The outputs as tokens."""
     lengths: tuple[int, ...]
+    """Tokens of each pair, input and output, if it does not open the conversation."""
 
     @classmethod
     def of(cls, task: Task, view: View, encoding: Encoding) -> "_Parts":
@@ -197,7 +205,7 @@ class _Parts:
         return cls(encoding, inputs, answers, lengths)
 
     def show(self, shown: Sequence[int], query: Grid) -> tuple[list[int], list[int]]:
-        """Tokens up to the query's answer, and labels: the outputs of all pairs but the first."""
+        """Tokens up to the query's answer, and labels on the outputs of all pairs but the first."""
         tokens: list[int] = []
         labels: list[int] = []
         for place, i in enumerate(shown):
@@ -211,12 +219,12 @@ class _Parts:
     def fit(
         self, order: list[int], query: Grid, answer: int, limit: int, rng: random.Random
     ) -> list[int] | int:
-        """The pairs to show, in order, or the number of tokens that even one pair would take.
+        """The pairs to show, in order, or the number of tokens that a single pair would take.
 
-        Pairs are dropped in a random order until the rest fits; one pair at least is kept, where
-        there is one, and the shortest of all stands in if no random choice of one fits.
+        Pairs are dropped in a random order until the rest fits or one is left. If that one does not
+        fit, the shortest of all takes its place. `answer` counts the tokens of the query's answer.
         """
-        # One question opens the conversation, whichever that is: this one stands for it.
+        # Exactly one question opens the conversation; here it is counted as if it were this one.
         rest = len(self.encoding.question(query, first=True))
         room = limit - rest - answer
         kept = list(order)
@@ -233,11 +241,11 @@ class _Parts:
 
 
 def _longest_answer(task: Task, test: int, view: View, encoding: Encoding) -> int:
-    """Tokens that the answer to a test may need.
+    """Most tokens that the answer to a test needs.
 
-    Outputs that are as large as their inputs, all of one size, or scaled by one factor settle the
-    size; otherwise the larger of the query and the largest output shown is allowed. Counted in
-    the view, on a blank grid, because rows and columns cost differently.
+    If all outputs are scaled by one factor, or all have one size, the answer is too. Otherwise it
+    may be as large as the query or any output. The tokens are those of a blank grid in the view,
+    because rows and columns take different numbers of them.
     """
     height, width = shape(task.tests[test])
     ratios = {

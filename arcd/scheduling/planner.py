@@ -82,7 +82,7 @@ class Planner:
             candidates=tuple(store.jobs.candidates(job.id, name)),
             notes=state.notes,
             predicted=self._predictor.beside_others(flight.alone),
-            patience=lambda: self._predictor.start_sampling(flight, in_flight),
+            sampling_timeout_s=lambda: self._predictor.start_sampling(flight, in_flight),
         )
 
     def _allot(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import anyio
 
-from arcd.arc.selection import NOT_JUDGED, verdict
+from arcd.arc.selection import NO_LIKELIHOODS, verdict
 from arcd.config import Config
 from arcd.jobs import events
 from arcd.jobs.events import Times
@@ -135,7 +135,8 @@ def answer_from_candidates(
 def _answer(service: JobService, job: Job, name: str, note: str) -> events.Answered:
     task, store = job.tasks[name], service.store
     tests = len(store.jobs.task(job.id, name).tests)
-    judged = next((v.judged for v in store.jobs.verdicts(job.id, name)), NOT_JUDGED)
+    verdicts = store.jobs.verdicts(job.id, name)
+    likelihoods = next((found.likelihoods for found in verdicts), NO_LIKELIHOODS)
     drawn = store.jobs.candidates(job.id, name)
     notes = (*task.notes, note)
-    return events.Answered(name, verdict(name, tests, drawn, task.adapter, notes, judged))
+    return events.Answered(name, verdict(name, tests, drawn, task.adapter, notes, likelihoods))

@@ -1,7 +1,7 @@
 """An assignment: a task, how it is to be solved, and what earlier attempts have left.
 
-From it follow the lessons that are trained on and the requests that are sampled, the same for the
-same seed on every machine. Knows nothing of trainers and engines but their messages.
+It gives the lessons to train on and the requests to sample, the same for the same seed on every
+machine. Knows nothing of trainers and engines but their messages.
 """
 
 import math
@@ -15,7 +15,7 @@ from arcd.backends.protocols import Adapter, Request
 from arcd.config import Config
 from arcd.jobs.events import Times
 from arcd.model.encoding import Encoding
-from arcd.model.prompts import Lesson, Question, TooLong, build_lessons
+from arcd.model.prompts import Lesson, Question, TooLong, build_lessons, build_questions
 from arcd.system.seeds import seed_of
 
 
@@ -23,32 +23,31 @@ from arcd.system.seeds import seed_of
 class Assignment:
     """A task, how it is to be solved, and what earlier attempts at it have left.
 
-    In round 0 a task is solved for the first time, in each later one with other lessons, views and
-    samples, which are numbered from `first_sample` on. `adapter` was trained in this round already,
-    `start` in an earlier one, to go on from; `candidates` are those of all rounds. The adapter
-    learns from the demonstrations of all tasks in `taught`.
+    In round 0 a task is solved for the first time; each later round has other lessons, views and
+    samples, because its seed is another.
     """
 
     task: Task
     config: Config
     taught: tuple[Task, ...] = ()
-    """By default the task alone."""
+    """The tasks whose demonstrations the adapter learns; by default this task alone."""
     round: int = 0
     first_sample: int = 0
+    """The number of the round's first sample of each test."""
     adapter: Adapter | None = None
+    """The adapter, if it was trained in this round already."""
     start: Path | None = None
+    """The folder of an earlier round's adapter, from which training goes on."""
     candidates: tuple[Candidate, ...] = ()
+    """Those of all rounds."""
     notes: tuple[str, ...] = ()
     predicted: Times | None = None
-    patience: Callable[[], float] = lambda: math.inf
-    """Asked when sampling begins: seconds until it is ended, and the samples there are voted on."""
-
-    def lessons(self, encoding: Encoding, limit: int) -> list[Lesson] | TooLong:
-        """What the adapter is to learn, each lesson of at most `limit` tokens."""
-        return build_lessons(self.taught or (self.task,), self.settings, encoding, limit)
+    sampling_timeout_s: Callable[[], float] = lambda: math.inf
+    """Called when sampling begins. After so many seconds it is ended, and the candidates there are
+    are voted on."""
 
     @property
-    def settings(self) -> Config:
+    def round_config(self) -> Config:
         """The configuration with the seed of this round."""
         if self.round == 0:
             return self.config
@@ -56,11 +55,31 @@ class Assignment:
             update={"seed": seed_of(self.config.seed, "round", self.round)}
         )
 
+    def lessons(self, encoding: Encoding, max_tokens: int | None = None) -> list[Lesson] | TooLong:
+        """What the adapter learns, in training order.
+
+        A lesson has at most `max_tokens`, by default `train.max_seq_len`.
+        """
+        limit = self.config.train.max_seq_len if max_tokens is None else max_tokens
+        return build_lessons(self.taught or (self.task,), self.round_config, encoding, limit)
+
+    def questions(self, encoding: Encoding) -> list[Question | TooLong]:
+        """Each test of the task in several views."""
+        return list(build_questions(self.task, self.round_config, encoding))
+
+    def requests(self, questions: Sequence[Question | TooLong]) -> list[Request]:
+        """The samples of this round of which there is no candidate yet."""
+        planned = build_requests(self.task, questions, self.round_config, self.first_sample)
+        return open_requests(planned, self.candidates)
+
 
 def build_requests(
     task: Task, questions: Sequence[Question | TooLong], config: Config, first: int = 0
 ) -> list[Request]:
-    """The samples of each test dealt out to its questions in turn, numbered from `first` on."""
+    """`sample.samples` requests for each test, dealt out to its questions in turn.
+
+    They are numbered from `first` on. A test of which no question fits the context has none.
+    """
     requests = []
     count = config.sample.samples
     for test in range(len(task.tests)):

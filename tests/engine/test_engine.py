@@ -4,6 +4,7 @@ The ends are played through on a scripted stand-in for vLLM, since the real one 
 fail.
 """
 
+import os
 import random
 import shutil
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import anyio
 import pytest
-from test_engine_contract import (
+from support.toys import (
     ANSWER_TOKENS,
     CLOSING,
     CONTEXT,
@@ -29,6 +30,7 @@ from test_engine_contract import (
 
 from arcd.backends.protocols import Adapter, Completion, Request
 from arcd.backends.vllm import engine as vllm_engine
+from arcd.backends.vllm import startup
 from arcd.backends.vllm.engine import VllmEngine
 from arcd.errors import EngineFailed, SampleRefused
 
@@ -199,9 +201,7 @@ async def test_what_the_steps_did_is_told_once_and_adds_up(engine, adapters):
     found = await together(engine, [None, adapters[0]])
     took = time.monotonic() - begun
     told = engine.usage()
-    while sum(did.steps for did in told) < engine.steps - before:
-        await anyio.sleep(0.01)  # the thread tells after it has answered
-        told += engine.usage()
+    assert sum(did.steps for did in told) == engine.steps - before
     assert engine.usage() == []
     answers = [answer for both in found.values() for answer in both]
     assert sum(did.generated for did in told) == sum(map(len, answers))
@@ -291,13 +291,13 @@ def test_what_lasts_beyond_the_start_is_put_back(monkeypatch):
 
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     before = state()
-    with vllm_engine._process_state_kept():
+    with startup.process_state_kept():
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(12345)
         torch.set_num_threads = sys.excepthook = print
-        vllm_engine.os.environ["LD_PRELOAD"] = "libgomp.so"
+        os.environ["LD_PRELOAD"] = "libgomp.so"
     assert state() == before
-    assert "LD_PRELOAD" not in vllm_engine.os.environ
+    assert "LD_PRELOAD" not in os.environ
 
 
 @dataclass
@@ -370,7 +370,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedVllm]:
 
     def put(act: Callable[[list[str]], list[ScriptedOutput]]) -> ScriptedVllm:
         vllm = ScriptedVllm(act)
-        monkeypatch.setattr(vllm_engine, "_start_vllm", lambda settings: vllm)
+        monkeypatch.setattr(startup, "build_engine", lambda settings: vllm)
         return vllm
 
     return put
@@ -465,7 +465,7 @@ async def test_closing_does_not_wait_for_a_step_that_never_ends(script, monkeypa
         return []
 
     script(hang)
-    monkeypatch.setattr(vllm_engine, "PATIENCE", 0.01)
+    monkeypatch.setattr(vllm_engine, "STOP_TIMEOUT_S", 0.01)
     with anyio.CancelScope() as scope:
         async with toy_engine(Path("nowhere")) as engine, anyio.create_task_group() as calls:
             calls.start_soon(answers, engine, None)

@@ -11,15 +11,11 @@ from pathlib import Path
 
 import anyio
 import pytest
+from support.toys import CLOSING, ENDLESS, ask, toy_engine, write_adapter, write_toy_base
 
-from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.backends.fake import FakeEngine
 from arcd.backends.protocols import Adapter, Completion, Engine, Request
-from arcd.backends.vllm.engine import VllmEngine, vllm_engine
-from arcd.config import EngineConfig
-from arcd.model.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, PAD, CellEncoding
-from arcd.model.prompts import Question
-from arcd.system.ledger import Ledger
+from arcd.model.encoding import END, INPUT, NEWLINE, OUTPUT, CellEncoding
 
 # A warning in the middle of a vLLM step is no reason to end the engine.
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("default")]
@@ -38,80 +34,6 @@ class Subject:
     endless: tuple[int, ...]
     adapters: tuple[Adapter, Adapter]
     """Of two tasks."""
-
-
-def ask(prompt: tuple[int, ...], limit: int, *, task: str = "task", sample: int = 0) -> Request:
-    view = View(False, 0, PLAIN_COLOURS, (0,))
-    return Request(Question(task, 0, view, (0,), prompt, limit), sample, seed=sample)
-
-
-# A toy base for vLLM: its layers write nothing, so the next token depends on the last one alone,
-# until an adapter gives the layers something to say.
-
-CLOSING = (BEGIN, INPUT, NEWLINE, INPUT)
-ENDLESS = (BEGIN, INPUT, NEWLINE, OUTPUT)
-ANSWER_TOKENS = CellEncoding.answer_tokens[:902]
-"""A tenth of all, so that an answer's probability among these is not that in the vocabulary."""
-
-WIDTH, LAYERS, CONTEXT, RANK = 128, 2, 1024, 8
-
-
-def write_toy_base(folder: Path) -> Path:
-    """INPUT is followed by NEWLINE and that by END; from OUTPUT on it is cells, and no end.
-
-    The folder names another token as its end of text: what ends an answer is the caller's word.
-    """
-    import torch
-    from torch.nn import functional as F
-
-    from arcd.pretrain.cell_model import CellModel
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CellModel(WIDTH, LAYERS, CONTEXT)
-    with torch.no_grad():
-        for layer in model.backbone.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        for before, after in ((INPUT, NEWLINE), (NEWLINE, END)):
-            hidden = F.rms_norm(model.inputs.special[before], (WIDTH,))
-            model.outputs.special[after] = 0.03 * hidden
-    model.config.eos_token_id = PAD
-    model.export(folder)
-    return folder
-
-
-def write_adapter(base: Path, folder: Path, *, seed: int) -> Path:
-    """A PEFT folder with random weights, large enough to change the answers."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    adapted = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        for name, weight in adapted.named_parameters():
-            if "lora_" in name:
-                weight.normal_(std=0.2)
-    adapted.save_pretrained(folder)
-    return folder
-
-
-@asynccontextmanager
-async def toy_engine(base: Path, *, max_loras: int = 2) -> AsyncIterator[VllmEngine]:
-    async with vllm_engine(
-        base,
-        answer_tokens=ANSWER_TOKENS,
-        end=END,
-        config=EngineConfig(max_model_len=CONTEXT, max_loras=max_loras, cpu_cache_gib=1),
-        rank=RANK,
-        dtype="bfloat16",
-        ledger=Ledger(),
-        cores=1,
-    ) as engine:
-        yield engine
 
 
 @asynccontextmanager
@@ -254,9 +176,9 @@ async def test_a_given_answer_is_as_likely_as_when_it_was_sampled(subject: Subje
         by_request = {completion.request: completion for completion in found}
         assert set(by_request) == {*given, requests[0], other}
         for request, completion in given.items():
-            judged = by_request[request]
-            assert (judged.tokens, judged.finish) == (completion.tokens, "stop")
-            assert judged.logprobs == pytest.approx(completion.logprobs, abs=0.05)
+            rescored = by_request[request]
+            assert (rescored.tokens, rescored.finish) == (completion.tokens, "stop")
+            assert rescored.logprobs == pytest.approx(completion.logprobs, abs=0.05)
         assert by_request[requests[0]].tokens == sampled[0].tokens
         assert len(by_request[other].logprobs) == 3
         assert sum(by_request[other].logprobs) < -1

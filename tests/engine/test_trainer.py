@@ -14,9 +14,10 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file
 
 from arcd.arc.tasks import load
-from arcd.backends import lora_trainer
-from arcd.backends.lora_trainer import LoraTrainer, factor
+from arcd.backends.lora_adapter import TrainableAdapter
+from arcd.backends.lora_trainer import LoraTrainer, learning_rate_factor
 from arcd.backends.protocols import Trained, TrainingStep, TrainRequest
+from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import TrainConfig, resolve
 from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed
 from arcd.model.base_model import Device, load_model, open_encoding
@@ -78,16 +79,29 @@ def ignore(step: TrainingStep) -> None:
     pass
 
 
+def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The thread of each step that is made from now on."""
+    threads: list[int] = []
+    step = TrainableAdapter.step
+
+    def counted(self, batch, lr) -> float:
+        threads.append(threading.get_ident())
+        return step(self, batch, lr)
+
+    monkeypatch.setattr(TrainableAdapter, "step", counted)
+    return threads
+
+
 async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: Path):
     steps: list[TrainingStep] = []
     request = wanted(base, steps=20)
-    used = trainer(base, tmp_path)
+    used = TrainerPool([trainer(base, tmp_path)])
     trained = await used.train(request, steps.append)
     assert [s.step for s in steps] == list(range(1, 21))
     assert steps[-1].loss < 0.9 * steps[0].loss
     assert trained.loss == steps[-1].loss
     assert trained.tokens == sum(len(lesson.tokens) for lesson in request.lessons)
-    assert (used.steps, used.busy) == (20, False)
+    assert (used.steps, used.busy) == (20 + 1, False), "its end counts, too"
 
 
 async def test_an_adapter_has_the_number_it_was_asked_for(base: Path, tmp_path: Path):
@@ -158,7 +172,7 @@ async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Pa
     going_on = wanted(base, seed=2, start=first.adapter.path)
     await trainer(base, tmp_path / "b").train(going_on, steps.append)
     fresh: list[TrainingStep] = []
-    await trainer(base, tmp_path / "c").train(wanted(base, seed=2), fresh.journal.append)
+    await trainer(base, tmp_path / "c").train(wanted(base, seed=2), fresh.append)
     assert steps[0].loss < 0.95 * fresh[0].loss
 
 
@@ -198,7 +212,7 @@ async def test_a_training_that_is_cancelled_at_its_very_end_leaves_nothing(
 async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
     base: Path, tmp_path: Path
 ):
-    used = trainer(base, tmp_path)
+    used = TrainerPool([trainer(base, tmp_path)])
     steps: list[TrainingStep] = []
     with anyio.CancelScope() as scope:
 
@@ -215,14 +229,17 @@ async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
 
 
-async def test_what_goes_wrong_where_progress_is_told_ends_the_training(base: Path, tmp_path: Path):
+async def test_what_goes_wrong_where_progress_is_told_ends_the_training(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def full(step: TrainingStep) -> None:
         raise StoreFailed("the disk is full")
 
+    steps = recorded_steps(monkeypatch)
     used = trainer(base, tmp_path)
     with pytest.raises(StoreFailed, match="the disk is full"):
         await used.train(wanted(base, steps=50), full)
-    assert used.steps < 50
+    assert len(steps) < 50
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
 
 
@@ -230,20 +247,14 @@ async def test_all_trainings_are_in_one_thread_whoever_else_needs_threads(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """OpenMP keeps a team for each that has ever had one; too many make all of them slow."""
-    seen: set[int] = set()
-    step = lora_trainer._Lora.step
-
-    def noted(self, batch, lr) -> float:
-        seen.add(threading.get_ident())
-        return step(self, batch, lr)
-
-    monkeypatch.setattr(lora_trainer._Lora, "step", noted)
+    threads = recorded_steps(monkeypatch)
     used = trainer(base, tmp_path)
     async with anyio.create_task_group() as others:
         for serial in range(3):
             others.start_soon(anyio.to_thread.run_sync, time.sleep, 0.01)
             await used.train(wanted(base, steps=2, serial=serial), ignore)
-    assert len(seen) == 1
+    assert len(threads) == 6
+    assert len(set(threads)) == 1
 
 
 async def test_target_modules_that_the_base_lacks_fail_their_task_alone(base: Path, tmp_path: Path):
@@ -282,9 +293,9 @@ def _full(*_: object, **__: object) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_schedules_rise_to_the_full_rate_and_never_exceed_it(schedule: str):
     config = TrainConfig(schedule=schedule, warmup=0.1)
-    shares = [factor(config, step, 100) for step in range(100)]
-    assert shares[:10] == sorted(shares[:10])
-    assert max(shares) == shares[10] == 1.0
-    assert min(shares) > 0
-    assert shares[10:] == sorted(shares[10:], reverse=True)
-    assert (shares[-1] < 0.05) == (schedule != "constant")
+    factors = [learning_rate_factor(config, step, 100) for step in range(100)]
+    assert factors[:10] == sorted(factors[:10])
+    assert max(factors) == factors[10] == 1.0
+    assert min(factors) > 0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert (factors[-1] < 0.05) == (schedule != "constant")

@@ -318,7 +318,7 @@ async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is
     await works.finish()
     verdicts = list(works.store.jobs.verdicts(number))
     assert any(TIME_IS_UP in verdict.notes for verdict in verdicts)
-    assert all(verdict.judged for verdict in verdicts)
+    assert all(verdict.likelihoods for verdict in verdicts)
 
 
 @pytest.mark.anyio

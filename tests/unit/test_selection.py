@@ -67,10 +67,10 @@ def test_a_tie_goes_to_the_smaller_grid():
     assert [vote.grid for vote in rank([candidate(TWO), candidate(ONE)])] == [ONE, TWO]
 
 
-def test_the_judged_come_first_in_the_order_of_votes_times_likelihood():
+def test_the_rescored_come_first_in_the_order_of_votes_times_likelihood():
     found = [candidate(ONE), candidate(ONE), candidate(TWO), candidate(THREE, -0.1)]
-    judged = {(0, ONE): -9.0, (0, TWO): -3.0, (1, THREE): -1.0}
-    ranked = verdict("task", 1, found, None, judged=judged).ranked
+    likelihoods = {(0, ONE): -9.0, (0, TWO): -3.0, (1, THREE): -1.0}
+    ranked = verdict("task", 1, found, None, likelihoods=likelihoods).ranked
     assert [(vote.grid, vote.likelihood) for vote in ranked[0]] == [
         (TWO, -3.0),
         (ONE, -9.0),
@@ -81,8 +81,8 @@ def test_the_judged_come_first_in_the_order_of_votes_times_likelihood():
 def test_twice_the_votes_are_worth_half_the_likelihood():
     found = [candidate(ONE), candidate(TWO), candidate(TWO)]
     for likelihood, attempts in ((-3.0, (TWO, ONE)), (-3.6, (TWO, ONE)), (-3.8, (ONE, TWO))):
-        judged = {(0, ONE): -3.0, (0, TWO): likelihood}
-        assert verdict("task", 1, found, None, judged=judged).attempts == (attempts,)
+        likelihoods = {(0, ONE): -3.0, (0, TWO): likelihood}
+        assert verdict("task", 1, found, None, likelihoods=likelihoods).attempts == (attempts,)
 
 
 def test_contenders_are_the_grids_with_the_most_votes_of_more_than_there_are_attempts():
@@ -102,10 +102,10 @@ def test_contenders_are_of_the_adapter_where_it_answered_validly():
 
 
 @given(candidates(), st.dictionaries(st.sampled_from([(0, ONE), (1, ONE), (0, TWO)]), NATS))
-def test_what_a_verdict_knows_of_likelihoods_gives_the_same_verdict_again(found, judged):
-    result = verdict("task", 2, found, None, judged=judged)
-    assert result.judged.items() <= judged.items()
-    assert verdict("task", 2, found, None, judged=result.judged) == result
+def test_what_a_verdict_knows_of_likelihoods_gives_the_same_verdict_again(found, likelihoods):
+    result = verdict("task", 2, found, None, likelihoods=likelihoods)
+    assert result.likelihoods.items() <= likelihoods.items()
+    assert verdict("task", 2, found, None, likelihoods=result.likelihoods) == result
 
 
 def test_an_answer_of_no_tokens_does_not_divide_by_zero():

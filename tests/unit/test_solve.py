@@ -287,7 +287,7 @@ class Divided(Bench):
             found,
         )
 
-    async def judge(self, **left: object) -> Verdict:
+    async def rescore(self, **left: object) -> Verdict:
         adapter = Adapter(7, Path("adapter-7"))
         return await self.solve(adapter=adapter, candidates=self.drawn, **left)
 
@@ -298,7 +298,7 @@ class Divided(Bench):
 
 async def test_where_answers_differ_the_likeliest_wins():
     bench = Divided()
-    verdict = await bench.judge()
+    verdict = await bench.rescore()
     sure, divided = verdict.ranked
     assert [vote.likelihood for vote in sure] == [None], "there is nothing to choose from"
     tokens = len(CellEncoding().answer(bench.right))
@@ -308,19 +308,19 @@ async def test_where_answers_differ_the_likeliest_wins():
     assert "Sampled" not in bench.kinds
 
 
-async def test_all_contenders_are_judged_in_the_same_views():
+async def test_all_contenders_are_rescored_in_the_same_views():
     bench = Divided()
-    verdict = await bench.judge()
+    verdict = await bench.rescore()
     asked = [q for q in build_questions(bench.task, bench.config, CellEncoding()) if q.test == 1]
     views = asked[: bench.config.sample.judging_views]
-    judged = [vote.grid for vote in verdict.ranked[1] if vote.likelihood is not None]
-    wanted = {(q, tuple(CellEncoding().answer(q.view.apply(g)))) for q in views for g in judged}
-    assert len(judged) == CONTENDERS
+    rescored = [vote.grid for vote in verdict.ranked[1] if vote.likelihood is not None]
+    wanted = {(q, tuple(CellEncoding().answer(q.view.apply(g)))) for q in views for g in rescored}
+    assert len(rescored) == CONTENDERS
     assert {(request.question, request.answer) for request in bench.asked} == wanted
     assert len(bench.asked) == len(wanted)
 
 
-async def test_a_view_in_which_an_answer_does_not_fit_judges_none():
+async def test_a_view_in_which_an_answer_does_not_fit_rescores_none():
     longest = 1 + max(
         len(q.tokens) + len(CellEncoding().answer(Divided().right))
         for q in build_questions(task(tests=2), Config(), CellEncoding())
@@ -328,38 +328,38 @@ async def test_a_view_in_which_an_answer_does_not_fit_judges_none():
     for limit, views in ((longest, 8), (longest - 1, 0)):
         settings = [f"engine.max_model_len={limit}", "sample.judging_views=8"]
         bench = Divided(config=resolve(settings=settings))
-        verdict = await bench.judge()
+        verdict = await bench.rescore()
         assert len(bench.asked) == views * CONTENDERS
-        assert bool(verdict.judged) == bool(views)
+        assert bool(verdict.likelihoods) == bool(views)
 
 
 async def test_without_judging_views_votes_decide():
     bench = Divided(config=Config())
-    verdict = await bench.judge()
+    verdict = await bench.rescore()
     assert bench.asked == []
     assert [vote.count for vote in verdict.ranked[1]] == [3, 3, 2] + [1] * 8
 
 
-async def test_the_base_does_not_judge_what_an_adapter_drew():
+async def test_the_base_does_not_rescore_what_an_adapter_drew():
     bench = Divided()
     verdict = await bench.solve(candidates=bench.drawn)
     assert bench.asked == []
-    assert verdict.judged == {}
+    assert verdict.likelihoods == {}
 
 
-async def test_where_the_engine_does_not_judge_votes_decide_and_a_note_says_so():
+async def test_where_the_engine_does_not_rescore_votes_decide_and_a_note_says_so():
     bench = Divided(engine=RefusesAll)
-    verdict = await bench.judge()
+    verdict = await bench.rescore()
     assert verdict.ranked[1][0].count == 3
     assert verdict.notes == ("votes alone decided: no",)
 
 
-async def test_judging_that_takes_too_long_is_ended_and_votes_decide():
+async def test_rescoring_that_takes_too_long_is_ended_and_votes_decide():
     bench = Divided(engine=Unending)
     bench.drawn = bench.drawn[1:]  # one is left to sample
-    verdict = await bench.judge(patience=lambda: 0.05)
+    verdict = await bench.rescore(sampling_timeout_s=lambda: 0.05)
     assert verdict.ranked[1][0].count == 3
-    assert verdict.judged == {}
+    assert verdict.likelihoods == {}
     assert verdict.notes == ("sampling took more than 0 s and was ended",)
 
 
@@ -373,7 +373,7 @@ class Unending(FakeEngine):
 
 async def test_sampling_that_takes_too_long_is_ended_and_what_is_there_is_voted_on():
     bench = Bench(engine=Unending)
-    verdict = await bench.solve(patience=lambda: 0.05)
+    verdict = await bench.solve(sampling_timeout_s=lambda: 0.05)
     assert verdict.samples == 15
     assert verdict.ranked[0][0].grid == solutions([bench.task])["t"][0]
     assert verdict.notes == ("sampling took more than 0 s and was ended",)
@@ -493,16 +493,16 @@ async def test_training_goes_on_from_the_adapter_of_an_earlier_round():
     assert [asked.start for asked in bench.trainer.asked] == [Path("adapter-7")]
 
 
-async def test_patience_is_asked_for_when_sampling_begins_and_only_then():
+async def test_the_timeout_is_asked_for_when_sampling_begins_and_only_then():
     asked: list[list[str]] = []
     bench = Bench()
 
-    def patience() -> float:
+    def timeout() -> float:
         asked.append(list(bench.kinds))
         return 1e9
 
-    verdict = await bench.solve(patience=patience)
+    verdict = await bench.solve(sampling_timeout_s=timeout)
     assert [kinds[-1] for kinds in asked] == ["Trained"]
-    await Bench().solve(patience=patience, candidates=tuple(bench.candidates))
+    await Bench().solve(sampling_timeout_s=timeout, candidates=tuple(bench.candidates))
     assert len(asked) == 1, "nothing was left to sample"
     assert verdict.samples == 16

@@ -1,4 +1,4 @@
-"""The step log: what an engine did is told exactly once, as soon as it is known."""
+"""The step log: what an engine did is reported exactly once, as soon as it is known."""
 
 import random
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcd.backends.protocols import EngineUsage
-from arcd.backends.vllm.step_log import FEWEST, StepLog
+from arcd.backends.vllm.step_log import MIN_REPORT_STEPS, StepLog
 
 
 @dataclass
@@ -18,13 +18,13 @@ class Sample:
 
 
 def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list[tuple]]:
-    """Stretches told, and for each step of an engine (seconds, prompt, generated, spoilt).
+    """Usage reported, and for each step of an engine (seconds, prompt, generated, aborted).
 
     Requests come at any time; a step reads the prompts of all that are new and makes a token of
     each.
     """
     rng = random.Random(seed)
-    log, told, steps = StepLog(), [], []
+    log, reported, steps = StepLog(), [], []
     running: dict[str, Sample] = {}
     for number in range(rng.randint(1, 300)):
         if not running or rng.random() < 0.1:
@@ -47,12 +47,12 @@ def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list
                 for step in steps[len(steps) - sample.made :]:
                     step[3] = True
                 del running[name]
-        told += log.take()
+        reported += log.take()
     for name, sample in running.items():
         log.abort(name)
         for step in steps[len(steps) - sample.made :]:
             step[3] = True
-    return told + log.take(), steps
+    return reported + log.take(), steps
 
 
 def total(usage: list[EngineUsage]) -> tuple:
@@ -65,10 +65,10 @@ def total(usage: list[EngineUsage]) -> tuple:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.002, 0.05]))
-def test_every_step_is_told_once_unless_an_abort_has_spoilt_it(seed, aborts):
-    told, steps = simulate(seed, aborts=aborts)
+def test_every_step_is_reported_once_unless_a_request_in_it_was_aborted(seed, aborts):
+    reported, steps = simulate(seed, aborts=aborts)
     sound = [step for step in steps if not step[3]]
-    assert total(told) == (
+    assert total(reported) == (
         len(sound),
         sum(step[1] for step in sound),
         sum(step[2] for step in sound),
@@ -76,30 +76,30 @@ def test_every_step_is_told_once_unless_an_abort_has_spoilt_it(seed, aborts):
     )
 
 
-def test_nothing_is_told_while_it_is_not_known_what_the_steps_did():
+def test_nothing_is_reported_while_it_is_not_known_what_the_steps_did():
     log = StepLog()
     log.begin("a")
-    for _ in range(3 * FEWEST):
+    for _ in range(3 * MIN_REPORT_STEPS):
         log.step(0.1)
     assert log.take() == []
-    log.finish("a", 7, 3 * FEWEST)
+    log.finish("a", 7, 3 * MIN_REPORT_STEPS)
     reading, generating = log.take()
     assert (reading.steps, reading.prompt, reading.generated) == (1, 7, 1)
-    assert (generating.prompt, generating.generated) == (0, 3 * FEWEST - 1)
+    assert (generating.prompt, generating.generated) == (0, 3 * MIN_REPORT_STEPS - 1)
 
 
-def test_an_engine_that_is_never_idle_is_heard_of_too():
-    log, told = StepLog(), []
-    for number in range(10 * FEWEST):
+def test_an_engine_that_is_never_idle_is_reported_too():
+    log, reported = StepLog(), []
+    for number in range(10 * MIN_REPORT_STEPS):
         log.begin(str(number))
         log.step(0.1)
         if number >= 20:
             log.finish(str(number - 20), 5, 21)
-        told += log.take()
-    assert sum(stretch.steps for stretch in told) > 8 * FEWEST
+        reported += log.take()
+    assert sum(usage.steps for usage in reported) > 8 * MIN_REPORT_STEPS
 
 
-def test_a_prompt_that_is_read_in_pieces_is_told_with_all_of_its_steps():
+def test_a_prompt_that_is_read_in_pieces_is_reported_with_all_of_its_steps():
     log = StepLog()
     log.begin("long")
     for _ in range(4):

@@ -9,7 +9,7 @@ from support.small import task
 
 from arcd.backends.fake import FakeTrainer
 from arcd.backends.protocols import Trained, TrainRequest
-from arcd.backends.runtime import _Cores
+from arcd.backends.runtime import _CoreSplit
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import resolve
 from arcd.errors import TrainerFailed
@@ -118,21 +118,21 @@ async def test_steps_go_on_while_all_go_on_and_stand_still_when_one_hangs():
 def test_threads_never_outnumber_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, trainings: int
 ):
-    """OpenMP counts the threads of all teams that were ever made, without their masters."""
+    """OpenMP counts the threads of all teams that were ever made, less the first of each."""
     monkeypatch.setattr("arcd.backends.runtime.cores", lambda: cores)
-    share = _Cores(trainings)
+    split = _CoreSplit(trainings)
     largest = [
         max(
-            share.of_trainer(i, alone=alone, engine_busy=busy)
+            split.of_trainer(i, alone=alone, engine_busy=busy)
             for alone in (True, False)
             for busy in (True, False)
         )
         for i in range(trainings)
     ]
-    assert 1 + sum(n - 1 for n in [*largest, share.of_engine]) <= cores
-    together = sum(share.of_trainer(i, alone=False, engine_busy=True) for i in range(trainings))
-    assert together + share.of_engine <= max(cores, trainings + 1)
-    alone = share.of_trainer(0, alone=True, engine_busy=False)
-    assert alone >= share.of_trainer(0, alone=False, engine_busy=False)
+    assert 1 + sum(n - 1 for n in [*largest, split.of_engine]) <= cores
+    together = sum(split.of_trainer(i, alone=False, engine_busy=True) for i in range(trainings))
+    assert together + split.of_engine <= max(cores, trainings + 1)
+    alone = split.of_trainer(0, alone=True, engine_busy=False)
+    assert alone >= split.of_trainer(0, alone=False, engine_busy=False)
     if trainings == 1:
-        assert alone == cores - share.of_engine + 1
+        assert alone == cores - split.of_engine + 1

@@ -1,10 +1,10 @@
-"""vLLM's CPU platform with LoRA by groups (see `vllm_lora`). Imported by vLLM alone."""
+"""vLLM's CPU platform with adapters applied by `grouped_lora`. Imported by vLLM alone."""
 
 from vllm.platforms.cpu import CpuPlatform
 
 
 class GroupedCpuPlatform(CpuPlatform):  # type: ignore[misc]  # vllm is untyped here
-    """Differs in one class name."""
+    """Differs from vLLM's in the class that applies adapters."""
 
     @classmethod
     def get_punica_wrapper(cls) -> str:

@@ -1,17 +1,18 @@
-"""vLLM's CPU platform, with arcd's way to apply adapters; a vLLM platform plugin.
+"""A platform plugin of vLLM: on a CPU vLLM applies adapters arcd's way (`grouped_lora`).
 
-vLLM finds `plugin` through the entry point `vllm.platform_plugins` and asks it for a platform while
-its own is not known yet, so nothing here may import more of vLLM than `vllm.platforms.cpu`.
+vLLM finds `plugin` through the entry point `vllm.platform_plugins` and calls it before it knows its
+platform, so nothing here may import more of vLLM than `vllm.platforms`.
 """
 
 import os
 
 WANTED = "ARCD_GROUPED_LORA"
-"""Set by arcd's engine; everybody else's vLLM on this machine stays as it is."""
+"""An environment variable that arcd's engine sets. Without it vLLM stays as it is: the plugin is
+installed for every vLLM of this Python environment."""
 
 
 def plugin() -> str | None:
-    """The platform's name, where it is wanted and vLLM is built for CPUs."""
+    """The platform's class path, if arcd wants it and vLLM is built for CPUs; else None."""
     if os.environ.get(WANTED) != "1":
         return None
     from vllm.platforms import cpu_platform_plugin

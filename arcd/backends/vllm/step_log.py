@@ -1,36 +1,36 @@
-"""The step log: what engine steps did, told afterwards from the samples that finished.
+"""The step log: what engine steps did, worked out afterwards from the requests that finished.
 
-An engine that says only when a sample is done has made one token of it in each of the steps
-before. So once all that were open in a step have finished, it is known how many sequences ran in
-it and how many prompt tokens were read by then. Pure; used by one thread.
+vLLM reports a request only when it is finished; it generated one token of it in each step since its
+prompt was read. So once all requests that were open in a step are finished, it is known how many
+tokens the step generated and how many prompt tokens were read by then. Pure; used by one thread.
 """
 
 from arcd.backends.protocols import EngineUsage
 
-FEWEST = 32
-"""Steps that are told together, unless nothing is open."""
+MIN_REPORT_STEPS = 32
+"""Fewest steps that are reported together while a request is open."""
 
 
 class StepLog:
-    """Steps in their order, from the first that is not yet told."""
+    """Steps in their order, from the first that is not reported yet."""
 
     def __init__(self) -> None:
-        self._told = 0
+        self._reported = 0
         self._steps: list[_Step] = []
         self._open: dict[str, int] = {}
-        """By request, the number of the first step that it may have been in."""
+        """By open request the number of the first step that it may have been in."""
 
     def begin(self, request: str) -> None:
-        """A request is open."""
-        self._open[request] = self._told + len(self._steps)
+        """A request was added."""
+        self._open[request] = self._reported + len(self._steps)
 
     def step(self, seconds: float) -> None:
         """A step was made."""
         self._steps.append(_Step(seconds))
 
     def finish(self, request: str, prompt: int, generated: int) -> None:
-        """A request was done in the last step; each since its prompt was read made one token."""
-        begun = self._open.pop(request) - self._told
+        """A request finished in the last step, after steps that made one token of it each."""
+        begun = self._open.pop(request) - self._reported
         first = max(begun, len(self._steps) - generated)
         for step in self._steps[first:]:
             step.generated += 1
@@ -38,22 +38,24 @@ class StepLog:
             self._steps[first].prompt += prompt
 
     def abort(self, request: str) -> None:
-        """A request was given up: nobody knows what the steps since it came did for it."""
-        begun = self._open.pop(request) - self._told
+        """A request was aborted: what the steps since `begin` did for it is not known."""
+        begun = self._open.pop(request) - self._reported
         for step in self._steps[begun:]:
             step.known = False
 
     def take(self) -> list[EngineUsage]:
-        """What the steps did that nothing open was in; each is told once.
+        """What those steps did in which no open request was; each step is reported once.
 
-        Reading prompts apart from mere generating, where that can be told: mixed, they teach less.
+        The steps up to the last one that read a prompt are reported apart from those that only
+        generated: an estimator learns the two rates better from them than from their sum.
         """
-        closed = min(self._open.values(), default=self._told + len(self._steps)) - self._told
-        if closed < FEWEST and self._open:
+        made = self._reported + len(self._steps)
+        closed = min(self._open.values(), default=made) - self._reported
+        if closed < MIN_REPORT_STEPS and self._open:
             return []
         steps = [step for step in self._steps[:closed] if step.known]
         del self._steps[:closed]
-        self._told += closed
+        self._reported += closed
         reading = max((i + 1 for i, step in enumerate(steps) if step.prompt), default=0)
         return [_together(part) for part in (steps[:reading], steps[reading:]) if part]
 

@@ -1,0 +1,156 @@
+"""How vLLM is started inside this process: its arguments, its environment, what it must not change.
+
+Arguments and environment are pure functions of the settings. vLLM itself is imported by `start`
+alone, after the environment is set. Knows nothing of requests.
+"""
+
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcd.backends.vllm import plugin
+from arcd.config import EngineConfig
+
+STEP_TOKENS = 2048
+"""Most tokens in one step. The engine obeys no command during a step; this many tokens take 0.15 s
+(5M model, one CPU core)."""
+
+PROMPT_STEP_TOKENS = 512
+"""Most tokens of one prompt in one step. For an answer that is rescored vLLM holds logits and
+logprobs of all these tokens, without planning for them (vllm issue 5907): 0.5 GB with a vocabulary
+of 150 000. A long prompt in one piece can take all memory of a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine is started with; see `vllm_engine`."""
+
+    base: Path
+    answer_tokens: Sequence[int]
+    end: int
+    config: EngineConfig
+    rank: int
+    dtype: str
+    cores: int
+
+
+def start(settings: EngineSettings) -> Any:
+    """A running `LLMEngine`; imports vLLM. Raises whatever vLLM raises."""
+    os.environ |= environment(settings.config)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    with process_state_kept(), _silence():
+        return build_engine(settings)
+
+
+def build_engine(settings: EngineSettings) -> Any:
+    """An `LLMEngine` for the platform that vLLM is built for."""
+    from vllm import EngineArgs, LLMEngine
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        _prepare_cpu_thread(settings.cores)
+    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(settings, on_cpu=on_cpu)))
+
+
+def environment(config: EngineConfig) -> dict[str, str]:
+    """The variables that vLLM reads when it is imported."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_cache_gib),
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # vllm issue 52247: freezes beside other kernels
+        # The newer runner takes at most 1024 allowed tokens; a cell encoding has 9002.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        plugin.WANTED: "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def engine_arguments(settings: EngineSettings, *, on_cpu: bool) -> dict[str, object]:
+    """The keyword arguments of vLLM's `EngineArgs`."""
+    config = settings.config
+    arguments: dict[str, object] = {
+        "model": str(settings.base),
+        "dtype": settings.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "gpu_memory_utilization": config.gpu_memory,
+        "enable_lora": True,
+        "max_lora_rank": settings.rank,
+        "max_loras": config.max_loras,
+        "max_num_batched_tokens": max(STEP_TOKENS, config.max_num_seqs),
+        "long_prefill_token_threshold": min(PROMPT_STEP_TOKENS, config.max_model_len),
+        "enable_prefix_caching": True,
+        "skip_tokenizer_init": True,
+        "load_format": "safetensors",  # nothing is unpickled
+        "generation_config": "vllm",  # not the folder's: it could add tokens that end an answer
+        "logprobs_mode": "raw_logprobs",  # before allowed_token_ids and temperature: the model's
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    return arguments | (_cpu_arguments(config) if on_cpu else {})
+
+
+def _cpu_arguments(config: EngineConfig) -> dict[str, object]:
+    return {
+        "enforce_eager": True,
+        # A request without an adapter has slot -1, and on a CPU vLLM indexes its weights with that:
+        # in one batch with adapters the base would answer with the last slot's (0.32, torch_ops).
+        # Slots fill from the first, so with one more than is ever used the last one stays zero.
+        "max_loras": config.max_loras + 1,
+    }
+
+
+def _prepare_cpu_thread(cores: int) -> None:
+    """Settings of torch for the calling thread, the engine's."""
+    import torch
+
+    # Threads made later begin with this number, older ones keep theirs.
+    torch.set_num_threads(cores)
+    # vLLM compiles one small function, the rank of a chosen token among all: 2 to 25 s at the first
+    # step, and an error on machines without a C++ compiler. torch keeps this setting by thread.
+    torch._dynamo.config.disable = True
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Put back what vLLM changes for the whole process while it starts.
+
+    Three changes stay, because they do no harm: some variables of the environment, stubs in
+    `torch.cuda` on a CPU, and the start-up heap, which is frozen out of garbage collection until
+    vLLM is shut down.
+    """
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state()
+    set_num_threads, excepthook = torch.set_num_threads, sys.excepthook
+    preload = os.environ.get("LD_PRELOAD")
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_num_threads = set_num_threads  # vLLM replaces it by a function without effect
+        sys.excepthook = excepthook  # vLLM's prefixes a rank
+        if preload is None:
+            os.environ.pop("LD_PRELOAD", None)  # vLLM sets it for worker processes
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the remarks of vLLM and torch about their start off the terminal."""
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        yield

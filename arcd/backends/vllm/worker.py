@@ -1,0 +1,202 @@
+"""The engine thread's side: a worker that obeys commands between steps and makes vLLM's steps.
+
+Requests of all callers are in one batch, so the only place to add or abort a request is between two
+steps. It uses vLLM's stable surface only (0.25 to 0.32). Knows nothing of the event loop: answers
+leave through a function that it is given.
+"""
+
+import gc
+import itertools
+import queue
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from arcd.backends.protocols import Adapter, Completion, EngineUsage, Request
+from arcd.backends.vllm import startup
+from arcd.backends.vllm.calls import (
+    Answer,
+    Begin,
+    Call,
+    Command,
+    End,
+    Load,
+    Stop,
+    Unload,
+    copied,
+    failure,
+)
+from arcd.backends.vllm.startup import EngineSettings
+from arcd.backends.vllm.step_log import StepLog
+from arcd.errors import SampleRefused
+from arcd.system.ledger import Ledger
+
+UNREAD_USAGE_LIMIT = 1000
+"""Most measurements kept for `usage`; if they are not read, the oldest are dropped."""
+
+
+class Worker:
+    """Obeys commands, and makes steps while requests are open; else it sleeps on the queue."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        ledger: Ledger,
+        commands: "queue.SimpleQueue[Command]",
+        answer: Callable[[Call, Answer], None],
+    ) -> None:
+        """`answer` is called in the engine thread."""
+        self.steps = 0
+        self.usage: deque[EngineUsage] = deque(maxlen=UNREAD_USAGE_LIMIT)
+        self._settings = settings
+        self._ledger = ledger
+        self._commands = commands
+        self._answer = answer
+        self._engine: Any = None
+        self._open: dict[str, tuple[Call, Request]] = {}
+        """By vLLM's name for a request."""
+        self._loras: dict[int, Any] = {}
+        """By an adapter's serial a LoRARequest, or the SampleRefused that its loading ended in."""
+        self._names = itertools.count()
+        self._log = StepLog()
+
+    def start(self) -> None:
+        """Start vLLM; raises whatever vLLM raises."""
+        self._engine = startup.start(self._settings)
+
+    def serve(self) -> None:
+        """Obey commands and make steps until `Stop`."""
+        while True:
+            while not self._open or not self._commands.empty():
+                command = self._commands.get()
+                if isinstance(command, Stop):
+                    return
+                self._obey(command)
+            self._step()
+
+    def close(self) -> None:
+        """Return vLLM's memory."""
+        if self._engine is not None:
+            self._engine.engine_core.shutdown()
+            self._engine = None
+            gc.collect()  # reference cycles hold the model and the cache
+
+    def _obey(self, command: Load | Unload | Begin | End) -> None:
+        match command:
+            case Load(adapter=adapter):
+                self._load(adapter)
+            case Unload(adapter=adapter):
+                self._unload(adapter)
+            case Begin(call=call):
+                self._begin(call)
+            case End(call=call):
+                self._abort(call)
+
+    def _step(self) -> None:
+        begun = time.monotonic()
+        with self._ledger.span("engine", "step"):
+            outputs = self._engine.step()
+        self.steps += 1
+        self._log.step(time.monotonic() - begun)
+        answers = [self._finish(output) for output in outputs]
+        # Before the answers: a caller that has them finds their steps in `usage`.
+        self.usage.extend(self._log.take())
+        for call, answer in answers:
+            self._answer(call, answer)
+        if self._open and not self._engine.has_unfinished_requests():
+            raise RuntimeError(f"vLLM lost {len(self._open)} requests")
+
+    def _finish(self, output: Any) -> tuple[Call, Answer]:
+        call, request = self._open.pop(output.request_id)
+        generated = len(output.outputs[0].token_ids)
+        self._log.finish(output.request_id, len(_prompt(request)), generated)
+        return call, _completion(request, output)
+
+    def _begin(self, call: Call) -> None:
+        lora = self._loras[call.adapter.serial] if call.adapter else None
+        if isinstance(lora, SampleRefused):
+            self._answer(call, copied(lora))
+            return
+        try:
+            for request in call.requests:
+                self._add(call, request, lora)
+        except Exception as error:
+            self._abort(call)
+            self._answer(call, failure(SampleRefused, error, "a request was refused"))
+
+    def _add(self, call: Call, request: Request, lora: Any) -> None:
+        name = str(next(self._names))
+        prompt = {"prompt_token_ids": _prompt(request)}
+        parameters = _sampling_parameters(request, self._settings)
+        self._engine.add_request(name, prompt, parameters, lora_request=lora)
+        self._open[name] = call, request
+        self._log.begin(name)
+
+    def _abort(self, call: Call) -> None:
+        names = [name for name, (owner, _) in self._open.items() if owner is call]
+        self._engine.abort_request(names)
+        for name in names:
+            del self._open[name]
+            self._log.abort(name)
+
+    def _load(self, adapter: Adapter) -> None:
+        from vllm.lora.request import LoRARequest
+
+        # Name and number are part of the prefix cache's key, and vLLM checks neither: a serial that
+        # never repeats keeps one adapter from answering with another's keys and values.
+        lora = LoRARequest(adapter.name, adapter.serial + 1, str(adapter.path))
+        try:
+            with self._ledger.span("engine", "hand-over"):
+                self._engine.add_lora(lora)
+        except Exception as error:
+            refused = failure(SampleRefused, error, f"{adapter.name} was refused")
+            self._loras[adapter.serial] = refused
+        else:
+            self._loras[adapter.serial] = lora
+
+    def _unload(self, adapter: Adapter) -> None:
+        lora = self._loras.pop(adapter.serial)
+        if not isinstance(lora, SampleRefused):
+            with self._ledger.span("engine", "hand-over"):
+                self._engine.remove_lora(lora.lora_int_id)
+
+
+def _prompt(request: Request) -> list[int]:
+    """What vLLM reads; where the answer is given, it is a part of that."""
+    return [*request.question.tokens, *(request.answer or ())]
+
+
+def _sampling_parameters(request: Request, settings: EngineSettings) -> Any:
+    """The request as vLLM's `SamplingParams`."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    given = request.answer is not None
+    return SamplingParams(
+        # vLLM generates at least one token, even where only the prompt's logprobs are wanted.
+        max_tokens=1 if given else request.question.max_new_tokens,
+        prompt_logprobs=0 if given else None,
+        temperature=request.temperature,
+        seed=request.seed if request.temperature > 0 else None,
+        allowed_token_ids=settings.answer_tokens,
+        stop_token_ids=[settings.end],
+        logprobs=0,  # of the chosen token alone
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,  # else 9000 allowed tokens are copied one by one: 1.5 ms a request
+    )
+
+
+def _completion(request: Request, output: Any) -> Completion | SampleRefused:
+    """vLLM's output for a request as a completion, with one logprob a token."""
+    made = output.outputs[0]
+    if made.finish_reason not in ("stop", "length"):
+        return SampleRefused(f"vLLM gave a request up: {made.finish_reason}")
+    if request.answer is None:
+        tokens, places, finish = tuple(made.token_ids), made.logprobs, made.finish_reason
+    else:
+        tokens, finish = request.answer, "stop"
+        places = output.prompt_logprobs[-len(tokens) :]
+    logprobs = (place[token].logprob for place, token in zip(places, tokens, strict=True))
+    return Completion(request, tokens, tuple(logprobs), finish)
