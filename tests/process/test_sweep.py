@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.fakedaemon import SOLUTIONS
-from test_daemon import Running
+from support.running import Running
 
 from arcd.arc.grids import to_lists
 from arcd.arc.metrics import evaluate
@@ -51,8 +51,8 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_a_sweep_does_each_point_once(tmp_path: Path, config: Path):
-    running = Running(tmp_path / "home").wait()
-    try:
+    with Running(tmp_path / "home") as running:
+        running.wait()
         sweep = ("sweep", config, "--over", "train.share=1,2,train.lr=1e-3,2e-3")
         done = running.arcd(*sweep, "--json")
         assert done.returncode == 0, done.stderr
@@ -70,8 +70,6 @@ def test_a_sweep_does_each_point_once(tmp_path: Path, config: Path):
         assert "share" in table.stdout
         assert all(len(line) <= 80 and "…" not in line for line in table.stdout.splitlines())
         assert len(running.client.jobs()) == 4
-    finally:
-        running.close()
 
 
 def test_tasks_without_solutions_are_refused(tmp_path: Path, config: Path):
@@ -80,13 +78,11 @@ def test_tasks_without_solutions_are_refused(tmp_path: Path, config: Path):
     shown = [{"input": to_lists(p.input), "output": to_lists(p.output)} for p in task.train]
     blind = tmp_path / "blind.json"
     blind.write_text(json.dumps({"train": shown, "test": asked}))
-    running = Running(tmp_path / "home").wait("loading")
-    try:
+    with Running(tmp_path / "home") as running:
+        running.wait(ready=False)
         done = running.arcd("sweep", config, "--over", "train.steps=1", "--tasks", blind)
         assert (done.returncode, "no solutions to compare" in done.stderr) == (2, True)
         assert running.client.jobs() == []
-    finally:
-        running.close()
 
 
 def test_a_sweep_ends_at_a_job_that_is_cancelled():
@@ -107,10 +103,8 @@ def test_a_sweep_ends_at_a_job_that_is_cancelled():
 def test_bad_input_is_refused_before_anything_is_tried(
     tmp_path: Path, config: Path, arguments: tuple[str, ...], said: str
 ):
-    running = Running(tmp_path / "home").wait("loading")
-    try:
+    with Running(tmp_path / "home") as running:
+        running.wait(ready=False)
         done = running.arcd("sweep", config, *arguments)
         assert (done.returncode, said in done.stderr) == (2, True)
         assert running.client.jobs() == []
-    finally:
-        running.close()
