@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.commands import arcd
 from support.fakedaemon import SOLUTIONS
-from test_daemon import Running
+from support.running import Running
 
 from arcd.arc.grids import to_lists
 from arcd.arc.tasks import load
@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> Path:
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A daemon that never gets a job."""
     found = Running(tmp_path_factory.mktemp("sweep") / "home")
-    yield found.wait("loading")
+    yield found.wait(ready=False)
     found.close()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.fakedaemon import SOLUTIONS, Plan
-from test_daemon import ENDLESS, SETTINGS, Running
+from support.running import ENDLESS, SETTINGS, Running
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux here")
 
@@ -64,11 +64,9 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
-    home = tmp_path / "home"
-    home.mkdir(mode=0o700)
-    found = Running(home, Plan(str(tmp_path / "marker"), seconds_per_step=0.3))
-    yield found.wait()
-    found.close()
+    plan = Plan(str(tmp_path / "marker"), seconds_per_step=0.3)
+    with Running(tmp_path / "home", plan) as found:
+        yield found.wait()
 
 
 def arcd(running: Running, *arguments: object) -> str:

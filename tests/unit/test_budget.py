@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import virtual
 from support.small import candidate, task, task_set
-from test_scheduler import Trainer, Works
+from support.works import Trainer, Works
 
 from arcd.arc.selection import Candidate, verdict
 from arcd.arc.tasks import Task
