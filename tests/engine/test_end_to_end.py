@@ -191,6 +191,7 @@ def test_a_daemon_killed_in_training_and_in_sampling_loses_nothing(tmp_path: Pat
     assert len(sampled) == len(set(sampled)) == 9
 
 
+@pytest.mark.full
 def test_a_run_killed_whole_leaves_a_valid_submission_and_is_taken_up_again(tmp_path: Path):
     tasks, home, out = few_tasks(tmp_path), tmp_path / "home", tmp_path / "submission.json"
     command = ["run", tasks, "--out", out, "--home", home, "--json", *SMALL, *SHORT]
@@ -232,6 +233,7 @@ def test_serve_submit_status_result_and_stop(tmp_path: Path):
     assert json.loads(arcd("status", job, *at, "--json").stdout)["state"] == "done"
 
 
+@pytest.mark.full
 def test_ctrl_c_sets_a_run_aside_and_the_same_command_goes_on(tmp_path: Path):
     home = tmp_path / "home"
     command = ["run", "arc1-train:5", "--home", home, "--json", *SMALL]
@@ -248,6 +250,7 @@ def test_ctrl_c_sets_a_run_aside_and_the_same_command_goes_on(tmp_path: Path):
     assert json.loads(done.stdout)["job"] == record.job
 
 
+@pytest.mark.full
 def test_the_kaggle_notebook_runs_offline(tmp_path: Path):
     inputs = tmp_path / "input" / "competition"
     inputs.mkdir(parents=True)
@@ -295,6 +298,8 @@ def test_the_kaggle_notebook_leaves_a_submission_even_where_nothing_can_be_insta
     assert submission.read(tmp_path / "submission.json")
 
 
+@pytest.mark.full
+@pytest.mark.timing
 def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path):
     begun = time.monotonic()
     out = tmp_path / "submission.json"
@@ -306,6 +311,7 @@ def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path)
     assert len(submission.read(out)) == 20
 
 
+@pytest.mark.full
 def test_bench_compares_three_ways(tmp_path: Path):
     tasks = tmp_path / "tasks"
     tasks.mkdir()

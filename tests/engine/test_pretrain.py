@@ -99,6 +99,7 @@ def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path
     assert all(file.stat().st_size < 16 * 2**20 for file in tmp_path.iterdir())
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own code
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_layers_compute_the_same_for_batches_of_any_shape():

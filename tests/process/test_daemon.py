@@ -77,7 +77,7 @@ def test_who_looks_on_elsewhere_than_on_a_terminal_gets_lines(shared: Running) -
     lines = done.stderr.splitlines()
     assert sum("answered" in line and "✓ solved" in line for line in lines) == len(TASKS)
     assert "\x1b" not in done.stderr
-    assert done.stdout == f"job {job} ({SOLUTIONS}): done, 4 of 4 tasks answered, 0 in hand\n"
+    assert done.stdout == f"job {job} ({SOLUTIONS}): done, 4 of 4 tasks answered, 0 in flight\n"
     assert shared.client.solutions(job) == load(SOLUTIONS).solutions
     assert shared.arcd("watch", NOBODYS).returncode == 2
 

@@ -214,6 +214,7 @@ def _changed(true: Grid, cell: int) -> Grid:
     return (first, *true[1:])
 
 
+@pytest.mark.timing
 @needs_browser
 def test_four_hundred_tasks_are_there_in_two_seconds(browser: Browser, tmp_path: Path):
     found = opened(browser, tmp_path / "report.html", page_of(*four_hundred()))

@@ -729,6 +729,9 @@ def seconds_in(profile: cProfile.Profile, *modules: object) -> float:
     )
 
 
+@pytest.mark.full
+@pytest.mark.timing
+@pytest.mark.timeout(600)
 async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(build: Build):
     """With the real store, but for the disk's own time: nothing is waited for to reach it.
 
