@@ -1,4 +1,4 @@
-"""What all tests share: asyncio as anyio's backend, how hypothesis runs, how long a test may take."""
+"""What all tests share: asyncio as anyio's backend, hypothesis's profiles, time limits."""
 
 import os
 
