@@ -32,6 +32,9 @@ NOBODYS = 999
 FULL_PAGES = 34
 """Of the store on a full disk: room for the job and for some of its steps."""
 
+LONG = {"train": {"steps": 3000, "batch_size": 1}}
+"""A job whose first training takes more pages than FULL_PAGES."""
+
 shares_the_daemon = pytest.mark.xdist_group("shared daemon")
 """On one worker, so that there is one such daemon."""
 
@@ -287,7 +290,7 @@ def test_a_full_disk_ends_the_daemon_with_one_clear_line_and_the_next_one_goes_o
 ) -> None:
     plan = Plan(str(tmp_path / "marker"), seconds_per_step=0.001, pages=FULL_PAGES)
     with Running(tmp_path / "home", plan) as full:
-        job = full.wait().client.submit(SOLUTIONS, settings=ENDLESS)
+        job = full.wait().client.submit(SOLUTIONS, settings=LONG)
         assert full.process.wait(timeout=60) == 1
         last = full.log.splitlines()[-1]
         assert last.endswith("arcd.db: database or disk is full")

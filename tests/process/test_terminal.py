@@ -29,7 +29,9 @@ class Terminal:
         self.until(lambda: "READY>" in self.seen())
 
     def tmux(self, *arguments: str) -> str:
-        env = {key: value for key, value in os.environ.items() if key != "TMUX"}
+        # COLUMNS and LINES, which pytest-xdist sets, would hide the size of the terminal.
+        hidden = {"TMUX", "COLUMNS", "LINES"}
+        env = {key: value for key, value in os.environ.items() if key not in hidden}
         command = ["tmux", "-S", self._socket, *arguments]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
         return done.stdout
