@@ -113,7 +113,7 @@ class Rig:
 
     @property
     def kinds(self) -> list[tuple[str, int]]:
-        return [(incident.kind, incident.life) for incident in self.incidents]
+        return [(incident.kind, incident.number) for incident in self.incidents]
 
     def close(self) -> None:
         self.lock.close()

@@ -74,8 +74,6 @@ class Works:
         self.trainer.folder = self.home / "adapters"
         self.trainer.capacity = self.trainings
         self.trainer.slots = anyio.Semaphore(self.trainings)
-        self.trainer.capacity = self.trainings
-        self.trainer.slots = anyio.Semaphore(self.trainings)
         self.scheduler: Scheduler | None = None
 
     def submit(self, *tasks: Task, priority: int = 10, settings: list[str] = FEW) -> int:
