@@ -35,7 +35,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_text_model_trains_and_answers_like_the_small_one(smollm2: Path, tmp_path: Path):
+def test_a_text_model_trains_and_answers_like_the_small_one(smollm2: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "arcd", "run", "arc1-train:25ff71a9", "--base", smollm2]
     command += ["--home", tmp_path, "--json"]
     for setting in (

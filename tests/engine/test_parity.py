@@ -92,7 +92,7 @@ def without(model: "torch.nn.Module", module: str) -> dict[str, "torch.Tensor"]:
 )
 async def test_peft_and_the_engine_agree_on_the_whole_adapter_and_only_on_that(
     tmp_path: Path, dtype: DTypeName
-):
+) -> None:
     device, tolerance = Device("cpu", dtype), TOLERANCES[dtype]
     trained = await train(tmp_path, device)
     completions = await sample(trained, device)

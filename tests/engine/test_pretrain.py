@@ -67,7 +67,7 @@ def final(folder: Path) -> dict[str, "torch.Tensor"]:
     return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
 
 
-def test_the_factorised_softmax_is_the_softmax_over_the_flat_table():
+def test_the_factorised_softmax_is_the_softmax_over_the_flat_table() -> None:
     torch.manual_seed(0)
     tables = CellTables(16)
     for parameter in tables.parameters():
@@ -78,7 +78,7 @@ def test_the_factorised_softmax_is_the_softmax_over_the_flat_table():
     torch.testing.assert_close(tables.logprob(hidden, tokens), flat, rtol=1e-4, atol=1e-4)
 
 
-def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path: Path):
+def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = CellModel(64, 2, 512)
     model.export(tmp_path)
@@ -102,7 +102,7 @@ def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own code
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_compiled_layers_compute_the_same_for_batches_of_any_shape():
+def test_compiled_layers_compute_the_same_for_batches_of_any_shape() -> None:
     torch.manual_seed(0)
     plain = CellModel(64, 2, 512)
     quick = CellModel(64, 2, 512, compiled=True)
@@ -118,7 +118,7 @@ def test_compiled_layers_compute_the_same_for_batches_of_any_shape():
             assert (ours.grad - theirs.grad).norm() <= 0.05 * ours.grad.norm()
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path):
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole: list[Progress] = []
     train(tmp_path / "whole", report=whole.append, every=2)
 
@@ -175,7 +175,7 @@ def train_and_send(folder: Path, recipe: Recipe, corpus: Corpus, steps: Connecti
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(
     tmp_path: Path, workers: int
-):
+) -> None:
     recipe = replace(TINY, steps=6, workers=workers)
     whole = Killable(tmp_path / "whole", recipe)
     assert list(whole.steps()) == [1, 2, 3, 4, 5, 6]
@@ -192,7 +192,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(
         assert torch.equal(value, final(tmp_path / "cut")[name])
 
 
-def test_what_is_never_trained_on_is_measured(tmp_path: Path):
+def test_what_is_never_trained_on_is_measured(tmp_path: Path) -> None:
     seen: list[Progress] = []
     tasks = load("arc1-eval:6ea4a07e,3b4c2228")
     train(tmp_path, report=seen.append, every=2, unseen=tasks)
@@ -200,7 +200,7 @@ def test_what_is_never_trained_on_is_measured(tmp_path: Path):
     assert seen[-1].unseen > 10  # nats for nine cells, of a model that knows next to nothing
 
 
-def test_the_tests_of_a_task_are_asked_for_behind_all_its_pairs():
+def test_the_tests_of_a_task_are_asked_for_behind_all_its_pairs() -> None:
     (task,) = load("arc1-eval:6ea4a07e").tasks
     tasks = load("arc1-eval:6ea4a07e")
     lessons = unseen_lessons(tasks, TINY)
@@ -211,13 +211,13 @@ def test_the_tests_of_a_task_are_asked_for_behind_all_its_pairs():
         assert list(lesson.tokens[-len(answer) :]) == answer
 
 
-def test_two_workers_average_their_gradients(tmp_path: Path):
+def test_two_workers_average_their_gradients(tmp_path: Path) -> None:
     recipe = replace(TINY, steps=2, workers=2)
     train(tmp_path, recipe, every=2)
     assert (tmp_path / "model" / "config.json").exists()
 
 
-def test_a_run_of_another_shape_is_not_mixed_up(tmp_path: Path):
+def test_a_run_of_another_shape_is_not_mixed_up(tmp_path: Path) -> None:
     train(tmp_path)
     for key, value in (("layers", 2), ("composed", 0.0), ("seed", 1)):
         other = replace(TINY, workers=2, **{key: value})
@@ -231,7 +231,7 @@ def test_a_run_of_another_shape_is_not_mixed_up(tmp_path: Path):
     assert [progress.step for progress in longer] == [6]
 
 
-def test_what_is_no_checkpoint_is_told_in_a_line(tmp_path: Path):
+def test_what_is_no_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
     for wrong in (b"", b"junk", b"PK" + bytes(100)):
         (tmp_path / "checkpoint.pt").write_bytes(wrong)
         with pytest.raises(BadBase, match=f"^{tmp_path}/checkpoint.pt: not a checkpoint"):
@@ -247,7 +247,7 @@ def test_what_is_no_checkpoint_is_told_in_a_line(tmp_path: Path):
 )
 def test_an_impossible_recipe_is_refused(
     tmp_path: Path, changes: dict[str, int], device: str, said: str
-):
+) -> None:
     with pytest.raises(BadConfig, match=said):
         train(tmp_path / "run", replace(TINY, **changes), device=device)
     assert not (tmp_path / "run").exists()
@@ -256,7 +256,7 @@ def test_an_impossible_recipe_is_refused(
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_gradient_that_is_not_finite_ends_the_run_and_spoils_nothing(
     tmp_path: Path, workers: int
-):
+) -> None:
     train(tmp_path)
     kept = final(tmp_path)
     wild = replace(TINY, steps=12, lr=1e38, workers=workers)
@@ -266,7 +266,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_spoils_nothing(
         assert torch.equal(value, kept[name])
 
 
-def test_what_is_trained_on_is_not_unseen(tmp_path: Path):
+def test_what_is_trained_on_is_not_unseen(tmp_path: Path) -> None:
     with pytest.raises(BadTask, match=r"arc1-train:1: task .*: is trained on"):
         train(tmp_path, unseen=load("arc1-train:1"))
     (task,) = load("arc1-train:1").tasks
@@ -282,7 +282,7 @@ def turned(pair: Pair) -> Pair:
     return View(True, 1, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1), ()).pair(pair)
 
 
-def test_a_folder_is_trained_in_by_one_run_at_a_time(tmp_path: Path):
+def test_a_folder_is_trained_in_by_one_run_at_a_time(tmp_path: Path) -> None:
     def intrude(progress: Progress) -> None:
         with pytest.raises(HomeInUse, match=f"{tmp_path}: in use"):
             train(tmp_path)
@@ -292,7 +292,7 @@ def test_a_folder_is_trained_in_by_one_run_at_a_time(tmp_path: Path):
     assert [progress.step for progress in seen] == [4]
 
 
-def test_the_rate_warms_up_stays_and_falls_to_zero():
+def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     recipe = Recipe(steps=1000, warmup=100, decay=0.4)
     rates = [recipe.lr_scale(step) for step in range(1001)]
     assert rates[:100] == sorted(rates[:100])

@@ -92,7 +92,7 @@ def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return threads
 
 
-async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: Path):
+async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: Path) -> None:
     steps: list[TrainingStep] = []
     request = wanted(base, steps=20)
     used = TrainerPool([trainer(base, tmp_path)])
@@ -104,13 +104,13 @@ async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: P
     assert (used.steps, used.busy) == (20 + 1, False), "its end counts, too"
 
 
-async def test_an_adapter_has_the_number_it_was_asked_for(base: Path, tmp_path: Path):
+async def test_an_adapter_has_the_number_it_was_asked_for(base: Path, tmp_path: Path) -> None:
     trained = await trainer(base, tmp_path).train(wanted(base, serial=41), ignore)
     assert trained.adapter.serial == 41
     assert trained.adapter.path == tmp_path / "adapter-41"
 
 
-async def test_nothing_of_a_task_is_left_for_the_next(base: Path, tmp_path: Path):
+async def test_nothing_of_a_task_is_left_for_the_next(base: Path, tmp_path: Path) -> None:
     used = trainer(base, tmp_path / "used")
     await used.train(wanted(base, "d037b0a7"), ignore)
     second = await used.train(wanted(base, seed=2, serial=1), ignore)
@@ -125,7 +125,7 @@ async def test_nothing_of_a_task_is_left_for_the_next(base: Path, tmp_path: Path
 )
 async def test_nothing_of_a_job_with_other_tensors_is_left_for_the_next(
     base: Path, tmp_path: Path, settings: dict[str, object]
-):
+) -> None:
     used = trainer(base, tmp_path / "used")
     await used.train(wanted(base, "d037b0a7", **settings), ignore)
     second = await used.train(wanted(base, serial=1), ignore)
@@ -133,7 +133,9 @@ async def test_nothing_of_a_job_with_other_tensors_is_left_for_the_next(
     assert same(second, fresh)
 
 
-async def test_jobs_that_differ_in_their_course_alone_share_the_tensors(base: Path, tmp_path: Path):
+async def test_jobs_that_differ_in_their_course_alone_share_the_tensors(
+    base: Path, tmp_path: Path
+) -> None:
     used = trainer(base, tmp_path / "used")
     await used.train(wanted(base, lr=1e-3, schedule="constant"), ignore)
     second = await used.train(wanted(base, serial=1, batch_size=1), ignore)
@@ -141,14 +143,14 @@ async def test_jobs_that_differ_in_their_course_alone_share_the_tensors(base: Pa
     assert same(second, fresh)
 
 
-async def test_another_seed_gives_another_adapter(base: Path, tmp_path: Path):
+async def test_another_seed_gives_another_adapter(base: Path, tmp_path: Path) -> None:
     used = trainer(base, tmp_path)
     first = await used.train(wanted(base), ignore)
     second = await used.train(wanted(base, seed=2, serial=1), ignore)
     assert not same(first, second)
 
 
-async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path):
+async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path) -> None:
     model = load_model(base, DEVICE)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     used = LoraTrainer(model, base, tmp_path, DEVICE, 0, Ledger(), cores=lambda: 1)
@@ -158,7 +160,9 @@ async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-async def test_recomputing_activations_changes_nothing_but_the_time(base: Path, tmp_path: Path):
+async def test_recomputing_activations_changes_nothing_but_the_time(
+    base: Path, tmp_path: Path
+) -> None:
     used = trainer(base, tmp_path)
     plain = await used.train(wanted(base), ignore)
     frugal = await used.train(wanted(base, serial=1, frugal=True), ignore)
@@ -166,7 +170,7 @@ async def test_recomputing_activations_changes_nothing_but_the_time(base: Path, 
         torch.testing.assert_close(value, weights(frugal)[name], rtol=1e-3, atol=1e-4)
 
 
-async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Path):
+async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Path) -> None:
     first = await trainer(base, tmp_path / "a").train(wanted(base, steps=20), ignore)
     steps: list[TrainingStep] = []
     going_on = wanted(base, seed=2, start=first.adapter.path)
@@ -176,7 +180,7 @@ async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Pa
     assert steps[0].loss < 0.95 * fresh[0].loss
 
 
-async def test_a_start_that_does_not_fit_fails_its_task_alone(base: Path, tmp_path: Path):
+async def test_a_start_that_does_not_fit_fails_its_task_alone(base: Path, tmp_path: Path) -> None:
     first = await trainer(base, tmp_path / "a").train(wanted(base), ignore)
     used = trainer(base, tmp_path / "b")
     with pytest.raises(TrainerFailed, match="another base, rank or set"):
@@ -188,7 +192,7 @@ async def test_a_start_that_does_not_fit_fails_its_task_alone(base: Path, tmp_pa
 
 async def test_a_training_that_is_cancelled_at_its_very_end_leaves_nothing(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     used = trainer(base, tmp_path)
     save, loop, scope = used._save, asyncio.get_running_loop(), anyio.CancelScope()
     saved: list[Path] = []
@@ -211,7 +215,7 @@ async def test_a_training_that_is_cancelled_at_its_very_end_leaves_nothing(
 
 async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
     base: Path, tmp_path: Path
-):
+) -> None:
     used = TrainerPool([trainer(base, tmp_path)])
     steps: list[TrainingStep] = []
     with anyio.CancelScope() as scope:
@@ -231,7 +235,7 @@ async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
 
 async def test_what_goes_wrong_where_progress_is_told_ends_the_training(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def full(step: TrainingStep) -> None:
         raise StoreFailed("the disk is full")
 
@@ -245,7 +249,7 @@ async def test_what_goes_wrong_where_progress_is_told_ends_the_training(
 
 async def test_all_trainings_are_in_one_thread_whoever_else_needs_threads(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """OpenMP keeps a team for each that has ever had one; too many make all of them slow."""
     threads = recorded_steps(monkeypatch)
     used = trainer(base, tmp_path)
@@ -257,14 +261,18 @@ async def test_all_trainings_are_in_one_thread_whoever_else_needs_threads(
     assert len(set(threads)) == 1
 
 
-async def test_target_modules_that_the_base_lacks_fail_their_task_alone(base: Path, tmp_path: Path):
+async def test_target_modules_that_the_base_lacks_fail_their_task_alone(
+    base: Path, tmp_path: Path
+) -> None:
     used = trainer(base, tmp_path)
     with pytest.raises(TrainerFailed, match="c_attn"):
         await used.train(wanted(base, target_modules=("c_attn",)), ignore)
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
 
 
-async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(base: Path, tmp_path: Path):
+async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(
+    base: Path, tmp_path: Path
+) -> None:
     place = tmp_path / "adapters"
     place.write_text("")
     used = trainer(base, place)
@@ -276,7 +284,7 @@ async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(base: Pa
 
 async def test_a_step_that_failed_leaves_no_scaler_that_refuses_the_next(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     half = Device("cpu", "float16")
     used = LoraTrainer(load_model(base, half), base, tmp_path, half, 0, Ledger(), cores=lambda: 1)
     with monkeypatch.context() as patched:
@@ -291,7 +299,7 @@ def _full(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_schedules_rise_to_the_full_rate_and_never_exceed_it(schedule: str):
+def test_schedules_rise_to_the_full_rate_and_never_exceed_it(schedule: str) -> None:
     config = TrainConfig(schedule=schedule, warmup=0.1)
     factors = [learning_rate_factor(config, step, 100) for step in range(100)]
     assert factors[:10] == sorted(factors[:10])

@@ -78,7 +78,7 @@ def arcd(running: Running, *arguments: object) -> str:
 
 def test_the_screen_appears_moves_resizes_and_leaves_a_clean_terminal(
     running: Running, terminal: Terminal
-):
+) -> None:
     job = running.client.submit(SOLUTIONS, settings=ENDLESS)
     terminal.type("echo before", "Enter", arcd(running, "watch", job), "Enter")
     first = terminal.until(lambda: "step" in terminal.seen())
@@ -103,7 +103,9 @@ def test_the_screen_appears_moves_resizes_and_leaves_a_clean_terminal(
     assert running.client.job(job)["state"] == "running"
 
 
-def test_a_job_that_is_watched_to_its_end_leaves_its_status(running: Running, terminal: Terminal):
+def test_a_job_that_is_watched_to_its_end_leaves_its_status(
+    running: Running, terminal: Terminal
+) -> None:
     submit = arcd(running, "submit", SOLUTIONS, "--watch", "--set", "sample.samples=2")
     terminal.type(f"{submit} --set train.steps=2", "Enter")
     terminal.until(lambda: terminal.flag("alternate_on") == "1")
@@ -112,7 +114,7 @@ def test_a_job_that_is_watched_to_its_end_leaves_its_status(running: Running, te
     assert "4 of 4 tasks answered" in end
 
 
-def test_killed_it_leaves_a_clean_terminal(running: Running, terminal: Terminal):
+def test_killed_it_leaves_a_clean_terminal(running: Running, terminal: Terminal) -> None:
     job = running.client.submit(SOLUTIONS, settings=ENDLESS)
     terminal.type(f"{arcd(running, 'watch', job)} & wait", "Enter")
     terminal.until(lambda: terminal.flag("alternate_on") == "1")
@@ -123,7 +125,7 @@ def test_killed_it_leaves_a_clean_terminal(running: Running, terminal: Terminal)
     assert terminal.flag("cursor_flag") == "1"
 
 
-def test_without_a_job_it_waits_for_one(running: Running, terminal: Terminal):
+def test_without_a_job_it_waits_for_one(running: Running, terminal: Terminal) -> None:
     terminal.type(arcd(running, "watch"), "Enter")
     terminal.until(lambda: "no job yet" in terminal.seen())
     job = running.client.submit(SOLUTIONS, settings=SETTINGS)
@@ -134,7 +136,9 @@ def test_without_a_job_it_waits_for_one(running: Running, terminal: Terminal):
     terminal.until(lambda: terminal.flag("alternate_on") == "0")
 
 
-def test_a_run_of_fakes_shows_the_screen_and_then_the_report(tmp_path: Path, terminal: Terminal):
+def test_a_run_of_fakes_shows_the_screen_and_then_the_report(
+    tmp_path: Path, terminal: Terminal
+) -> None:
     tasks = Path(__file__).parents[2] / "examples" / "tasks"
     run = (sys.executable, "-m", "arcd", "run", tasks, "--backend", "fake")
     command = " ".join(map(str, (*run, "--home", tmp_path / "home")))

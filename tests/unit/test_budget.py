@@ -35,25 +35,25 @@ all_times = st.builds(Times, st.floats(0.01, 1e4), st.floats(0.01, 1e4))
     ("text", "expected"),
     [("90s", 90), ("4m", 240), ("11h30m", 41400), ("45", 45), ("1h0m5s", 3605), ("0.5m", 30)],
 )
-def test_durations_are_read_as_people_write_them(text: str, expected: float):
+def test_durations_are_read_as_people_write_them(text: str, expected: float) -> None:
     assert seconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "m", "4x", "4 m", "-4m", "4m-", "h4", "1e3"])
-def test_anything_else_is_no_duration(text: str):
+def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(BadConfig, match="is not a duration"):
         seconds(text)
 
 
 @given(st.floats(-100, 1e6), all_times)
-def test_a_share_is_never_more_than_a_full_round_nor_less_than_the_least(left, waiting):
+def test_a_share_is_never_more_than_a_full_round_nor_less_than_the_least(left, waiting) -> None:
     found = allot(left, waiting, CONFIG)
     assert LEAST_ALLOTMENT * 100 <= found.steps <= 100
     assert LEAST_ALLOTMENT * 40 <= found.samples <= 40
 
 
 @given(st.floats(1, 1e4), st.floats(1, 1e4), all_times)
-def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiting):
+def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiting) -> None:
     now = allot(left, waiting, CONFIG)
     assert allot(left + extra, waiting, CONFIG).steps >= now.steps
     more = Times(waiting.train + extra, waiting.infer + extra)
@@ -61,11 +61,11 @@ def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiti
 
 
 @given(all_times)
-def test_with_time_for_all_each_gets_all(waiting):
+def test_with_time_for_all_each_gets_all(waiting) -> None:
     assert allot(2 * waiting.total, waiting, CONFIG).of(CONFIG) == CONFIG
 
 
-def test_a_cheap_round_trains_nothing():
+def test_a_cheap_round_trains_nothing() -> None:
     assert (cheap(CONFIG).steps, cheap(CONFIG).samples) == (0, 2)
 
 
@@ -78,7 +78,7 @@ def measured(ratios: list[float]) -> Pace:
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=50))
-def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
+def test_the_pace_is_not_led_astray_by_a_straggler(ratios) -> None:
     pace = measured(ratios)
     middle = sorted(ratios[-32:])
     low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
@@ -88,7 +88,9 @@ def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=5, max_size=40), st.floats(0.1, 1e4))
-def test_the_timeout_outlasts_what_was_seen_and_moves_with_what_is_expected(ratios, expected):
+def test_the_timeout_outlasts_what_was_seen_and_moves_with_what_is_expected(
+    ratios, expected
+) -> None:
     pace = measured(ratios)
     timeout = pace.timeout(expected)
     middle = sorted(ratios[-32:])[len(ratios[-32:]) // 2]
@@ -96,7 +98,7 @@ def test_the_timeout_outlasts_what_was_seen_and_moves_with_what_is_expected(rati
     assert pace.timeout(2 * expected) - 10 == pytest.approx(2 * (timeout - 10))
 
 
-def test_nobody_is_called_slow_before_the_pace_is_known():
+def test_nobody_is_called_slow_before_the_pace_is_known() -> None:
     assert measured([1.0] * 4).timeout(1) == float("inf")
 
 
@@ -161,7 +163,7 @@ def tasks(count: int, rng: random.Random) -> list[Task]:
 @pytest.mark.parametrize("seed", range(20))
 async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_all(
     tmp_path: Path, made: list[Works], seed: int
-):
+) -> None:
     rng = random.Random(seed)
     chosen = tasks(rng.randint(3, 30), rng)
     engine = rng.choice([FakeEngine, Disagreeing])
@@ -191,7 +193,7 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
 @pytest.mark.anyio
 async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_more(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     works = Works(tmp_path, task_set(*(task(f"t{i}") for i in range(6))), seconds_per_token=0.01)
     made.append(works)
     number = job(works, 10_000)
@@ -207,7 +209,7 @@ async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_m
 @pytest.mark.anyio
 async def test_a_later_round_goes_on_from_the_adapter_and_none_is_left_at_the_end(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     asked: list[TrainRequest] = []
 
     class Noting(Trainer):
@@ -241,7 +243,7 @@ async def test_a_later_round_goes_on_from_the_adapter_and_none_is_left_at_the_en
 )
 async def test_an_adapter_that_is_not_gone_on_with_is_not_kept(
     tmp_path: Path, made: list[Works], monkeypatch: pytest.MonkeyPatch, engine: type, room: int
-):
+) -> None:
     left: list[int] = []
 
     class Counting(Trainer):
@@ -267,7 +269,7 @@ async def test_an_adapter_that_is_not_gone_on_with_is_not_kept(
 @pytest.mark.anyio
 async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     works = Works(
         tmp_path,
         task_set(*(task(f"t{i}") for i in range(10))),
@@ -287,7 +289,7 @@ async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
 @pytest.mark.anyio
 async def test_what_is_in_hand_when_the_time_is_up_is_answered_from_the_samples_it_has(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     works = Works(
         tmp_path,
         task_set(task("a"), task("b")),
@@ -306,7 +308,7 @@ async def test_what_is_in_hand_when_the_time_is_up_is_answered_from_the_samples_
 @pytest.mark.anyio
 async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is_up(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     works = Works(
         tmp_path,
         task_set(task("a"), task("b")),
@@ -322,7 +324,7 @@ async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is
 
 
 @pytest.mark.anyio
-async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works]):
+async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works]) -> None:
     chosen = task_set(*(task(f"t{i}") for i in range(20)))
     first = Works(tmp_path, chosen, trainer=Trainer(seconds_per_step=1.0), engine=Disagreeing)
     made.append(first)
@@ -338,7 +340,9 @@ async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works])
 
 
 @pytest.mark.anyio
-async def test_a_retry_after_the_end_is_not_bound_by_the_budget(tmp_path: Path, made: list[Works]):
+async def test_a_retry_after_the_end_is_not_bound_by_the_budget(
+    tmp_path: Path, made: list[Works]
+) -> None:
     works = Works(tmp_path, task_set(task("a"), task("b")), engine=Disagreeing)
     made.append(works)
     number = job(works, 30)
@@ -349,12 +353,12 @@ async def test_a_retry_after_the_end_is_not_bound_by_the_budget(tmp_path: Path, 
     assert len(works.records(events.Answered)) == before + 2
 
 
-def test_a_reserve_that_takes_the_whole_budget_is_refused():
+def test_a_reserve_that_takes_the_whole_budget_is_refused() -> None:
     with pytest.raises(BadConfig, match="the reserve takes the whole budget"):
         resolve(settings=["budget.seconds=5", "budget.reserve=5"])
 
 
-def test_the_bases_own_votes_do_not_count_where_an_adapter_answered():
+def test_the_bases_own_votes_do_not_count_where_an_adapter_answered() -> None:
     def of(sample: int, adapter: int | None, grid: object) -> Candidate:
         return candidate(task(), sample=sample, adapter=adapter, grid=grid)
 

@@ -58,7 +58,7 @@ def left_out(draw, **sizes):
 
 
 @given(left_out(), encodings(), st.sampled_from(["target", "outputs"]))
-def test_a_lesson_shows_the_other_pairs_and_asks_for_the_target(given_, encoding, loss):
+def test_a_lesson_shows_the_other_pairs_and_asks_for_the_target(given_, encoding, loss) -> None:
     task, view, target = given_
     found = lesson(task, target, view, encoding, AMPLE, random.Random(0), loss=loss)
     others = tuple(i for i in view.order if i != target)
@@ -69,7 +69,7 @@ def test_a_lesson_shows_the_other_pairs_and_asks_for_the_target(given_, encoding
 
 
 @given(seen_tasks(), encodings(), st.data())
-def test_a_question_shows_all_pairs_and_asks_for_the_test(given_, encoding, data):
+def test_a_question_shows_all_pairs_and_asks_for_the_test(given_, encoding, data) -> None:
     task, view = given_
     test = data.draw(st.integers(0, len(task.tests) - 1))
     found = question(task, test, view, encoding, AMPLE, random.Random(0))
@@ -79,7 +79,7 @@ def test_a_question_shows_all_pairs_and_asks_for_the_test(given_, encoding, data
 
 
 @given(left_out(), encodings(), st.integers(), st.integers(0, 400))
-def test_a_lesson_never_exceeds_the_limit(given_, encoding, seed, limit):
+def test_a_lesson_never_exceeds_the_limit(given_, encoding, seed: int, limit) -> None:
     task, view, target = given_
     found = lesson(task, target, view, encoding, limit, random.Random(seed))
     if isinstance(found, Lesson):
@@ -88,7 +88,9 @@ def test_a_lesson_never_exceeds_the_limit(given_, encoding, seed, limit):
 
 
 @given(seen_tasks(), encodings(), st.integers(), st.integers(0, 400))
-def test_a_question_and_its_longest_answer_never_exceed_the_limit(given_, encoding, seed, limit):
+def test_a_question_and_its_longest_answer_never_exceed_the_limit(
+    given_, encoding, seed: int, limit
+) -> None:
     task, view = given_
     found = question(task, 0, view, encoding, limit, random.Random(seed))
     if isinstance(found, Question):
@@ -96,7 +98,7 @@ def test_a_question_and_its_longest_answer_never_exceed_the_limit(given_, encodi
 
 
 @given(left_out(), encodings(), st.integers(), st.integers(0, 400))
-def test_the_target_is_never_among_the_pairs_shown(given_, encoding, seed, limit):
+def test_the_target_is_never_among_the_pairs_shown(given_, encoding, seed: int, limit) -> None:
     task, view, target = given_
     found = lesson(task, target, view, encoding, limit, random.Random(seed))
     if isinstance(found, Lesson):
@@ -107,7 +109,9 @@ def test_the_target_is_never_among_the_pairs_shown(given_, encoding, seed, limit
 
 
 @given(left_out(), encodings(), st.integers(), st.integers(-5, 40))
-def test_a_lesson_is_too_long_exactly_when_no_single_pair_fits(given_, encoding, seed, spare):
+def test_a_lesson_is_too_long_exactly_when_no_single_pair_fits(
+    given_, encoding, seed: int, spare
+) -> None:
     task, view, target = given_
     query, output = task.train[target].input, task.train[target].output
     answer = len(encoding.answer(view.apply(output)))
@@ -123,7 +127,9 @@ def test_a_lesson_is_too_long_exactly_when_no_single_pair_fits(given_, encoding,
 
 
 @given(seen_tasks(), encodings(), st.integers(), st.integers(-5, 40))
-def test_a_question_is_too_long_exactly_when_no_single_pair_fits(given_, encoding, seed, spare):
+def test_a_question_is_too_long_exactly_when_no_single_pair_fits(
+    given_, encoding, seed: int, spare
+) -> None:
     task, view = given_
     answer = question(task, 0, view, encoding, AMPLE, random.Random(0)).max_new_tokens
     needed = answer + min(
@@ -137,14 +143,14 @@ def test_a_question_is_too_long_exactly_when_no_single_pair_fits(given_, encodin
 
 
 @given(left_out(), encodings(), st.integers())
-def test_no_pair_is_dropped_where_all_fit(given_, encoding, seed):
+def test_no_pair_is_dropped_where_all_fit(given_, encoding, seed: int) -> None:
     task, view, target = given_
     whole = lesson(task, target, view, encoding, AMPLE, random.Random(0))
     again = lesson(task, target, view, encoding, len(whole.tokens), random.Random(seed))
     assert again == whole
 
 
-def test_pairs_are_dropped_by_chance_not_always_the_same():
+def test_pairs_are_dropped_by_chance_not_always_the_same() -> None:
     task = task_of(*[alike(3, 3)] * 4)
     limit = len(lesson(task, 0, identity(task), CELLS, AMPLE, random.Random(0)).tokens) - 1
     rng = random.Random(0)
@@ -152,14 +158,14 @@ def test_pairs_are_dropped_by_chance_not_always_the_same():
     assert shown == {(1, 2), (1, 3), (2, 3)}
 
 
-def test_too_long_says_so_in_one_line():
+def test_too_long_says_so_in_one_line() -> None:
     assert str(TooLong("aa", "lesson", 5000, 4096)) == (
         "aa: the smallest lesson takes 5000 tokens, 4096 are allowed"
     )
 
 
 @given(left_out(), encodings())
-def test_the_loss_is_on_the_target_alone_where_that_is_asked_for(given_, encoding):
+def test_the_loss_is_on_the_target_alone_where_that_is_asked_for(given_, encoding) -> None:
     task, view, target = given_
     found = lesson(task, target, view, encoding, AMPLE, random.Random(0), loss="target")
     answer = encoding.answer(view.apply(task.train[target].output))
@@ -168,7 +174,7 @@ def test_the_loss_is_on_the_target_alone_where_that_is_asked_for(given_, encodin
 
 
 @given(left_out(), encodings())
-def test_the_loss_is_on_all_outputs_but_the_first_where_that_is_asked_for(given_, encoding):
+def test_the_loss_is_on_all_outputs_but_the_first_where_that_is_asked_for(given_, encoding) -> None:
     task, view, target = given_
     found = lesson(task, target, view, encoding, AMPLE, random.Random(0), loss="outputs")
     labels = []
@@ -183,7 +189,7 @@ def test_the_loss_is_on_all_outputs_but_the_first_where_that_is_asked_for(given_
 
 
 @given(tasks(), st.integers(1, 40), encodings(), st.integers())
-def test_every_pair_is_a_target_equally_often(task, n, encoding, seed):
+def test_every_pair_is_a_target_equally_often(task, n, encoding, seed: int) -> None:
     seen = spread(n, len(task.train), random.Random(seed), keep_black=0.5)
     found = lessons_of(task, seen, encoding, AMPLE, random.Random(seed))
     counts = Counter(one.target for one in found)
@@ -195,7 +201,7 @@ def test_every_pair_is_a_target_equally_often(task, n, encoding, seed):
 @given(
     tasks(), encodings(), st.integers(0, 300), st.integers(), st.sampled_from(["target", "outputs"])
 )
-def test_the_same_seed_gives_the_same_lessons(task, encoding, limit, seed, loss):
+def test_the_same_seed_gives_the_same_lessons(task, encoding, limit, seed: int, loss) -> None:
     seen = spread(8, len(task.train), random.Random(seed), keep_black=0.5)
     first, second = (
         lessons_of(task, seen, encoding, limit, random.Random(seed), loss=loss) for _ in range(2)
@@ -203,7 +209,7 @@ def test_the_same_seed_gives_the_same_lessons(task, encoding, limit, seed, loss)
     assert first == second
 
 
-def test_another_seed_gives_other_lessons():
+def test_another_seed_gives_other_lessons() -> None:
     task = task_of(*[alike(3, 3)] * 5)
     seen = [identity(task)] * 5
     first, second = (lessons_of(task, seen, CELLS, AMPLE, random.Random(s)) for s in (0, 1))
@@ -211,7 +217,9 @@ def test_another_seed_gives_other_lessons():
 
 
 @given(tasks(), encodings(), st.integers(0, 300), st.integers())
-def test_lessons_are_too_long_exactly_when_none_of_them_fits(task, encoding, limit, seed):
+def test_lessons_are_too_long_exactly_when_none_of_them_fits(
+    task, encoding, limit, seed: int
+) -> None:
     seen = spread(8, len(task.train), random.Random(seed), keep_black=0.5)
     found = lessons_of(task, seen, encoding, limit, random.Random(seed))
     single = [
@@ -228,7 +236,9 @@ def test_lessons_are_too_long_exactly_when_none_of_them_fits(task, encoding, lim
 
 
 @given(tasks(), encodings(), st.integers(0, 300), st.integers())
-def test_every_target_that_fits_some_view_often_enough_is_taught(task, encoding, limit, seed):
+def test_every_target_that_fits_some_view_often_enough_is_taught(
+    task, encoding, limit, seed: int
+) -> None:
     seen = spread(8 * len(task.train), len(task.train), random.Random(seed), keep_black=0.5)
     fitting = {
         target
@@ -244,14 +254,14 @@ def test_every_target_that_fits_some_view_often_enough_is_taught(task, encoding,
     assert len(found) == len(seen)
 
 
-def test_a_target_that_cannot_fit_passes_its_turn():
+def test_a_target_that_cannot_fit_passes_its_turn() -> None:
     task = task_of(alike(2, 2), alike(2, 2), alike(30, 30))
     found = lessons_of(task, [identity(task)] * 10, CELLS, 500, random.Random(0))
     assert Counter(one.target for one in found) == {0: 5, 1: 5}
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_target_that_fits_lying_but_not_standing_is_taught_where_it_lies(first):
+def test_a_target_that_fits_lying_but_not_standing_is_taught_where_it_lies(first) -> None:
     # 30 x 3 cells take 121 tokens, 3 x 30 take 94: the first view must not decide for all.
     task = task_of(alike(3, 30), alike(1, 1), alike(1, 1))
     seen = [turned(task, first), turned(task, 1 - first)] * 6
@@ -266,7 +276,7 @@ def test_a_target_that_fits_lying_but_not_standing_is_taught_where_it_lies(first
     assert {one.target for one in found} == {0, 1, 2}
 
 
-def test_a_task_with_one_pair_is_taught_its_look():
+def test_a_task_with_one_pair_is_taught_its_look() -> None:
     task = task_of(alike(2, 2))
     (found,) = lessons_of(task, [identity(task)], CELLS, AMPLE, random.Random(0), loss="outputs")
     answer = CELLS.answer(blank(2, 2))
@@ -275,7 +285,7 @@ def test_a_task_with_one_pair_is_taught_its_look():
     assert list(found.labels) == [IGNORED] * (len(found.tokens) - len(answer)) + answer
 
 
-def test_a_task_with_one_pair_can_be_too_long():
+def test_a_task_with_one_pair_can_be_too_long() -> None:
     task = task_of(alike(30, 30))
     # BEGIN, INPUT, 30 rows of 30 cells and a NEWLINE, OUTPUT, and the answer.
     needed = 3 + 930 + 931
@@ -293,28 +303,28 @@ def tokens_of(rows: int, columns: int) -> int:
     return len(CELLS.answer(blank(rows, columns)))
 
 
-def test_an_answer_may_be_as_large_as_its_input_where_outputs_are():
+def test_an_answer_may_be_as_large_as_its_input_where_outputs_are() -> None:
     assert longest(alike(2, 3), alike(4, 5), test=blank(7, 8)) == tokens_of(7, 8)
 
 
-def test_an_answer_may_be_as_large_as_all_outputs_are():
+def test_an_answer_may_be_as_large_as_all_outputs_are() -> None:
     pairs = Pair(blank(9, 9), blank(3, 2)), Pair(blank(4, 4), blank(3, 2))
     assert longest(*pairs, test=blank(20, 20)) == tokens_of(3, 2)
 
 
-def test_an_answer_may_be_scaled_as_outputs_are_up_to_the_largest_grid():
+def test_an_answer_may_be_scaled_as_outputs_are_up_to_the_largest_grid() -> None:
     pairs = Pair(blank(1, 2), blank(3, 4)), Pair(blank(2, 3), blank(6, 6))
     assert longest(*pairs, test=blank(5, 5)) == tokens_of(15, 10)
     assert longest(*pairs, test=blank(20, 20)) == tokens_of(MAX_SIDE, MAX_SIDE)
 
 
-def test_an_answer_of_unknown_size_may_be_as_large_as_the_query_or_any_output():
+def test_an_answer_of_unknown_size_may_be_as_large_as_the_query_or_any_output() -> None:
     pairs = Pair(blank(1, 2), blank(2, 2)), Pair(blank(2, 3), blank(9, 3))
     assert longest(*pairs, test=blank(3, 3)) == tokens_of(9, 3)
     assert longest(*pairs, test=blank(10, 3)) == tokens_of(10, 3)
 
 
-def test_the_longest_answer_is_counted_as_the_view_shows_it():
+def test_the_longest_answer_is_counted_as_the_view_shows_it() -> None:
     assert longest(alike(1, 9), test=blank(1, 9), turns=0) == tokens_of(1, 9)
     assert longest(alike(1, 9), test=blank(1, 9), turns=1) == tokens_of(9, 1)
     assert tokens_of(9, 1) > tokens_of(1, 9)
@@ -336,7 +346,7 @@ def large() -> dict[str, Task]:
     # 41 words or a hundred characters.
     [("rows+digits", CHARACTERS), ("shape+rows+digits", WORDS), ("code+shape+rows+digits", WORDS)],
 )
-def test_the_largest_tasks_are_too_long_as_text(large, task_id, chat, layering, cut):
+def test_the_largest_tasks_are_too_long_as_text(large, task_id, chat, layering, cut) -> None:
     task, encoding = large[task_id], text_encoding(layering, chat=chat, cut=cut)
     seen = spread(8, len(task.train), random.Random(0), keep_black=0.9)
     taught = lessons_of(task, seen, encoding, 4096, random.Random(0))
@@ -348,7 +358,7 @@ def test_the_largest_tasks_are_too_long_as_text(large, task_id, chat, layering, 
 
 
 @pytest.mark.parametrize("task_id", LARGE)
-def test_the_largest_tasks_fit_as_cells(large, task_id):
+def test_the_largest_tasks_fit_as_cells(large, task_id) -> None:
     task = large[task_id]
     seen = spread(8, len(task.train), random.Random(0), keep_black=0.9)
     taught = lessons_of(task, seen, CELLS, 4096, random.Random(0))
@@ -358,5 +368,5 @@ def test_the_largest_tasks_fit_as_cells(large, task_id):
     assert all(len(one.shown) >= 1 for one in (*taught, asked))
 
 
-def test_every_kind_of_encoding_is_tested():
+def test_every_kind_of_encoding_is_tested() -> None:
     assert set(ENCODINGS) == {"cells", "text", "chat"}

@@ -86,7 +86,7 @@ def answer_seconds(works: Works) -> float:
 # Forecasts.
 
 
-async def test_each_task_is_begun_with_a_prediction_that_comes_true(build: Build):
+async def test_each_task_is_begun_with_a_prediction_that_comes_true(build: Build) -> None:
     works = build(
         same(12), trainer=Trainer(tokens_per_second=500), seconds_per_token=0.2, calibrated=True
     )
@@ -97,7 +97,9 @@ async def test_each_task_is_begun_with_a_prediction_that_comes_true(build: Build
         assert 0.8 < accuracy[lane]["p10"] <= accuracy[lane]["p90"] < 1.25
 
 
-async def test_what_waits_is_predicted_before_it_starts_in_the_order_of_its_turn(build: Build):
+async def test_what_waits_is_predicted_before_it_starts_in_the_order_of_its_turn(
+    build: Build,
+) -> None:
     chosen = task_set(*(task(f"t{i}", side=3 + i) for i in range(6)))
     trainer = Trainer(seconds_per_step=0.1)
     works = build(chosen, trainer=trainer, seconds_per_token=0.001, calibrated=True)
@@ -119,7 +121,7 @@ async def test_what_waits_is_predicted_before_it_starts_in_the_order_of_its_turn
 @pytest.mark.parametrize("samples", [4, 8])
 async def test_a_task_that_hangs_is_ended_after_a_time_that_follows_from_its_samples(
     build: Build, samples: int
-):
+) -> None:
     """Twice the samples, of which each is drawn for itself, are given twice the time."""
 
     class OneByOne(FakeEngine):
@@ -144,7 +146,9 @@ async def test_a_task_that_hangs_is_ended_after_a_time_that_follows_from_its_sam
 
 
 @pytest.mark.parametrize("lookahead", [0, 1, 2, 5])
-async def test_never_more_in_hand_than_may_be_and_never_two_in_training(build: Build, lookahead):
+async def test_never_more_in_hand_than_may_be_and_never_two_in_training(
+    build: Build, lookahead
+) -> None:
     settings = [*FEW, f"lookahead={lookahead}"]
     works = build(same(12), config=resolve(settings=settings), seconds_per_token=3.0)
     works.submit()
@@ -155,7 +159,7 @@ async def test_never_more_in_hand_than_may_be_and_never_two_in_training(build: B
 
 
 @pytest.mark.parametrize("trainings", [1, 2, 3])
-async def test_as_many_are_trained_at_once_as_the_rig_can(build: Build, trainings: int):
+async def test_as_many_are_trained_at_once_as_the_rig_can(build: Build, trainings: int) -> None:
     works = build(same(12), trainings=trainings, seconds_per_token=0.001)
     works.submit()
     measured = await works.finish()
@@ -164,7 +168,7 @@ async def test_as_many_are_trained_at_once_as_the_rig_can(build: Build, training
     assert measured == pytest.approx(12 * TRAIN / trainings, rel=0.01)
 
 
-async def test_training_and_inference_overlap(build: Build):
+async def test_training_and_inference_overlap(build: Build) -> None:
     works = build(same(20))
     works.submit()
     measured = await works.finish()
@@ -174,7 +178,9 @@ async def test_training_and_inference_overlap(build: Build):
     assert measured == pytest.approx(bound)
 
 
-async def test_with_nothing_in_hand_beyond_the_one_in_training_nothing_overlaps(build: Build):
+async def test_with_nothing_in_hand_beyond_the_one_in_training_nothing_overlaps(
+    build: Build,
+) -> None:
     works = build(same(5), config=resolve(settings=[*FEW, "lookahead=0"]))
     works.submit()
     measured = await works.finish()
@@ -193,7 +199,9 @@ def mixed() -> TaskSet:
 
 
 @pytest.mark.parametrize("order", ["johnson", "file", "cheapest"])
-async def test_two_lanes_are_as_fast_as_the_arithmetic_of_their_order(build: Build, order: str):
+async def test_two_lanes_are_as_fast_as_the_arithmetic_of_their_order(
+    build: Build, order: str
+) -> None:
     works = build(
         mixed(),
         config=resolve(settings=[*FEW, "lookahead=99"]),
@@ -219,7 +227,7 @@ async def test_two_lanes_are_as_fast_as_the_arithmetic_of_their_order(build: Bui
 # Several jobs.
 
 
-async def test_two_jobs_share_by_their_priorities(build: Build):
+async def test_two_jobs_share_by_their_priorities(build: Build) -> None:
     works = build(same(40))
     first, second = works.submit(priority=10), works.submit(priority=30)
     async with works.running():
@@ -234,7 +242,7 @@ def begun(job: state.Job) -> int:
     return len(job.tasks) - job.counts[Phase.waiting]
 
 
-async def test_a_job_that_comes_late_begins_soon_and_starves_nobody(build: Build):
+async def test_a_job_that_comes_late_begins_soon_and_starves_nobody(build: Build) -> None:
     works = build(same(30))
     first = works.submit()
     async with works.running():
@@ -246,7 +254,7 @@ async def test_a_job_that_comes_late_begins_soon_and_starves_nobody(build: Build
     assert works.most_in_flight() <= works.config.lookahead + 1
 
 
-async def test_a_job_that_comes_while_nothing_is_to_be_done_is_begun_at_once(build: Build):
+async def test_a_job_that_comes_while_nothing_is_to_be_done_is_begun_at_once(build: Build) -> None:
     works = build(same(2))
     async with works.running():
         await anyio.sleep(100)
@@ -256,7 +264,7 @@ async def test_a_job_that_comes_while_nothing_is_to_be_done_is_begun_at_once(bui
     assert works.records(events.Started)[0].at == works.records(events.Submitted)[0].at
 
 
-async def test_jobs_of_the_same_task_names_do_not_meet(build: Build):
+async def test_jobs_of_the_same_task_names_do_not_meet(build: Build) -> None:
     works = build(same(3))
     works.submit()
     works.submit(settings=[*FEW, "seed=9"])
@@ -269,7 +277,7 @@ async def test_jobs_of_the_same_task_names_do_not_meet(build: Build):
 # Pauses, cancellations, retries.
 
 
-async def test_a_paused_job_finishes_what_is_in_hand_and_begins_nothing(build: Build):
+async def test_a_paused_job_finishes_what_is_in_hand_and_begins_nothing(build: Build) -> None:
     works = build(same(10))
     job = works.submit()
     async with works.running():
@@ -283,7 +291,7 @@ async def test_a_paused_job_finishes_what_is_in_hand_and_begins_nothing(build: B
     assert works.records(events.Released) == []
 
 
-async def test_a_paused_job_leaves_the_machine_to_the_others(build: Build):
+async def test_a_paused_job_leaves_the_machine_to_the_others(build: Build) -> None:
     works = build(same(6))
     first, second = works.submit(), works.submit()
     works.service.pause(first)
@@ -292,7 +300,7 @@ async def test_a_paused_job_leaves_the_machine_to_the_others(build: Build):
         assert +works.service.state.jobs[first].counts == {Phase.waiting: 6}
 
 
-async def test_a_cancelled_job_stops_at_once_and_the_others_go_on(build: Build):
+async def test_a_cancelled_job_stops_at_once_and_the_others_go_on(build: Build) -> None:
     works = build(same(6))
     first, second = works.submit(), works.submit()
     async with works.running():
@@ -309,7 +317,7 @@ async def test_a_cancelled_job_stops_at_once_and_the_others_go_on(build: Build):
     assert works.most_in_flight() <= works.config.lookahead + 1
 
 
-async def test_the_trainer_is_free_again_after_a_cancellation(build: Build):
+async def test_the_trainer_is_free_again_after_a_cancellation(build: Build) -> None:
     works = build(same(3))
     first = works.submit()
     async with works.running():
@@ -323,7 +331,7 @@ async def test_the_trainer_is_free_again_after_a_cancellation(build: Build):
         await works.until(lambda state: state.jobs[second].finished)
 
 
-async def test_a_job_that_is_held_waits_until_it_is_resumed(build: Build):
+async def test_a_job_that_is_held_waits_until_it_is_resumed(build: Build) -> None:
     works = build(same(2))
     job = works.submit()
     works.service.held.add(job)
@@ -345,7 +353,7 @@ class Stammering(FakeEngine):
         await super()._answer(request, adapter, cut)
 
 
-async def test_a_failed_task_is_done_once_more_with_all_candidates(build: Build):
+async def test_a_failed_task_is_done_once_more_with_all_candidates(build: Build) -> None:
     works = build(same(3), engine=Stammering)
     job = works.submit()
     async with works.running():
@@ -387,7 +395,7 @@ def check_all_answered_once(works: Works, samples: int = 4) -> None:
     assert not adapters.exists() or list(adapters.iterdir()) == []
 
 
-async def test_within_its_grace_a_stop_lets_finish_what_is_in_hand(build: Build):
+async def test_within_its_grace_a_stop_lets_finish_what_is_in_hand(build: Build) -> None:
     works = build(same(10))
     job = works.submit()
     async with works.running(grace=1000):
@@ -397,7 +405,7 @@ async def test_within_its_grace_a_stop_lets_finish_what_is_in_hand(build: Build)
     assert works.records(events.Released) == []
 
 
-async def test_after_its_grace_a_stop_sets_aside_what_is_unfinished(build: Build):
+async def test_after_its_grace_a_stop_sets_aside_what_is_unfinished(build: Build) -> None:
     works = build(same(10))
     job = works.submit()
     async with works.running(grace=5):
@@ -412,7 +420,7 @@ async def test_after_its_grace_a_stop_sets_aside_what_is_unfinished(build: Build
     assert all(t.deaths == 0 for t in works.service.state.jobs[job].tasks.values())
 
 
-async def test_a_stop_before_the_beginning_is_not_lost(build: Build):
+async def test_a_stop_before_the_beginning_is_not_lost(build: Build) -> None:
     works = build(same(2))
     works.submit()
     async with works.running():
@@ -421,7 +429,7 @@ async def test_a_stop_before_the_beginning_is_not_lost(build: Build):
     assert works.records(events.Started) == []
 
 
-async def test_a_stop_with_nothing_in_hand_is_at_once(build: Build):
+async def test_a_stop_with_nothing_in_hand_is_at_once(build: Build) -> None:
     works = build(same(2))
     begun = anyio.current_time()
     async with works.running():
@@ -429,7 +437,7 @@ async def test_a_stop_with_nothing_in_hand_is_at_once(build: Build):
     assert anyio.current_time() == begun
 
 
-async def test_a_new_life_finishes_what_was_set_aside_and_repeats_nothing(build: Build):
+async def test_a_new_life_finishes_what_was_set_aside_and_repeats_nothing(build: Build) -> None:
     # One long answer for each task, so that some samples are there and others are not.
     first = build(same(6, tests=2), engine=Uneven)
     first.submit()
@@ -461,8 +469,8 @@ class Uneven(FakeEngine):
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["stop", "die"]), st.integers(1, 60)), max_size=6))
 async def test_whatever_ends_a_life_in_the_end_all_is_answered_and_nothing_twice(
-    tmp_path_factory, ends
-):
+    tmp_path_factory: pytest.TempPathFactory, ends
+) -> None:
     home, tasks = tmp_path_factory.mktemp("home"), same(4, tests=2)
     works = Works(home, tasks, engine=Uneven)
     works.submit()
@@ -495,7 +503,7 @@ def die(works: Works, name: str, times: int) -> None:
         works.service.emit(1, events.Started(name, 4, 4), events.Interrupted(name))
 
 
-async def test_a_task_under_suspicion_runs_alone(build: Build):
+async def test_a_task_under_suspicion_runs_alone(build: Build) -> None:
     works = build(same(8))
     works.submit()
     die(works, "t5", MOST_DEATHS - 1)
@@ -511,7 +519,7 @@ async def test_a_task_under_suspicion_runs_alone(build: Build):
     check_all_answered_once(works)
 
 
-async def test_a_task_under_suspicion_waits_until_the_others_are_through(build: Build):
+async def test_a_task_under_suspicion_waits_until_the_others_are_through(build: Build) -> None:
     works = build(same(5))
     works.submit()
     async with works.running():
@@ -530,7 +538,7 @@ async def test_a_task_under_suspicion_waits_until_the_others_are_through(build: 
 @pytest.mark.parametrize("deaths", [MOST_DEATHS, MOST_DEATHS + 2])
 async def test_a_task_that_the_daemon_died_with_too_often_is_answered_from_what_it_has(
     build: Build, deaths: int
-):
+) -> None:
     works = build(same(4))
     works.submit()
     die(works, "t2", deaths)
@@ -550,7 +558,7 @@ async def test_a_task_that_the_daemon_died_with_too_often_is_answered_from_what_
     assert works.service.state.jobs[1].state is JobState.done
 
 
-async def test_a_task_that_is_set_aside_leaves_no_adapter(build: Build):
+async def test_a_task_that_is_set_aside_leaves_no_adapter(build: Build) -> None:
     works = build(same(2))
     works.submit()
     serial = works.store.facts.serial()
@@ -562,7 +570,7 @@ async def test_a_task_that_is_set_aside_leaves_no_adapter(build: Build):
     assert not folder.exists()
 
 
-async def test_an_adapter_that_is_gone_is_trained_again(build: Build):
+async def test_an_adapter_that_is_gone_is_trained_again(build: Build) -> None:
     works = build(same(2))
     works.submit()
     serial = works.store.facts.serial()
@@ -580,7 +588,7 @@ class Dead(FakeEngine):
         raise EngineFailed
 
 
-async def test_a_dead_engine_ends_the_work_with_its_error(build: Build):
+async def test_a_dead_engine_ends_the_work_with_its_error(build: Build) -> None:
     works = build(same(3), engine=Dead)
     works.submit()
     with pytest.RaisesGroup(EngineFailed, flatten_subgroups=True):
@@ -597,7 +605,9 @@ def answered_by(works: Works, job: int = 1) -> dict[str, int | None]:
     return {name: t.answered_by for name, t in works.service.state.jobs[job].tasks.items()}
 
 
-async def test_neighbours_share_an_adapter_that_is_there_until_the_last_is_answered(build: Build):
+async def test_neighbours_share_an_adapter_that_is_there_until_the_last_is_answered(
+    build: Build,
+) -> None:
     works = build(same(8), config=resolve(settings=SHARED))
     works.submit(settings=SHARED)
     there: list[set[int]] = []
@@ -620,7 +630,7 @@ async def test_neighbours_share_an_adapter_that_is_there_until_the_last_is_answe
     assert [r.event.steps for r in works.records(events.Trained)] == [12, 12, 8]
 
 
-async def test_where_the_first_cannot_be_trained_another_one_trains_for_all(build: Build):
+async def test_where_the_first_cannot_be_trained_another_one_trains_for_all(build: Build) -> None:
     class Fussy(Trainer):
         async def train(self, wanted, progress):
             if len(self.asked) == 0:
@@ -636,7 +646,7 @@ async def test_where_the_first_cannot_be_trained_another_one_trains_for_all(buil
     assert len(works.records(events.Trained)) == 1
 
 
-async def test_a_new_life_trains_no_group_again_that_has_its_adapter(build: Build):
+async def test_a_new_life_trains_no_group_again_that_has_its_adapter(build: Build) -> None:
     first = build(same(6))
     first.submit(settings=SHARED)
     async with first.running(grace=0):
@@ -650,7 +660,9 @@ async def test_a_new_life_trains_no_group_again_that_has_its_adapter(build: Buil
     assert len(set(answered_by(second).values())) == 2
 
 
-async def test_a_task_that_is_retried_does_not_take_the_adapter_from_the_others(build: Build):
+async def test_a_task_that_is_retried_does_not_take_the_adapter_from_the_others(
+    build: Build,
+) -> None:
     works = build(same(3), config=resolve(settings=["lookahead=0"]))
     works.submit(settings=SHARED)
     async with works.running():
@@ -669,7 +681,7 @@ async def test_a_task_that_is_retried_does_not_take_the_adapter_from_the_others(
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_task_is_answered_once_with_its_groups_adapter(
     tmp_path_factory: pytest.TempPathFactory, share, count, lookahead, deaths
-):
+) -> None:
     home = tmp_path_factory.mktemp("home")
     asked = [*FEW, f"train.share={share}"]
     trained: dict[int, str] = {}
@@ -732,7 +744,7 @@ def seconds_in(profile: cProfile.Profile, *modules: object) -> float:
 @pytest.mark.full
 @pytest.mark.timing
 @pytest.mark.timeout(600)
-async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(build: Build):
+async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(build: Build) -> None:
     """With the real store, but for the disk's own time: nothing is waited for to reach it.
 
     The scheduler's time is that in the functions of scheduler, fair_queue, state and forecast, as

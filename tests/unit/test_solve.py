@@ -72,7 +72,7 @@ class Bench:
         return tuple(e.candidate for e in self.seen if isinstance(e, events.Sampled))
 
 
-async def test_a_task_is_trained_sampled_and_answered_in_that_order():
+async def test_a_task_is_trained_sampled_and_answered_in_that_order() -> None:
     bench = Bench(task(tests=2))
     verdict = await bench.solve()
     assert [ranked[0].grid for ranked in verdict.ranked] == list(solutions([bench.task])["t"])
@@ -85,7 +85,7 @@ async def test_a_task_is_trained_sampled_and_answered_in_that_order():
     assert verdict.notes == ()
 
 
-async def test_candidates_carry_the_provenance_of_their_question():
+async def test_candidates_carry_the_provenance_of_their_question() -> None:
     bench = Bench(task(tests=2))
     await bench.solve()
     found = [e.candidate for e in bench.seen if isinstance(e, events.Sampled)]
@@ -95,7 +95,7 @@ async def test_candidates_carry_the_provenance_of_their_question():
     assert {c.adapter for c in found} == {0}
 
 
-async def test_a_broken_training_is_marked_and_answered_by_the_base():
+async def test_a_broken_training_is_marked_and_answered_by_the_base() -> None:
     bench = Bench(task(), trainer=Recorded(broken=frozenset({"t"})))
     verdict = await bench.solve()
     assert verdict.adapter is None
@@ -104,7 +104,7 @@ async def test_a_broken_training_is_marked_and_answered_by_the_base():
     assert "Noted" in bench.kinds
 
 
-def test_tasks_that_share_an_adapter_are_learnt_in_turn():
+def test_tasks_that_share_an_adapter_are_learnt_in_turn() -> None:
     tasks = [task(name, pairs=2 + i) for i, name in enumerate("abc")]
     config = resolve(settings=["train.steps=10", "train.batch_size=2"])
     lessons = build_lessons(tasks, config, CellEncoding(), 4096)
@@ -116,7 +116,7 @@ def test_tasks_that_share_an_adapter_are_learnt_in_turn():
     assert Counter(alone) == Counter(each for each in lessons if each.task == "a")
 
 
-def test_of_tasks_that_share_an_adapter_those_are_learnt_that_fit():
+def test_of_tasks_that_share_an_adapter_those_are_learnt_that_fit() -> None:
     config = resolve(settings=["train.steps=10", "train.batch_size=1"])
     small, large = task("small"), task("large", side=20)
     lessons = build_lessons([small, large], config, CellEncoding(), 200)
@@ -132,7 +132,7 @@ def longest(bench: Bench, limit: int = 4096) -> int:
     return max(len(lesson.tokens) for lesson in lessons)
 
 
-async def test_out_of_memory_first_shortens_the_lessons():
+async def test_out_of_memory_first_shortens_the_lessons() -> None:
     bench = Bench(task(pairs=6))
     bench.trainer.memory = longest(bench) // 2
     verdict = await bench.solve()
@@ -144,7 +144,7 @@ async def test_out_of_memory_first_shortens_the_lessons():
     assert verdict.adapter == bench.trainer.asked[-1].serial
 
 
-async def test_out_of_memory_then_recomputes_activations_and_then_gives_up_the_adapter():
+async def test_out_of_memory_then_recomputes_activations_and_then_gives_up_the_adapter() -> None:
     bench = Bench(task(pairs=6))
     shorter = longest(bench, longest(bench) // 2)
     bench.trainer.memory = shorter // 2 + 1
@@ -160,7 +160,7 @@ async def test_out_of_memory_then_recomputes_activations_and_then_gives_up_the_a
     assert verdict.samples == 16
 
 
-async def test_a_task_too_long_to_train_is_still_asked():
+async def test_a_task_too_long_to_train_is_still_asked() -> None:
     bench = Bench(task(), resolve(settings=["train.steps=4", "train.max_seq_len=40"]))
     verdict = await bench.solve()
     assert verdict.samples == 16
@@ -169,7 +169,7 @@ async def test_a_task_too_long_to_train_is_still_asked():
     )
 
 
-async def test_a_task_too_long_to_ask_is_blank_and_says_so():
+async def test_a_task_too_long_to_ask_is_blank_and_says_so() -> None:
     settings = ["train.steps=4", "train.max_seq_len=40", "engine.max_model_len=40"]
     bench = Bench(task(), resolve(settings=settings))
     verdict = await bench.solve()
@@ -179,20 +179,20 @@ async def test_a_task_too_long_to_ask_is_blank_and_says_so():
     assert bench.trainer.trained == {}
 
 
-async def test_a_single_pair_is_trained_on_without_pairs_shown():
+async def test_a_single_pair_is_trained_on_without_pairs_shown() -> None:
     bench = Bench(task(pairs=1))
     verdict = await bench.solve()
     assert verdict.adapter == 0
     assert verdict.notes[0].startswith("one demonstration pair")
 
 
-async def test_without_steps_the_base_answers_and_that_is_no_failure():
+async def test_without_steps_the_base_answers_and_that_is_no_failure() -> None:
     bench = Bench(task(), resolve(settings=["train.steps=0"]))
     verdict = await bench.solve()
     assert (verdict.adapter, verdict.notes) == (None, ())
 
 
-def test_the_same_seed_gives_the_same_lessons_questions_and_requests():
+def test_the_same_seed_gives_the_same_lessons_questions_and_requests() -> None:
     def built(seed: int) -> object:
         config = resolve(settings=["train.steps=4", "sample.temperature=1"], seed=seed)
         questions = list(build_questions(task(tests=2), config, CellEncoding()))
@@ -204,7 +204,7 @@ def test_the_same_seed_gives_the_same_lessons_questions_and_requests():
 
 
 @pytest.mark.parametrize(("samples", "views"), [(3, 2), (7, 7), (64, 8), (5, 1)])
-def test_any_number_of_samples_is_dealt_out_evenly_to_the_views(samples: int, views: int):
+def test_any_number_of_samples_is_dealt_out_evenly_to_the_views(samples: int, views: int) -> None:
     settings = [f"sample.samples={samples}", f"sample.views={views}", "sample.temperature=1"]
     config = resolve(settings=settings)
     questions = list(build_questions(task(tests=2), config, CellEncoding()))
@@ -216,7 +216,7 @@ def test_any_number_of_samples_is_dealt_out_evenly_to_the_views(samples: int, vi
     assert len({request.seed for request in requests}) == len(requests)
 
 
-async def test_an_adapter_that_is_there_is_not_trained_again():
+async def test_an_adapter_that_is_there_is_not_trained_again() -> None:
     bench = Bench()
     adapter = Adapter(7, Path("adapter-7"))
     bench.trainer.trained[7] = "t"
@@ -239,7 +239,7 @@ class Asked(FakeEngine):
         await super().sample(requests, adapter, deliver)
 
 
-async def test_a_finished_sample_is_not_asked_for_again_but_has_its_vote():
+async def test_a_finished_sample_is_not_asked_for_again_but_has_its_vote() -> None:
     first = Bench(task(tests=2))
     await first.solve()
     left = tuple(c for c in first.candidates if (c.test, c.sample) not in {(0, 3), (1, 0)})
@@ -255,7 +255,7 @@ async def test_a_finished_sample_is_not_asked_for_again_but_has_its_vote():
     assert [test[0].count for test in verdict.ranked] == [16, 16]
 
 
-async def test_when_all_samples_are_there_only_the_vote_is_left():
+async def test_when_all_samples_are_there_only_the_vote_is_left() -> None:
     first = Bench()
     before = await first.solve()
     bench = Bench()
@@ -296,7 +296,7 @@ class Divided(Bench):
         return self.engines[-1].requests
 
 
-async def test_where_answers_differ_the_likeliest_wins():
+async def test_where_answers_differ_the_likeliest_wins() -> None:
     bench = Divided()
     verdict = await bench.rescore()
     sure, divided = verdict.ranked
@@ -308,7 +308,7 @@ async def test_where_answers_differ_the_likeliest_wins():
     assert "Sampled" not in bench.kinds
 
 
-async def test_all_contenders_are_rescored_in_the_same_views():
+async def test_all_contenders_are_rescored_in_the_same_views() -> None:
     bench = Divided()
     verdict = await bench.rescore()
     asked = [q for q in build_questions(bench.task, bench.config, CellEncoding()) if q.test == 1]
@@ -320,7 +320,7 @@ async def test_all_contenders_are_rescored_in_the_same_views():
     assert len(bench.asked) == len(wanted)
 
 
-async def test_a_view_in_which_an_answer_does_not_fit_rescores_none():
+async def test_a_view_in_which_an_answer_does_not_fit_rescores_none() -> None:
     longest = 1 + max(
         len(q.tokens) + len(CellEncoding().answer(Divided().right))
         for q in build_questions(task(tests=2), Config(), CellEncoding())
@@ -333,28 +333,28 @@ async def test_a_view_in_which_an_answer_does_not_fit_rescores_none():
         assert bool(verdict.likelihoods) == bool(views)
 
 
-async def test_without_judging_views_votes_decide():
+async def test_without_judging_views_votes_decide() -> None:
     bench = Divided(config=Config())
     verdict = await bench.rescore()
     assert bench.asked == []
     assert [vote.count for vote in verdict.ranked[1]] == [3, 3, 2] + [1] * 8
 
 
-async def test_the_base_does_not_rescore_what_an_adapter_drew():
+async def test_the_base_does_not_rescore_what_an_adapter_drew() -> None:
     bench = Divided()
     verdict = await bench.solve(candidates=bench.drawn)
     assert bench.asked == []
     assert verdict.likelihoods == {}
 
 
-async def test_where_the_engine_does_not_rescore_votes_decide_and_a_note_says_so():
+async def test_where_the_engine_does_not_rescore_votes_decide_and_a_note_says_so() -> None:
     bench = Divided(engine=RefusesAll)
     verdict = await bench.rescore()
     assert verdict.ranked[1][0].count == 3
     assert verdict.notes == ("votes alone decided: no",)
 
 
-async def test_rescoring_that_takes_too_long_is_ended_and_votes_decide():
+async def test_rescoring_that_takes_too_long_is_ended_and_votes_decide() -> None:
     bench = Divided(engine=Unending)
     bench.drawn = bench.drawn[1:]  # one is left to sample
     verdict = await bench.rescore(sampling_timeout_s=lambda: 0.05)
@@ -371,7 +371,7 @@ class Unending(FakeEngine):
         await anyio.sleep_forever()
 
 
-async def test_sampling_that_takes_too_long_is_ended_and_what_is_there_is_voted_on():
+async def test_sampling_that_takes_too_long_is_ended_and_what_is_there_is_voted_on() -> None:
     bench = Bench(engine=Unending)
     verdict = await bench.solve(sampling_timeout_s=lambda: 0.05)
     assert verdict.samples == 15
@@ -380,7 +380,7 @@ async def test_sampling_that_takes_too_long_is_ended_and_what_is_there_is_voted_
     assert bench.kinds[-2:] == ["Noted", "Answered"]
 
 
-async def test_a_later_round_asks_other_questions_after_other_lessons_under_new_numbers():
+async def test_a_later_round_asks_other_questions_after_other_lessons_under_new_numbers() -> None:
     first, second = Bench(task(tests=2)), Bench(task(tests=2))
     await first.solve()
     await second.solve(round=1, first_sample=16, candidates=first.candidates)
@@ -396,7 +396,7 @@ async def test_a_later_round_asks_other_questions_after_other_lessons_under_new_
 
 
 @pytest.mark.parametrize("round", [0, 1, 2])
-async def test_a_round_is_the_same_each_time(round: int):
+async def test_a_round_is_the_same_each_time(round: int) -> None:
     config = resolve(settings=["train.steps=4", "sample.temperature=1"])
     first, second = Bench(config=config), Bench(config=config)
     await first.solve(round=round)
@@ -405,7 +405,7 @@ async def test_a_round_is_the_same_each_time(round: int):
     assert first.trainer.asked == second.trainer.asked
 
 
-async def test_the_candidates_of_all_rounds_vote():
+async def test_the_candidates_of_all_rounds_vote() -> None:
     first = Bench()
     await first.solve()
     bench = Bench()
@@ -415,7 +415,7 @@ async def test_the_candidates_of_all_rounds_vote():
     assert verdict.ranked[0][0].count == 32
 
 
-async def test_what_is_known_is_not_told_twice():
+async def test_what_is_known_is_not_told_twice() -> None:
     first = Bench(task(pairs=1))
     told = (await first.solve()).notes
     assert first.kinds.count("Noted") == len(told) == 1
@@ -425,7 +425,7 @@ async def test_what_is_known_is_not_told_twice():
     assert "Noted" not in again.kinds
 
 
-async def test_a_training_that_reached_its_end_is_told_with_what_it_took():
+async def test_a_training_that_reached_its_end_is_told_with_what_it_took() -> None:
     bench = Bench()
     await bench.solve()
     steps = [event for event in bench.seen if isinstance(event, events.Training)]
@@ -436,7 +436,7 @@ async def test_a_training_that_reached_its_end_is_told_with_what_it_took():
     assert (trained.adapter, asked.serial, asked.config) == (0, 0, bench.config.train)
 
 
-async def test_the_temperature_of_the_job_is_that_of_its_requests():
+async def test_the_temperature_of_the_job_is_that_of_its_requests() -> None:
     config = resolve(settings=["sample.temperature=0.5"])
     questions = list(build_questions(task(), config, CellEncoding()))
     assert {r.temperature for r in build_requests(task(), questions, config)} == {0.5}
@@ -455,7 +455,7 @@ class DeadEngine:
         return []
 
 
-async def test_a_dead_engine_is_nothing_that_a_task_can_be_answered_without():
+async def test_a_dead_engine_is_nothing_that_a_task_can_be_answered_without() -> None:
     bench = Bench()
     runtime = Runtime(bench.trainer, DeadEngine(), CellEncoding(), Ledger(), serial=lambda: 0)
     with pytest.raises(EngineFailed):
@@ -463,7 +463,7 @@ async def test_a_dead_engine_is_nothing_that_a_task_can_be_answered_without():
     assert bench.kinds[-1] == "Trained"
 
 
-async def test_where_the_engine_refuses_the_adapter_the_base_answers_and_a_note_says_so():
+async def test_where_the_engine_refuses_the_adapter_the_base_answers_and_a_note_says_so() -> None:
     class Refusing(FakeEngine):
         def __init__(self, *given) -> None:
             super().__init__(*given, broken=frozenset({"t"}))
@@ -481,19 +481,19 @@ class RefusesAll(FakeEngine):
         raise SampleRefused("no")
 
 
-async def test_where_it_refuses_the_base_too_there_is_a_verdict_without_samples():
+async def test_where_it_refuses_the_base_too_there_is_a_verdict_without_samples() -> None:
     verdict = await Bench(engine=RefusesAll).solve()
     assert verdict.notes == ("answered by the base: no", "not sampled: no")
     assert verdict.samples == 0
 
 
-async def test_training_goes_on_from_the_adapter_of_an_earlier_round():
+async def test_training_goes_on_from_the_adapter_of_an_earlier_round() -> None:
     bench = Bench()
     await bench.solve(round=2, start=Path("adapter-7"))
     assert [asked.start for asked in bench.trainer.asked] == [Path("adapter-7")]
 
 
-async def test_the_timeout_is_asked_for_when_sampling_begins_and_only_then():
+async def test_the_timeout_is_asked_for_when_sampling_begins_and_only_then() -> None:
     asked: list[list[str]] = []
     bench = Bench()
 

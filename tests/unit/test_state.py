@@ -41,14 +41,14 @@ def answer(name: str, *votes: int, invalid: int = 0) -> Verdict:
 SURE = answer("a", 4)
 
 
-def test_a_submitted_job_waits():
+def test_a_submitted_job_waits() -> None:
     job = one_job().jobs[1]
     assert (job.name, job.priority, list(job.tasks)) == ("j", 10, ["a", "b"])
     assert job.state is JobState.queued
     assert job.counts == {Phase.waiting: 2}
 
 
-def test_a_task_goes_from_waiting_to_answered():
+def test_a_task_goes_from_waiting_to_answered() -> None:
     steps = [
         (events.Started("a", 4, 2), Phase.started),
         (events.Training("a", 1, 2, 0.5, 9.0), Phase.started),
@@ -67,7 +67,7 @@ def test_a_task_goes_from_waiting_to_answered():
         assert job.state is JobState.running
 
 
-def test_a_task_without_training_is_sampled_from_its_first_candidate_on():
+def test_a_task_without_training_is_sampled_from_its_first_candidate_on() -> None:
     state = one_job(events.Started("a", 0, 2), events.Sampled("a", candidate(task("a"))))
     assert state.jobs[1].tasks["a"].phase is Phase.trained
     assert (state.jobs[1].tasks["a"].wanted, state.jobs[1].tasks["a"].sampled) == (2, 1)
@@ -108,7 +108,7 @@ def test_a_task_without_training_is_sampled_from_its_first_candidate_on():
         ),
     ],
 )
-def test_the_state_of_a_job_follows_from_what_happened(happened, expected):
+def test_the_state_of_a_job_follows_from_what_happened(happened, expected) -> None:
     job = one_job(*happened).jobs[1]
     assert job.state is expected
     assert job.finished == (expected in FINISHED)
@@ -128,14 +128,14 @@ def test_the_state_of_a_job_follows_from_what_happened(happened, expected):
 )
 def test_an_answer_without_half_of_the_votes_is_doubtful_and_one_without_grids_failed(
     votes, invalid, failed, doubtful
-):
+) -> None:
     found = Answer.of(answer("a", *votes, invalid=invalid))
     assert (found.failed, found.doubtful) == (failed, doubtful)
     job = one_job(events.Answered("a", answer("a", *votes, invalid=invalid))).jobs[1]
     assert job.retriable() == (["a"] if failed or doubtful else [])
 
 
-def test_one_bad_test_of_several_makes_a_task_retriable():
+def test_one_bad_test_of_several_makes_a_task_retriable() -> None:
     of = task("a", tests=2)
     found = [candidate(of, 0, i, ((1,),)) for i in range(4)]
     found += [candidate(of, 1, i, ((i,),)) for i in range(4)]
@@ -144,11 +144,11 @@ def test_one_bad_test_of_several_makes_a_task_retriable():
     assert state.jobs[1].retriable() == ["a"]
 
 
-def test_what_is_not_answered_is_not_retriable():
+def test_what_is_not_answered_is_not_retriable() -> None:
     assert one_job(events.Started("a", 1, 1)).jobs[1].retriable() == []
 
 
-def test_a_retried_task_begins_anew_and_keeps_its_notes():
+def test_a_retried_task_begins_anew_and_keeps_its_notes() -> None:
     job = one_job(
         events.Started("a", 4, 2),
         events.Interrupted("a"),
@@ -165,14 +165,14 @@ def test_a_retried_task_begins_anew_and_keeps_its_notes():
     assert job.state is JobState.running
 
 
-def test_an_interruption_counts_a_death_and_a_release_does_not():
+def test_an_interruption_counts_a_death_and_a_release_does_not() -> None:
     started, died = events.Started("a", 4, 2), events.Interrupted("a")
     job = one_job(started, died, started, events.Released("a"), started, died).jobs[1]
     assert job.tasks["a"].deaths == 2
     assert job.tasks["a"].phase is Phase.waiting
 
 
-def test_an_adapter_is_kept_through_an_interruption_until_the_answer():
+def test_an_adapter_is_kept_through_an_interruption_until_the_answer() -> None:
     before = [events.Started("a", 4, 2), events.Trained("a", 3, 2, 10, 1.0, 0.5)]
     died = [*before, events.Interrupted("a")]
     assert one_job(*died).jobs[1].tasks["a"].adapter == 3
@@ -181,7 +181,7 @@ def test_an_adapter_is_kept_through_an_interruption_until_the_answer():
     assert one_job(*before, events.Answered("a", SURE)).jobs[1].tasks["a"].adapter is None
 
 
-def test_notes_gather_and_those_of_the_verdict_stand():
+def test_notes_gather_and_those_of_the_verdict_stand() -> None:
     told = [events.Noted("a", "one"), events.Noted("a", "two")]
     assert one_job(*told).jobs[1].tasks["a"].notes == ("one", "two")
     found = verdict("a", 1, [], None, ("one", "two", "three"))
@@ -189,7 +189,7 @@ def test_notes_gather_and_those_of_the_verdict_stand():
     assert notes == ("one", "two", "three")
 
 
-def test_seconds_count_from_the_last_start():
+def test_seconds_count_from_the_last_start() -> None:
     happened = [
         (1, events.Submitted("j", 10, ("a",))),
         (1, events.Started("a", 1, 1)),
@@ -200,7 +200,7 @@ def test_seconds_count_from_the_last_start():
     assert folded(happened, clock=[0, 10, 20, 30, 42]).jobs[1].tasks["a"].seconds == 12
 
 
-def test_a_clock_that_is_set_back_makes_no_time_negative():
+def test_a_clock_that_is_set_back_makes_no_time_negative() -> None:
     happened = [
         (1, events.Submitted("j", 10, ("a",))),
         (1, events.Started("a", 1, 1)),
@@ -209,7 +209,7 @@ def test_a_clock_that_is_set_back_makes_no_time_negative():
     assert folded(happened, clock=[100, 90, 5]).jobs[1].tasks["a"].seconds == 0
 
 
-def test_the_training_under_way_is_known_until_it_ends():
+def test_the_training_under_way_is_known_until_it_ends() -> None:
     step = events.Training("a", 1, 2, 0.5, 9.0)
     under_way = [events.Started("a", 4, 2), step]
     assert one_job(*under_way).training == {(1, "a"): step}
@@ -224,7 +224,7 @@ def test_the_training_under_way_is_known_until_it_ends():
         assert one_job(*under_way, event).training == {}
 
 
-def test_a_job_was_asked_for_when_it_was_submitted_resumed_or_retried_last():
+def test_a_job_was_asked_for_when_it_was_submitted_resumed_or_retried_last() -> None:
     happened = [
         (1, events.Submitted("j", 10, ("a",))),
         (2, events.Submitted("k", 10, ("a",))),
@@ -238,7 +238,7 @@ def test_a_job_was_asked_for_when_it_was_submitted_resumed_or_retried_last():
     assert asked == [[1, 2], [1, 2], [4, 2], [4, 2], [4, 2], [7, 2]]
 
 
-def test_a_daemon_has_the_home_from_its_start_to_its_stop():
+def test_a_daemon_has_the_home_from_its_start_to_its_stop() -> None:
     up = [(None, DAEMON)]
     assert (folded(up).daemon, folded(up).ready) == (DAEMON, False)
     ready = [*up, (None, events.DaemonReady(1.0))]
@@ -249,13 +249,15 @@ def test_a_daemon_has_the_home_from_its_start_to_its_stop():
     assert (folded(left).daemon, folded(left).ready) == (None, False)
 
 
-def test_each_start_after_an_unclean_end_is_a_restart_and_one_after_a_stop_in_order_is_not():
+def test_each_start_after_an_unclean_end_is_a_restart_and_one_after_a_stop_in_order_is_not() -> (
+    None
+):
     died = [(None, DAEMON), (None, events.DaemonReady(1.0)), (None, DAEMON), (None, DAEMON)]
     assert [folded(died[:n]).restarts for n in range(5)] == [0, 0, 0, 1, 2]
     assert folded([*died, (None, events.DaemonStopped()), (None, DAEMON)]).restarts == 0
 
 
-def test_what_is_in_hand_is_found_in_all_jobs():
+def test_what_is_in_hand_is_found_in_all_jobs() -> None:
     state = folded(
         [
             (1, events.Submitted("j", 10, ("a", "b"))),
@@ -269,7 +271,7 @@ def test_what_is_in_hand_is_found_in_all_jobs():
 
 
 @given(lives())
-def test_counts_are_those_of_the_tasks_whatever_happens(lived):
+def test_counts_are_those_of_the_tasks_whatever_happens(lived) -> None:
     state = State()
     for seq, (job, event) in enumerate(lived, 1):
         state.apply(Record(seq, float(seq), job, event))
@@ -286,7 +288,7 @@ def test_counts_are_those_of_the_tasks_whatever_happens(lived):
 
 
 @given(lives())
-def test_a_state_depends_on_nothing_but_its_records(lived):
+def test_a_state_depends_on_nothing_but_its_records(lived) -> None:
     assert folded(lived) == folded(lived)
 
 
@@ -306,14 +308,14 @@ def done(name: str, seconds: float) -> list[events.Event]:
     ]
 
 
-def test_predictions_are_judged_by_what_each_part_took():
+def test_predictions_are_judged_by_what_each_part_took() -> None:
     job = one_job(predicted("a", 6.0, 1.0), *done("a", 3.0)).jobs[1]
     ratio = {f"p{d}": 2.0 for d in (10, 50, 90)}
     half = {f"p{d}": 0.5 for d in (10, 50, 90)}
     assert job.accuracy() == {"train": ratio, "infer": half}
 
 
-def test_of_several_tasks_the_deciles_are_told():
+def test_of_several_tasks_the_deciles_are_told() -> None:
     names = [f"t{i}" for i in range(11)]
     happened = [(1, events.Submitted("j", 10, tuple(names)))]
     for i, name in enumerate(names, 1):
@@ -331,5 +333,5 @@ def test_of_several_tasks_the_deciles_are_told():
     ],
     ids=["nothing was predicted", "nothing is done", "it was cut short"],
 )
-def test_what_was_not_predicted_or_not_done_is_not_judged(happened):
+def test_what_was_not_predicted_or_not_done_is_not_judged(happened) -> None:
     assert one_job(*happened).jobs[1].accuracy() == {}

@@ -65,7 +65,7 @@ def total(usage: list[EngineUsage]) -> tuple:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.002, 0.05]))
-def test_every_step_is_reported_once_unless_a_request_in_it_was_aborted(seed, aborts):
+def test_every_step_is_reported_once_unless_a_request_in_it_was_aborted(seed: int, aborts) -> None:
     reported, steps = simulate(seed, aborts=aborts)
     sound = [step for step in steps if not step[3]]
     assert total(reported) == (
@@ -76,7 +76,7 @@ def test_every_step_is_reported_once_unless_a_request_in_it_was_aborted(seed, ab
     )
 
 
-def test_nothing_is_reported_while_it_is_not_known_what_the_steps_did():
+def test_nothing_is_reported_while_it_is_not_known_what_the_steps_did() -> None:
     log = StepLog()
     log.begin("a")
     for _ in range(3 * MIN_REPORT_STEPS):
@@ -88,7 +88,7 @@ def test_nothing_is_reported_while_it_is_not_known_what_the_steps_did():
     assert (generating.prompt, generating.generated) == (0, 3 * MIN_REPORT_STEPS - 1)
 
 
-def test_an_engine_that_is_never_idle_is_reported_too():
+def test_an_engine_that_is_never_idle_is_reported_too() -> None:
     log, reported = StepLog(), []
     for number in range(10 * MIN_REPORT_STEPS):
         log.begin(str(number))
@@ -99,7 +99,7 @@ def test_an_engine_that_is_never_idle_is_reported_too():
     assert sum(usage.steps for usage in reported) > 8 * MIN_REPORT_STEPS
 
 
-def test_a_prompt_that_is_read_in_pieces_is_reported_with_all_of_its_steps():
+def test_a_prompt_that_is_read_in_pieces_is_reported_with_all_of_its_steps() -> None:
     log = StepLog()
     log.begin("long")
     for _ in range(4):
