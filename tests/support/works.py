@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 
 from arcd.arc.tasks import Task, TaskSet
 from arcd.backends.fake import FakeEngine, FakeTrainer
-from arcd.backends.protocols import Trained, TrainRequest
+from arcd.backends.protocols import Completion, Trained, TrainingStep, TrainRequest
 from arcd.backends.runtime import Runtime
 from arcd.config import Config, resolve
 from arcd.jobs import events
@@ -28,6 +29,10 @@ from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
 from arcd.system.ledger import Ledger
 
+Progress = Callable[[TrainingStep], None]
+Deliver = Callable[[Completion], None]
+E = TypeVar("E", bound=events.Event)
+
 FEW = ["train.steps=4", "train.batch_size=1", "sample.samples=4"]
 
 
@@ -40,7 +45,7 @@ class Trainer(FakeTrainer):
     open: int = 0
     most: int = 0
 
-    async def train(self, wanted: TrainRequest, progress) -> Trained:
+    async def train(self, wanted: TrainRequest, progress: Progress) -> Trained:
         self.asked.append(wanted.lessons[0].task)
         self.open += 1
         self.most = max(self.most, self.open)
@@ -74,7 +79,7 @@ class Works:
         self.trainer.folder = self.home / "adapters"
         self.trainer.capacity = self.trainings
         self.trainer.slots = anyio.Semaphore(self.trainings)
-        self.scheduler: Scheduler | None = None
+        self.scheduler: Scheduler  # from `running` on
 
     def submit(self, *tasks: Task, priority: int = 10, settings: list[str] = FEW) -> int:
         chosen = TaskSet("some", tasks or self.tasks.tasks, {})
@@ -111,7 +116,9 @@ class Works:
             await self.until(lambda state: all(job.finished for job in state.jobs.values()))
         return anyio.current_time() - begun
 
-    def records(self, kind: type | None = None, job: int | None = None) -> list[Record]:
+    def records(
+        self, kind: type[events.Event] | None = None, job: int | None = None
+    ) -> list[Record]:
         return [
             record
             for record in self.store.journal.records()
@@ -119,9 +126,14 @@ class Works:
             and (job is None or record.job == job)
         ]
 
-    def names(self, kind: type, job: int | None = None) -> list[str]:
+    def of_kind(self, kind: type[E], job: int | None = None) -> list[E]:
+        """All events of a kind."""
+        found = (record.event for record in self.records(job=job))
+        return [event for event in found if isinstance(event, kind)]
+
+    def names(self, kind: type[events.TaskEvent], job: int | None = None) -> list[str]:
         """The tasks of all events of a kind."""
-        return [record.event.task for record in self.records(kind, job)]
+        return [event.task for event in self.of_kind(kind, job)]
 
     def most_in_flight(self) -> int:
         state, most = State(), 0

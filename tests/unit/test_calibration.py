@@ -21,9 +21,13 @@ from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 
+NOTHING: frozenset[str] = frozenset()
+CALIBRATION = frozenset({"calibration"})
+"""The tasks that are trained and sampled to calibrate."""
+
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
 
 
@@ -109,10 +113,14 @@ async def test_as_many_trainings_as_there_will_be_at_once_are_measured_at_once(
 
 
 @pytest.mark.parametrize("trainings", [1, 2])
-@pytest.mark.parametrize("trouble", ["broken", "refused"])
+@pytest.mark.parametrize(
+    ("broken", "refused"),
+    [(CALIBRATION, NOTHING), (NOTHING, CALIBRATION)],
+    ids=["broken", "refused"],
+)
 async def test_where_nothing_works_the_daemon_starts_all_the_same(
-    tmp_path: Path, trouble: str, trainings: int
+    tmp_path: Path, broken: frozenset[str], refused: frozenset[str], trainings: int
 ) -> None:
-    machine = Machine(tmp_path, trainings=trainings, **{trouble: frozenset({"calibration"})})
+    machine = Machine(tmp_path, broken=broken, refused=refused, trainings=trainings)
     assert not (await machine.calibrate()).known
     assert list(tmp_path.iterdir()) == []

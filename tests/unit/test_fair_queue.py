@@ -1,6 +1,7 @@
 """The queue: Johnson's order, shares by priority, and nothing lost or given twice."""
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import permutations
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from arcd.jobs.events import Times
-from arcd.scheduling.fair_queue import FairQueue, Item, makespan, ordered
+from arcd.scheduling.fair_queue import FairQueue, Item, Order, makespan, ordered
 
 
 def seconds() -> st.SearchStrategy[float]:
@@ -27,11 +28,13 @@ def plain(job: int, tasks: int, each: float = 1.0) -> list[Item]:
     return [Item(job, f"t{i}", Times(each / 2, each / 2)) for i in range(tasks)]
 
 
-def given_out(queue: FairQueue, tasks: int, **options) -> list[Item]:
+def given_out(
+    queue: FairQueue, tasks: int, runnable: Callable[[int], bool] = lambda job: True
+) -> list[Item]:
     """The next so many tasks, taken."""
     found = []
     for _ in range(tasks):
-        item = queue.next(**options)
+        item = queue.next(runnable)
         assert item is not None
         queue.take(item, item.times.total)
         found.append(item)
@@ -51,13 +54,13 @@ def makespan_of(found: list[Item]) -> float:
 
 @settings(max_examples=60)
 @given(items())
-def test_no_order_is_shorter_than_johnsons(found) -> None:
+def test_no_order_is_shorter_than_johnsons(found: list[Item]) -> None:
     best = min(makespan_of(list(order)) for order in permutations(found))
     assert makespan_of(ordered(found, "johnson")) == best
 
 
 @given(items(max_size=30))
-def test_no_schedule_is_shorter_than_the_bound_of_two_machines(found) -> None:
+def test_no_schedule_is_shorter_than_the_bound_of_two_machines(found: list[Item]) -> None:
     a = [item.times.train for item in found]
     b = [item.times.infer for item in found]
     span = makespan_of(ordered(found, "johnson"))
@@ -72,19 +75,19 @@ def test_no_schedule_is_shorter_than_the_bound_of_two_machines(found) -> None:
 
 @pytest.mark.parametrize("order", ["johnson", "file", "cheapest"])
 @given(found=items(max_size=30))
-def test_an_order_gives_each_item_once(order, found) -> None:
+def test_an_order_gives_each_item_once(order: Order, found: list[Item]) -> None:
     assert Counter(ordered(found, order)) == Counter(found)
 
 
 @given(items(max_size=30))
-def test_the_file_is_kept_and_the_cheapest_comes_first_when_asked_for(found) -> None:
+def test_the_file_is_kept_and_the_cheapest_comes_first_when_asked_for(found: list[Item]) -> None:
     assert ordered(found, "file") == found
     totals = [item.times.total for item in ordered(found, "cheapest")]
     assert totals == sorted(totals)
 
 
 @pytest.mark.parametrize("order", ["johnson", "cheapest"])
-def test_equals_stay_in_the_order_of_the_file(order) -> None:
+def test_equals_stay_in_the_order_of_the_file(order: Order) -> None:
     assert ordered(plain(1, 5), order) == plain(1, 5)
 
 
@@ -107,7 +110,9 @@ def test_what_is_asked_for_but_not_taken_stays() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), items(max_size=40)), min_size=2, max_size=4))
-def test_shares_follow_the_priorities_within_one_task_of_each_job(found) -> None:
+def test_shares_follow_the_priorities_within_one_task_of_each_job(
+    found: list[tuple[int, list[Item]]],
+) -> None:
     queue = FairQueue()
     left: dict[int, list[Item]] = {}
     for job, (priority, waiting) in enumerate(found):

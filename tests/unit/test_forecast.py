@@ -31,7 +31,7 @@ def configured(**changed: int) -> Config:
 
 @pytest.mark.parametrize("key", SETTINGS)
 @given(of=tasks())
-def test_more_steps_lessons_or_samples_take_longer_in_their_lane_alone(key, of) -> None:
+def test_more_steps_lessons_or_samples_take_longer_in_their_lane_alone(key: str, of: Task) -> None:
     low, high = (work(of, configured(**{key: value})) for value in SETTINGS[key])
     if key.startswith("train"):
         assert high.train > low.train
@@ -47,7 +47,7 @@ def test_more_steps_lessons_or_samples_take_longer_in_their_lane_alone(key, of) 
     [task(side=4), task(pairs=4)],
     ids=["larger grids", "more pairs"],
 )
-def test_a_larger_task_takes_longer_in_both_lanes(larger) -> None:
+def test_a_larger_task_takes_longer_in_both_lanes(larger: Task) -> None:
     small, large = work(task(), Config()), work(larger, Config())
     assert large.train > small.train
     assert large.prefill > small.prefill
@@ -56,7 +56,7 @@ def test_a_larger_task_takes_longer_in_both_lanes(larger) -> None:
 
 @given(tasks(max_pairs=3, max_side=8), st.integers(1, 20), st.integers(1, 20))
 def test_each_contender_is_read_once_more_in_each_view_that_it_is_judged_in(
-    of, samples, views
+    of: Task, samples: int, views: int
 ) -> None:
     changed = {"sample.samples": samples}
     votes = work(of, configured(**changed))
@@ -101,7 +101,7 @@ def narrow(*heights: int) -> list[Grid]:
 
 @given(tasks(max_pairs=3, max_side=8))
 @example(Task("00010000", (Pair(*narrow(1, 5)), Pair(*narrow(5, 6))), tuple(narrow(6))))
-def test_tokens_are_those_of_an_encoding_with_one_for_each_cell(of) -> None:
+def test_tokens_are_those_of_an_encoding_with_one_for_each_cell(of: Task) -> None:
     assume(len(of.train) > 1)
     config, encoding = configured(), CellEncoding()
     lessons = build_lessons([of], config, encoding, config.train.max_seq_len)
@@ -115,7 +115,7 @@ def test_tokens_are_those_of_an_encoding_with_one_for_each_cell(of) -> None:
 
 
 @given(tasks())
-def test_no_prompt_is_longer_than_it_may_be(of) -> None:
+def test_no_prompt_is_longer_than_it_may_be(of: Task) -> None:
     limits = ["train.max_seq_len=20", "engine.max_model_len=30"]
     config = resolve(settings=[*limits, "sample.judging_views=8"])
     found = work(of, config)
@@ -139,14 +139,16 @@ def test_the_cold_rates_decode_as_was_measured() -> None:
 
 def test_a_text_encoding_is_counted_in_its_own_tokens() -> None:
     class Wordy(CellEncoding):
-        def answer(self, grid):
+        def answer(self, grid: Grid) -> list[int]:
             return [0] * 1000
 
     assert work(task(), configured(), Sizes(Wordy())).rounds == 1000
 
 
 @given(tasks(), st.floats(0.1, 10))
-def test_a_machine_that_is_faster_in_everything_changes_all_times_alike(of, factor) -> None:
+def test_a_machine_that_is_faster_in_everything_changes_all_times_alike(
+    of: Task, factor: float
+) -> None:
     found = work(of, Config())
     some = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     fast, slow = times(found, Rates(*some)), times(found, Rates(*(r * factor for r in some)))

@@ -55,7 +55,7 @@ def learnt(
 
 @settings(max_examples=30)
 @given(machines, st.integers(0, 1000))
-def test_what_made_the_times_is_found_again(rates, seed: int) -> None:
+def test_what_made_the_times_is_found_again(rates: Rates, seed: int) -> None:
     found = learnt(rates, seed).rates
     for steps, tokens in trainings(random.Random(seed + 1), 20):
         assert of(found, steps, tokens) == pytest.approx(of(rates, steps, tokens), rel=0.2)
@@ -65,14 +65,14 @@ def test_what_made_the_times_is_found_again(rates, seed: int) -> None:
 
 @settings(max_examples=30)
 @given(machines, st.integers(0, 1000))
-def test_stragglers_are_not_believed(rates, seed: int) -> None:
+def test_stragglers_are_not_believed(rates: Rates, seed: int) -> None:
     found = learnt(rates, seed, noise=0.1, stragglers=0.15).rates
     for steps, tokens in trainings(random.Random(seed + 1), 20):
         assert of(found, steps, tokens) == pytest.approx(of(rates, steps, tokens), rel=0.4)
 
 
 @given(machines)
-def test_one_measurement_sets_the_scale_of_all(rates) -> None:
+def test_one_measurement_sets_the_scale_of_all(rates: Rates) -> None:
     measured = RateEstimator()
     measured.trained(10, 5000, of(rates, 10, 5000))
     assert of(measured.rates, 10, 5000) == pytest.approx(of(rates, 10, 5000), rel=0.01)
@@ -82,7 +82,7 @@ def test_one_measurement_sets_the_scale_of_all(rates) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 10**6), st.floats(1e-3, 1e5))))
-def test_nothing_ever_costs_less_than_nothing(seen) -> None:
+def test_nothing_ever_costs_less_than_nothing(seen: list[tuple[int, int, float]]) -> None:
     measured = RateEstimator()
     for steps, tokens, seconds in seen:
         measured.trained(steps, tokens, seconds)
@@ -112,7 +112,7 @@ def test_what_took_no_time_or_did_nothing_is_no_measurement() -> None:
 
 
 @given(machines)
-def test_what_is_kept_is_gone_on_from(rates) -> None:
+def test_what_is_kept_is_gone_on_from(rates: Rates) -> None:
     before = learnt(rates, 3)
     after = RateEstimator.from_json(json.loads(json.dumps(before.to_json())))
     assert after.rates == before.rates

@@ -3,10 +3,12 @@
 import cProfile
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
+from typing import Protocol, TypedDict, Unpack
 
 import anyio
 import pytest
@@ -14,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import virtual
 from support.small import candidate, task, task_set
-from support.works import FEW, Trainer, Works
+from support.works import FEW, Deliver, Progress, Trainer, Works
 
 from arcd import config
 from arcd.arc.tasks import TaskSet
 from arcd.backends.fake import FakeEngine
-from arcd.backends.protocols import Adapter, Completion
-from arcd.config import resolve
+from arcd.backends.protocols import Adapter, Completion, Request, Trained, TrainRequest
+from arcd.config import Config, resolve
 from arcd.errors import EngineFailed, TrainerFailed
 from arcd.jobs import events, state
 from arcd.jobs.events import Record, Times
@@ -28,15 +30,15 @@ from arcd.jobs.service import JobService
 from arcd.jobs.state import JobState, Phase, State
 from arcd.scheduling import fair_queue, forecast, scheduler
 from arcd.scheduling.budget import SETTLING_S, TIMEOUT_FACTOR
-from arcd.scheduling.fair_queue import Item, makespan, ordered
+from arcd.scheduling.fair_queue import Item, Order, makespan, ordered
 from arcd.scheduling.forecast import times, work
-from arcd.scheduling.scheduler import MOST_DEATHS
+from arcd.scheduling.rounds import MOST_DEATHS
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
 
 
@@ -46,12 +48,26 @@ class OneLane(FakeEngine):
 
     lane: anyio.Lock = field(default_factory=anyio.Lock)
 
-    async def sample(self, requests, adapter, deliver) -> None:
+    async def sample(
+        self, requests: Sequence[Request], adapter: Adapter | None, deliver: Deliver
+    ) -> None:
         async with self.lane:
             await super().sample(requests, adapter, deliver)
 
 
-Build = Callable[..., Works]
+class Options(TypedDict, total=False):
+    """Fields of `Works`."""
+
+    config: Config
+    trainer: Trainer
+    engine: type[FakeEngine]
+    seconds_per_token: float
+    calibrated: bool
+    trainings: int
+
+
+class Build(Protocol):
+    def __call__(self, tasks: TaskSet, **options: Unpack[Options]) -> Works: ...
 
 
 @pytest.fixture
@@ -59,8 +75,8 @@ def build(tmp_path: Path) -> Iterator[Build]:
     """Makes works on one home; whatever is made is closed."""
     made: list[Works] = []
 
-    def build(tasks: TaskSet, **given: object) -> Works:
-        made.append(Works(tmp_path, tasks, **given))
+    def build(tasks: TaskSet, **options: Unpack[Options]) -> Works:
+        made.append(Works(tmp_path, tasks, **options))
         return made[-1]
 
     yield build
@@ -79,7 +95,7 @@ TRAIN = 8.0
 
 def answer_seconds(works: Works) -> float:
     """What the engine needs for one of these: their answers are alike."""
-    (length,) = {record.event.candidate.length for record in works.records(events.Sampled)}
+    (length,) = {event.candidate.length for event in works.of_kind(events.Sampled)}
     return length * works.seconds_per_token
 
 
@@ -125,7 +141,9 @@ async def test_a_task_that_hangs_is_ended_after_a_time_that_follows_from_its_sam
     """Twice the samples, of which each is drawn for itself, are given twice the time."""
 
     class OneByOne(FakeEngine):
-        async def sample(self, requests, adapter, deliver) -> None:
+        async def sample(
+            self, requests: Sequence[Request], adapter: Adapter | None, deliver: Deliver
+        ) -> None:
             if requests[0].question.task == "t11":
                 await anyio.sleep_forever()
             for request in requests:
@@ -135,7 +153,11 @@ async def test_a_task_that_hangs_is_ended_after_a_time_that_follows_from_its_sam
     works.submit(settings=[*FEW, f"sample.samples={samples}"])
     await works.finish()
     begun, ended = (
-        next(record.at for record in works.records(kind) if record.event.task == "t11")
+        next(
+            record.at
+            for record in works.records()
+            if isinstance(record.event, kind) and record.event.task == "t11"
+        )
         for kind in (events.Trained, events.Answered)
     )
     alone = samples * answer_seconds(works)
@@ -147,7 +169,7 @@ async def test_a_task_that_hangs_is_ended_after_a_time_that_follows_from_its_sam
 
 @pytest.mark.parametrize("lookahead", [0, 1, 2, 5])
 async def test_never_more_in_hand_than_may_be_and_never_two_in_training(
-    build: Build, lookahead
+    build: Build, lookahead: int
 ) -> None:
     settings = [*FEW, f"lookahead={lookahead}"]
     works = build(same(12), config=resolve(settings=settings), seconds_per_token=3.0)
@@ -200,7 +222,7 @@ def mixed() -> TaskSet:
 
 @pytest.mark.parametrize("order", ["johnson", "file", "cheapest"])
 async def test_two_lanes_are_as_fast_as_the_arithmetic_of_their_order(
-    build: Build, order: str
+    build: Build, order: Order
 ) -> None:
     works = build(
         mixed(),
@@ -210,10 +232,10 @@ async def test_two_lanes_are_as_fast_as_the_arithmetic_of_their_order(
     )
     works.submit(settings=[*FEW, f"order={order}"])
     measured = await works.finish()
-    trained = {r.event.task: r.event.seconds for r in works.records(events.Trained)}
+    trained = {event.task: event.seconds for event in works.of_kind(events.Trained)}
     longest: Counter[str] = Counter()
-    for record in works.records(events.Sampled):
-        found = record.event.candidate
+    for event in works.of_kind(events.Sampled):
+        found = event.candidate
         longest[found.task] = max(longest[found.task], found.length)
     begun = works.names(events.Started)
     actual = [Times(trained[name], longest[name] * works.seconds_per_token) for name in begun]
@@ -321,12 +343,12 @@ async def test_the_trainer_is_free_again_after_a_cancellation(build: Build) -> N
     works = build(same(3))
     first = works.submit()
     async with works.running():
-        await works.until(lambda state: state.training)
+        await works.until(lambda state: bool(state.training))
         works.service.cancel(first)
         second = works.submit()
         cancelled = anyio.current_time()
         await works.until(lambda state: not state.training)
-        await works.until(lambda state: state.training)
+        await works.until(lambda state: bool(state.training))
         assert anyio.current_time() - cancelled == works.trainer.seconds_per_step
         await works.until(lambda state: state.jobs[second].finished)
 
@@ -345,7 +367,7 @@ async def test_a_job_that_is_held_waits_until_it_is_resumed(build: Build) -> Non
 class Stammering(FakeEngine):
     """Does not come to the end of the answers to the first four samples of t1."""
 
-    async def _answer(self, request, adapter: Adapter | None, deliver) -> None:
+    async def _answer(self, request: Request, adapter: Adapter | None, deliver: Deliver) -> None:
         def cut(completion: Completion) -> None:
             bad = completion.request.question.task == "t1" and completion.request.sample < 4
             deliver(replace(completion, finish="length") if bad else completion)
@@ -460,7 +482,7 @@ async def test_a_new_life_finishes_what_was_set_aside_and_repeats_nothing(build:
 class Uneven(FakeEngine):
     """The first sample of a test takes ten times as long."""
 
-    async def _answer(self, request, adapter: Adapter | None, deliver) -> None:
+    async def _answer(self, request: Request, adapter: Adapter | None, deliver: Deliver) -> None:
         if request.sample == 0:
             await anyio.sleep(90 * self.seconds_per_token)
         await super()._answer(request, adapter, deliver)
@@ -469,7 +491,7 @@ class Uneven(FakeEngine):
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from(["stop", "die"]), st.integers(1, 60)), max_size=6))
 async def test_whatever_ends_a_life_in_the_end_all_is_answered_and_nothing_twice(
-    tmp_path_factory: pytest.TempPathFactory, ends
+    tmp_path_factory: pytest.TempPathFactory, ends: list[tuple[str, int]]
 ) -> None:
     home, tasks = tmp_path_factory.mktemp("home"), same(4, tests=2)
     works = Works(home, tasks, engine=Uneven)
@@ -584,7 +606,9 @@ async def test_an_adapter_that_is_gone_is_trained_again(build: Build) -> None:
 class Dead(FakeEngine):
     """Stops at the first request."""
 
-    async def sample(self, requests, adapter, deliver) -> None:
+    async def sample(
+        self, requests: Sequence[Request], adapter: Adapter | None, deliver: Deliver
+    ) -> None:
         raise EngineFailed
 
 
@@ -627,12 +651,12 @@ async def test_neighbours_share_an_adapter_that_is_there_until_the_last_is_answe
     assert there
     assert not list((works.home / "adapters").iterdir())
     # As many steps for each task as if it had an adapter of its own.
-    assert [r.event.steps for r in works.records(events.Trained)] == [12, 12, 8]
+    assert [event.steps for event in works.of_kind(events.Trained)] == [12, 12, 8]
 
 
 async def test_where_the_first_cannot_be_trained_another_one_trains_for_all(build: Build) -> None:
     class Fussy(Trainer):
-        async def train(self, wanted, progress):
+        async def train(self, wanted: TrainRequest, progress: Progress) -> Trained:
             if len(self.asked) == 0:
                 self.asked.append("refused")
                 raise TrainerFailed("not this one")
@@ -667,7 +691,7 @@ async def test_a_task_that_is_retried_does_not_take_the_adapter_from_the_others(
     works.submit(settings=SHARED)
     async with works.running():
         await works.until(lambda state: state.jobs[1].counts[Phase.answered] == 1)
-        works.service.emit(1, events.Retried(works.names(events.Answered)[:1]))
+        works.service.emit(1, events.Retried(tuple(works.names(events.Answered)[:1])))
         works.service.wake()
         await works.until(lambda state: state.jobs[1].finished)
     again, *others = works.names(events.Answered)[:3]
@@ -680,7 +704,11 @@ async def test_a_task_that_is_retried_does_not_take_the_adapter_from_the_others(
 )
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_every_task_is_answered_once_with_its_groups_adapter(
-    tmp_path_factory: pytest.TempPathFactory, share, count, lookahead, deaths
+    tmp_path_factory: pytest.TempPathFactory,
+    share: int,
+    count: int,
+    lookahead: int,
+    deaths: st.DataObject,
 ) -> None:
     home = tmp_path_factory.mktemp("home")
     asked = [*FEW, f"train.share={share}"]
@@ -731,7 +759,7 @@ def profiled(
     profile.disable()
 
 
-def seconds_in(profile: cProfile.Profile, *modules: object) -> float:
+def seconds_in(profile: cProfile.Profile, *modules: ModuleType) -> float:
     """Seconds in functions of these modules and in what is written in C that they call."""
     files = {module.__file__ for module in modules}
     return sum(
@@ -762,15 +790,15 @@ async def test_ten_thousand_tasks_take_neither_memory_nor_the_schedulers_time(bu
     profile = cProfile.Profile(builtins=False)
     resident: dict[int, int] = {}
 
-    async def measure() -> None:
-        for answered in (1000, MANY):
-            await works.until(lambda state, n=answered: state.jobs[1].counts[Phase.answered] >= n)
-            works.trainer.asked.clear()
-            resident[answered] = resident_bytes()
+    async def measure(answered: int) -> None:
+        await works.until(lambda state: state.jobs[1].counts[Phase.answered] >= answered)
+        works.trainer.asked.clear()
+        resident[answered] = resident_bytes()
 
     with profiled(profile, works.service, 4000, 5000):
         async with works.running():
-            await measure()
+            await measure(1000)
+            await measure(MANY)
     per_task = seconds_in(profile, scheduler, fair_queue, state, forecast, config) / 1000
     grown = resident[MANY] - resident[1000]
     print(f"{per_task * 1e3:.3f} ms and {grown / (MANY - 1000):.0f} bytes for each task")

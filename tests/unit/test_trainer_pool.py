@@ -22,12 +22,13 @@ CONFIG = resolve(settings=["train.steps=10", "train.batch_size=1"])
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
 
 
 def request(serial: int, name: str = "t") -> TrainRequest:
     lessons = build_lessons([task(name)], CONFIG, CellEncoding(), 4096)
+    assert isinstance(lessons, list)
     return TrainRequest(lessons, CONFIG.train, 0, serial)
 
 

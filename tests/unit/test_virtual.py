@@ -1,12 +1,14 @@
 """The virtual clock that other tests rely on."""
 
+from collections.abc import Awaitable, Callable
+
 import anyio
 import pytest
 from support import virtual
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
 
 
@@ -36,6 +38,6 @@ async def test_a_deadline_comes_before_what_takes_longer() -> None:
 
 
 @pytest.mark.parametrize("wait", [anyio.sleep_forever, lambda: anyio.Event().wait()])
-def test_who_would_wait_for_ever_fails_at_once(wait) -> None:
+def test_who_would_wait_for_ever_fails_at_once(wait: Callable[[], Awaitable[None]]) -> None:
     with pytest.raises(virtual.Stuck):
         anyio.run(wait, backend=virtual.BACKEND[0], backend_options=virtual.BACKEND[1])
