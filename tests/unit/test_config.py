@@ -7,10 +7,10 @@ from arcd.config import DAEMON_KEYS, LORA_RANKS, Config, for_job, on_daemon, res
 from arcd.errors import BadConfig
 
 
-def refusal(*settings, **given):
+def refusal(*settings: str, file: Path | None = None) -> str:
     """The one line with which a configuration is refused."""
     with pytest.raises(BadConfig) as caught:
-        resolve(settings=settings, **given)
+        resolve(file, settings)
     line = str(caught.value)
     assert "\n" not in line
     return line
@@ -56,7 +56,9 @@ def test_the_last_setting_of_a_key_wins() -> None:
         ("engine.max_loras=4", "engine", "max_loras", 4),
     ],
 )
-def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, value) -> None:
+def test_a_setting_is_read_as_toml_or_as_a_bare_word(
+    setting: str, section: str, key: str, value: object
+) -> None:
     assert getattr(getattr(resolve(settings=[setting]), section), key) == value
 
 
@@ -85,7 +87,9 @@ def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, valu
         ("engine.gpu_memory=1.0", "engine.gpu_memory: Input should be less than 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line_naming_the_key(setting, reason) -> None:
+def test_what_makes_no_sense_is_refused_in_one_line_naming_the_key(
+    setting: str, reason: str
+) -> None:
     assert refusal(setting).startswith(reason)
 
 
@@ -105,7 +109,7 @@ def test_views_may_be_fewer_than_samples_where_sampling_is_not_greedy() -> None:
 
 
 @pytest.mark.parametrize("rank", LORA_RANKS)
-def test_every_rank_that_the_engine_serves_is_allowed(rank) -> None:
+def test_every_rank_that_the_engine_serves_is_allowed(rank: int) -> None:
     assert resolve(settings=[f"train.rank={rank}"]).train.rank == rank
 
 
@@ -117,7 +121,7 @@ def test_every_rank_that_the_engine_serves_is_allowed(rank) -> None:
         (b"seed = '\xff'", "not TOML: "),
     ],
 )
-def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content, reason) -> None:
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "arcd.toml"
     file.write_bytes(content)
     assert refusal(file=file).startswith(f"{file}: {reason}")
@@ -157,7 +161,7 @@ def test_a_job_that_says_nothing_has_the_daemons_configuration() -> None:
 
 
 @pytest.mark.parametrize("key", sorted(DAEMON_KEYS))
-def test_what_only_a_daemon_can_settle_is_refused_in_a_job(key) -> None:
+def test_what_only_a_daemon_can_settle_is_refused_in_a_job(key: str) -> None:
     value = {"max_loras": 4} if key == "engine" else getattr(Config(), key)
     with pytest.raises(BadConfig) as caught:
         for_job(Config(), {key: value})
@@ -176,7 +180,9 @@ def test_what_only_a_daemon_can_settle_is_refused_in_a_job(key) -> None:
         ({"seed": {"x": 1}}, "seed: Input should be a valid integer"),
     ],
 )
-def test_settings_of_a_job_that_make_no_sense_are_refused_in_one_line(settings, reason) -> None:
+def test_settings_of_a_job_that_make_no_sense_are_refused_in_one_line(
+    settings: dict[str, object], reason: str
+) -> None:
     with pytest.raises(BadConfig) as caught:
         for_job(Config(), settings)
     assert str(caught.value).startswith(reason)

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +14,13 @@ from support.corpora import small_sources
 from support.small import grid, task
 from support.strategies import grids, pairs, views
 
-from arcd.arc.grids import MAX_SIDE, shape, to_grid, to_lists
+from arcd.arc.grids import MAX_SIDE, Grid, shape, to_grid, to_lists
 from arcd.arc.tasks import Pair, TaskSet, load
 from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.errors import BadTask
 from arcd.model.encoding import CellEncoding
 from arcd.model.prompts import IGNORED
-from arcd.pretrain.compose import STEPS, compose
+from arcd.pretrain.compose import STEPS, Step, compose
 from arcd.pretrain.corpus import HELD_OUT_EXAMPLES, MIN_EXAMPLES, Corpus, batch, open_corpus
 from arcd.pretrain.decontamination import EvaluationSet, canonical
 from arcd.system.seeds import generator
@@ -53,7 +55,9 @@ def test_a_pair_of_an_evaluation_task_is_known_again_in_every_view(pair: Pair, v
 
 
 @given(pairs(max_side=5), views(), pairs(max_side=5))
-def test_canonical_is_the_same_for_views_of_a_pair_and_for_nothing_else(pair, view, other) -> None:
+def test_canonical_is_the_same_for_views_of_a_pair_and_for_nothing_else(
+    pair: Pair, view: View, other: Pair
+) -> None:
     assert canonical(view.pair(pair)) == canonical(pair)
     ways = (View(flip, turns, PLAIN_COLOURS, ()) for flip in (False, True) for turns in range(4))
     alike = any(_painted_alike(way.pair(pair), other) for way in ways)
@@ -139,7 +143,9 @@ def test_a_composed_task_that_comes_out_as_an_evaluation_task_is_drawn_again(
 
 
 @given(st.sampled_from(STEPS), SEEDS, grids(max_side=10), grids(max_side=10))
-def test_a_step_makes_grids_and_forgets_nothing(make, seed: int, first, second) -> None:
+def test_a_step_makes_grids_and_forgets_nothing(
+    make: Callable[[random.Random], Step], seed: int, first: Grid, second: Grid
+) -> None:
     step = make(generator(seed))
     changed = step(first)
     assert to_grid(to_lists(changed)) == changed

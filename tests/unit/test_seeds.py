@@ -21,7 +21,7 @@ def test_purposes_do_not_run_into_each_other() -> None:
 
 
 @given(st.integers(), st.text(), st.integers())
-def test_a_seed_fits_a_signed_64_bit_field(seed: int, name, number) -> None:
+def test_a_seed_fits_a_signed_64_bit_field(seed: int, name: str, number: int) -> None:
     assert 0 <= seed_of(seed, name, number) < 2**63
 
 

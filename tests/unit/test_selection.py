@@ -5,10 +5,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arcd.arc.grids import Grid
 from arcd.arc.selection import (
     ATTEMPTS,
     CONTENDERS,
     Candidate,
+    Likelihoods,
     Verdict,
     Vote,
     contenders,
@@ -18,15 +20,19 @@ from arcd.arc.selection import (
 from arcd.arc.views import PLAIN_COLOURS, View
 
 PLAIN = View(False, 0, PLAIN_COLOURS, (0,))
-ONE, TWO, THREE = ((1,),), ((2,),), ((3,),)
+ONE: Grid = ((1,),)
+TWO: Grid = ((2,),)
+THREE: Grid = ((3,),)
 NATS = st.floats(-100, 0)
 
 
-def candidate(grid, logprob=-1.0, length=10, test=0):
+def candidate(
+    grid: Grid | None, logprob: float = -1.0, length: int = 10, test: int = 0
+) -> Candidate:
     return Candidate("task", test, PLAIN, (0,), 0, None, grid, logprob, length)
 
 
-def candidates():
+def candidates() -> st.SearchStrategy[list[Candidate]]:
     """Few grids and few logprobs, so that ties are common."""
     return st.lists(
         st.builds(
@@ -103,7 +109,7 @@ def test_contenders_are_of_the_adapter_where_it_answered_validly() -> None:
 
 @given(candidates(), st.dictionaries(st.sampled_from([(0, ONE), (1, ONE), (0, TWO)]), NATS))
 def test_what_a_verdict_knows_of_likelihoods_gives_the_same_verdict_again(
-    found, likelihoods
+    found: list[Candidate], likelihoods: Likelihoods
 ) -> None:
     result = verdict("task", 2, found, None, likelihoods=likelihoods)
     assert result.likelihoods.items() <= likelihoods.items()
@@ -115,13 +121,15 @@ def test_an_answer_of_no_tokens_does_not_divide_by_zero() -> None:
 
 
 @given(candidates(), st.randoms(use_true_random=False))
-def test_the_order_of_candidates_does_not_matter(found, rng: random.Random) -> None:
+def test_the_order_of_candidates_does_not_matter(
+    found: list[Candidate], rng: random.Random
+) -> None:
     shuffled = rng.sample(found, len(found))
     assert verdict("task", 2, shuffled, 3) == verdict("task", 2, found, 3)
 
 
 @given(candidates())
-def test_every_valid_candidate_is_a_vote_for_its_own_test(found) -> None:
+def test_every_valid_candidate_is_a_vote_for_its_own_test(found: list[Candidate]) -> None:
     result = verdict("task", 2, found, None)
     for test, votes in enumerate(result.ranked):
         valid = [c.grid for c in found if c.test == test and c.grid is not None]
@@ -131,7 +139,7 @@ def test_every_valid_candidate_is_a_vote_for_its_own_test(found) -> None:
 
 
 @given(candidates())
-def test_attempts_are_the_two_best_grids_which_differ(found) -> None:
+def test_attempts_are_the_two_best_grids_which_differ(found: list[Candidate]) -> None:
     result = verdict("task", 2, found, None)
     for attempts, votes in zip(result.attempts, result.ranked, strict=True):
         assert attempts == tuple(vote.grid for vote in votes[:ATTEMPTS])

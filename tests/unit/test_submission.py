@@ -1,29 +1,35 @@
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.small import grid
 from support.strategies import grids
 
 from arcd.arc import submission
+from arcd.arc.grids import Grid
 from arcd.arc.selection import Verdict, Vote
+from arcd.arc.submission import Attempts, Mode, Submission
 from arcd.arc.tasks import Pair, Task, load
 from arcd.errors import ArcdError, BadSubmission
 from arcd.system import files
 
-A, B, C, D = (((colour,),) for colour in (1, 2, 3, 4))
-NONE = ((0,),)
+A, B, C, D = (grid(1, 1, colour) for colour in (1, 2, 3, 4))
+NONE: Grid = ((0,),)
 PAIR = Pair(A, B)
 TASKS = (Task("b", (PAIR,), (A, B)), Task("a", (PAIR,), (A,)))
 
 
-def entry(first, second=NONE):
+def entry(first: Grid, second: Grid = NONE) -> dict[str, list[list[int]]]:
     return {"attempt_1": [list(row) for row in first], "attempt_2": [list(row) for row in second]}
 
 
-def verdict(task: str, *tests) -> Verdict:
+def verdict(task: str, *tests: Sequence[Grid]) -> Verdict:
     ranked = tuple(tuple(Vote(grid, 1, 0.0) for grid in grids) for grids in tests)
     return Verdict(task, ranked, 4, 0, None)
 
@@ -77,7 +83,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.text("ab", min_size=1), st.lists(grids(max_side=4), min_size=1)))
 def test_any_grid_is_read_back_as_it_was_written(
-    tmp_path_factory: pytest.TempPathFactory, attempts
+    tmp_path_factory: pytest.TempPathFactory, attempts: dict[str, list[Grid]]
 ) -> None:
     path = tmp_path_factory.mktemp("written") / "submission.json"
     submission.write(path, {i: [entry(g, g) for g in tests] for i, tests in attempts.items()})
@@ -124,7 +130,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize(("text", "reason"), BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_a_bad_submission_is_refused_in_one_line_naming_file_and_task(
-    tmp_path: Path, text, reason
+    tmp_path: Path, text: str, reason: str
 ) -> None:
     path = tmp_path / "submission.json"
     path.write_text(text, encoding="utf-8")
@@ -166,13 +172,19 @@ def test_a_write_that_fails_leaves_the_old_file_intact(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     submission.write(path, {"a": [entry(A)]})
     before = path.read_bytes()
+    unwritable = cast(Submission, {"a": [object()]})
     with pytest.raises(TypeError):
-        submission.write(path, {"a": [object()]})
+        submission.write(path, unwritable)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["submission.json"]
 
 
-def test_a_disk_that_is_full_leaves_the_old_file_intact(tmp_path: Path, limited_file_size) -> None:
+LimitedFileSize = Callable[[int], AbstractContextManager[None]]
+
+
+def test_a_disk_that_is_full_leaves_the_old_file_intact(
+    tmp_path: Path, limited_file_size: LimitedFileSize
+) -> None:
     path = tmp_path / "submission.json"
     submission.write(path, {"a": [entry(A)]})
     before = path.read_bytes()
@@ -184,14 +196,13 @@ def test_a_disk_that_is_full_leaves_the_old_file_intact(tmp_path: Path, limited_
 
 
 @pytest.fixture
-def limited_file_size():
+def limited_file_size() -> LimitedFileSize:
     """A context in which the system refuses to let a file grow beyond some bytes."""
     import resource
     import signal
-    from contextlib import contextmanager
 
     @contextmanager
-    def limited(size):
+    def limited(size: int) -> Iterator[None]:
         old = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
@@ -221,7 +232,10 @@ def test_a_write_to_nowhere_fails_in_one_line(tmp_path: Path) -> None:
     assert caught.value.exit_code == 1
 
 
-MERGED = {
+Made = list[Grid | None]
+Merged = tuple[Grid, Grid]
+
+MERGED: dict[str, tuple[Made, Made, Merged, Merged]] = {
     "both differ": ([A, B], [C, D], (A, C), (A, C)),
     "first attempts equal": ([A, B], [A, C], (A, B), (A, C)),
     "only the second file has another": ([A, NONE], [A, C], (A, C), (A, C)),
@@ -237,12 +251,16 @@ MERGED = {
 
 
 @pytest.mark.parametrize(("first", "second", "both", "_"), MERGED.values(), ids=MERGED.keys())
-def test_merging_takes_the_first_attempts_then_the_next_that_differ(first, second, both, _) -> None:
+def test_merging_takes_the_first_attempts_then_the_next_that_differ(
+    first: Made, second: Made, both: Merged, _: Merged
+) -> None:
     assert submission.merge({"a": [first]}, {"a": [second]}, "both") == {"a": [entry(*both)]}
 
 
 @pytest.mark.parametrize(("first", "second", "_", "own"), MERGED.values(), ids=MERGED.keys())
-def test_merging_can_leave_the_second_attempt_to_the_second_file(first, second, _, own) -> None:
+def test_merging_can_leave_the_second_attempt_to_the_second_file(
+    first: Made, second: Made, _: Merged, own: Merged
+) -> None:
     assert submission.merge({"a": [first]}, {"a": [second]}, "second") == {"a": [entry(*own)]}
 
 
@@ -250,9 +268,9 @@ MODES = pytest.mark.parametrize("mode", ["both", "second"])
 
 
 @MODES
-def test_merging_keeps_what_only_one_file_has(mode) -> None:
-    first = {"x": [[A, A]], "both": [[A, B], [A, None]]}
-    second = {"y": [[C, NONE]], "both": [[C, D]]}
+def test_merging_keeps_what_only_one_file_has(mode: Mode) -> None:
+    first: Attempts = {"x": [[A, A]], "both": [[A, B], [A, None]]}
+    second: Attempts = {"y": [[C, NONE]], "both": [[C, D]]}
     found = submission.merge(first, second, mode)
     assert list(found) == ["x", "both", "y"]
     assert found["x"] == [entry(A, A)]
@@ -261,8 +279,8 @@ def test_merging_keeps_what_only_one_file_has(mode) -> None:
 
 
 @MODES
-def test_merging_with_nothing_changes_nothing(mode) -> None:
-    full = {"a": [[A, B], [C, D]], "b": [[D, NONE]]}
+def test_merging_with_nothing_changes_nothing(mode: Mode) -> None:
+    full: Attempts = {"a": [[A, B], [C, D]], "b": [[D, NONE]]}
     same = {"a": [entry(A, B), entry(C, D)], "b": [entry(D)]}
     assert submission.merge(full, {}, mode) == same
     assert submission.merge({}, full, mode) == same
@@ -271,18 +289,21 @@ def test_merging_with_nothing_changes_nothing(mode) -> None:
 
 
 def test_a_file_that_does_not_know_a_test_may_be_first() -> None:
-    first, second = {"a": [[A, B]]}, {"a": [[C, D], [D, C]]}
+    first: Attempts = {"a": [[A, B]]}
+    second: Attempts = {"a": [[C, D], [D, C]]}
     assert submission.merge(first, second, "both") == {"a": [entry(A, C), entry(D, C)]}
 
 
-def attempts():
+def attempts() -> st.SearchStrategy[Attempts]:
     grid = st.sampled_from([A, B, C, NONE, None])
     tests = st.lists(st.lists(grid, min_size=2, max_size=2), min_size=1, max_size=3)
     return st.dictionaries(st.sampled_from("abc"), tests)
 
 
 @given(attempts(), attempts(), st.sampled_from(["both", "second"]))
-def test_merging_never_fails_and_never_loses_a_test_or_an_answer(first, second, mode) -> None:
+def test_merging_never_fails_and_never_loses_a_test_or_an_answer(
+    first: Attempts, second: Attempts, mode: Mode
+) -> None:
     found = submission.merge(first, second, mode)
     assert set(found) == {*first, *second}
     for task_id, tests in found.items():

@@ -82,7 +82,7 @@ def asking(*tests: object) -> dict[str, object]:
     return {"train": [PAIR], "test": list(tests)}
 
 
-BAD_TASKS = {
+BAD_TASKS: dict[str, tuple[object, str]] = {
     "not an object": ([], "not an object with 'train' and 'test'"),
     "null": (None, "not an object with 'train' and 'test'"),
     "no train": (without("train"), "'train' is missing or empty"),
@@ -135,13 +135,15 @@ BAD_TASKS = {
 
 
 @pytest.mark.parametrize(("value", "reason"), BAD_TASKS.values(), ids=BAD_TASKS.keys())
-def test_a_bad_task_is_refused_naming_file_task_and_reason(tmp_path: Path, value, reason) -> None:
+def test_a_bad_task_is_refused_naming_file_task_and_reason(
+    tmp_path: Path, value: object, reason: str
+) -> None:
     path = put(tmp_path / "set.json", {"fine": GOOD, "broken": value})
     assert refusal(path) == f"{path}: task broken: {reason}"
 
 
 @pytest.mark.parametrize(("value", "reason"), BAD_TASKS.values(), ids=BAD_TASKS.keys())
-def test_a_bad_task_can_be_skipped_and_is_told(tmp_path: Path, value, reason) -> None:
+def test_a_bad_task_can_be_skipped_and_is_told(tmp_path: Path, value: object, reason: str) -> None:
     path = put(tmp_path / "set.json", {"broken": value, "fine": GOOD})
     found = load(str(path), skip_invalid=True)
     assert [task.id for task in found.tasks] == ["fine"]
@@ -160,7 +162,9 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("text", "reason"), BAD_FILES.values(), ids=BAD_FILES.keys())
-def test_a_bad_file_is_refused_naming_it_and_the_reason(tmp_path: Path, text, reason) -> None:
+def test_a_bad_file_is_refused_naming_it_and_the_reason(
+    tmp_path: Path, text: str, reason: str
+) -> None:
     path = put(tmp_path / "set.json", text)
     assert refusal(path) == f"{path}: {reason}"
 
@@ -223,7 +227,7 @@ def test_nothing_left_after_skipping_is_an_error(tmp_path: Path) -> None:
     ("name", "count"),
     [("arc1-train", 400), ("arc1-eval", 400), ("arc2-train", 1000), ("arc2-eval", 120)],
 )
-def test_the_bundled_sets_load_whole_with_solutions(name, count) -> None:
+def test_the_bundled_sets_load_whole_with_solutions(name: str, count: int) -> None:
     found = load(name)
     assert found.name == name
     assert len(found.tasks) == len(found.solutions) == count
@@ -271,12 +275,12 @@ def test_a_list_of_ids_takes_these_tasks(tmp_path: Path) -> None:
         ("arc3-eval", "arc3-eval: No such file or directory"),
     ],
 )
-def test_a_selection_that_makes_no_sense_is_refused(source, reason) -> None:
+def test_a_selection_that_makes_no_sense_is_refused(source: str, reason: str) -> None:
     assert refusal(source) == reason
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, ["a", 1], 7, None])
-def test_a_list_of_ids_that_is_none_is_refused(tmp_path: Path, value) -> None:
+def test_a_list_of_ids_that_is_none_is_refused(tmp_path: Path, value: object) -> None:
     ids = put(tmp_path / "ids.json", value)
     assert refusal(f"arc1-eval@{ids}") == f"{ids}: not a list of task ids"
 
@@ -301,7 +305,9 @@ def test_solutions_come_from_their_own_file(tmp_path: Path) -> None:
         ({"a": [[[10]]]}, "task a: cell (0, 0) is not a colour 0..9: 10"),
     ],
 )
-def test_bad_solutions_are_refused_naming_file_and_task(tmp_path: Path, value, reason) -> None:
+def test_bad_solutions_are_refused_naming_file_and_task(
+    tmp_path: Path, value: object, reason: str
+) -> None:
     path = put(tmp_path / "solutions.json", value)
     with pytest.raises(BadTask) as caught:
         load_solutions(path)
@@ -335,7 +341,7 @@ def test_challenges_may_be_none_and_bad_ones_may_be_left_out() -> None:
 
 
 @given(st.lists(any_tasks(), unique_by=lambda task: task.id))
-def test_tasks_survive_their_challenges(tasks) -> None:
+def test_tasks_survive_their_challenges(tasks: list[Task]) -> None:
     value = json.loads(json.dumps(to_challenges(TaskSet("some", tuple(tasks), {}))))
     assert from_challenges("some", value).tasks == tuple(tasks)
 

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.strategies import grids, tasks, views
 
-from arcd.arc.tasks import Pair
+from arcd.arc.grids import Grid
+from arcd.arc.tasks import Pair, Task
 from arcd.arc.views import DIHEDRAL, PLAIN_COLOURS, View, identity, spread
 
-SIX = ((1, 2, 3), (4, 5, 6))
+SIX: Grid = ((1, 2, 3), (4, 5, 6))
 
 
 def symmetry(flip: bool, turns: int) -> View:
@@ -17,12 +18,12 @@ def symmetry(flip: bool, turns: int) -> View:
 
 
 @given(grids(), views())
-def test_what_a_view_shows_can_be_carried_back(grid, view) -> None:
+def test_what_a_view_shows_can_be_carried_back(grid: Grid, view: View) -> None:
     assert view.undo(view.apply(grid)) == grid
 
 
 @given(grids(), views())
-def test_what_is_carried_back_can_be_shown_again(grid, view) -> None:
+def test_what_is_carried_back_can_be_shown_again(grid: Grid, view: View) -> None:
     assert view.apply(view.undo(grid)) == grid
 
 
@@ -37,7 +38,9 @@ def test_what_is_carried_back_can_be_shown_again(grid, view) -> None:
         (True, 3, ((6, 3), (5, 2), (4, 1))),
     ],
 )
-def test_the_flip_comes_first_and_turns_go_counter_clockwise(flip, turns, shown) -> None:
+def test_the_flip_comes_first_and_turns_go_counter_clockwise(
+    flip: bool, turns: int, shown: Grid
+) -> None:
     assert symmetry(flip, turns).apply(SIX) == shown
 
 
@@ -51,18 +54,20 @@ def test_the_eight_symmetries_are_distinct() -> None:
 
 
 @given(tasks())
-def test_the_identity_changes_nothing(task) -> None:
+def test_the_identity_changes_nothing(task: Task) -> None:
     view = identity(task)
     assert [view.pair(task.train[i]) for i in view.order] == list(task.train)
 
 
 @given(grids(), grids(), views())
-def test_both_grids_of_a_pair_are_shown_alike(first, second, view) -> None:
+def test_both_grids_of_a_pair_are_shown_alike(first: Grid, second: Grid, view: View) -> None:
     assert view.pair(Pair(first, second)) == Pair(view.apply(first), view.apply(second))
 
 
 @given(st.integers(0, 60), st.integers(1, 6), st.integers(), st.booleans())
-def test_views_are_spread_evenly_for_any_number_of_them(n, pairs, seed: int, colours) -> None:
+def test_views_are_spread_evenly_for_any_number_of_them(
+    n: int, pairs: int, seed: int, colours: bool
+) -> None:
     found = spread(n, pairs, random.Random(seed), keep_black=0.5, colours=colours)
     counts = Counter((view.flip, view.turns) for view in found)
     every = [counts[symmetry] for symmetry in DIHEDRAL]
