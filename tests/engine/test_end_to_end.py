@@ -244,6 +244,7 @@ def test_ctrl_c_sets_a_run_aside_and_the_same_command_goes_on(tmp_path: Path) ->
     assert running.returncode == 130
     assert "the same command goes on from here" in stderr
     state = Store(home, "read").journal.state()
+    assert record.job is not None
     assert (state.daemon, state.jobs[record.job].state, state.in_flight()) == (None, "paused", [])
     done = arcd(*command)
     assert done.returncode == 0, done.stderr
@@ -256,8 +257,8 @@ def test_the_kaggle_notebook_runs_offline(tmp_path: Path) -> None:
     inputs.mkdir(parents=True)
     few_tasks(inputs).rename(inputs / "arc-agi_test_challenges.json")
     script = EXAMPLES.parent / "kaggle.py"
-    command = [sys.executable, script, "--input", tmp_path / "input", "--working", tmp_path]
-    command += ["--budget", "1h"]
+    command: list[str | Path] = [sys.executable, script, "--budget", "1h"]
+    command += ["--input", tmp_path / "input", "--working", tmp_path]
     settings = ["train.steps=2", "sample.samples=1", "train.max_seq_len=2000"]
     command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(
@@ -284,7 +285,8 @@ def test_the_kaggle_notebook_leaves_a_submission_even_where_nothing_can_be_insta
     few_tasks(inputs).rename(inputs / "arc-agi_test_challenges.json")
     script = EXAMPLES.parent / "kaggle.py"
     # -S: without site-packages, so that neither arcd nor anything else is installed.
-    command = [sys.executable, "-S", script, "--input", tmp_path / "input", "--working", tmp_path]
+    command: list[str | Path] = [sys.executable, "-S", script]
+    command += ["--input", tmp_path / "input", "--working", tmp_path]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().endswith(

@@ -5,10 +5,14 @@ exceeded as soon as any one target module's adapter is missing.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 from peft import PeftModel
 
@@ -76,7 +80,7 @@ def difference(model: "torch.nn.Module", completions: list[Completion]) -> float
     return float(torch.cat(differences).mean())
 
 
-def without(model: "torch.nn.Module", module: str) -> dict[str, "torch.Tensor"]:
+def without(model: "torch.nn.Module", module: str) -> "dict[str, torch.Tensor]":
     """Silence the adapter of one target module in all layers; returns what was there."""
     kept = {}
     for name, parameter in model.named_parameters():

@@ -9,11 +9,15 @@ from functools import cache
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.corpora import small_sources
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 from arcd.arc.tasks import Pair, TaskSet, load
 from arcd.arc.views import View
@@ -53,7 +57,7 @@ def ignore(progress: Progress) -> None:
 def train(
     folder: Path,
     recipe: Recipe = TINY,
-    report: Callable[[Progress], object] = ignore,
+    report: Callable[[Progress], None] = ignore,
     *,
     device: str = "cpu",
     every: int = 100,
@@ -63,8 +67,10 @@ def train(
     pretrain(Run(folder, recipe, corpus(), device, report, every, unseen))
 
 
-def final(folder: Path) -> dict[str, "torch.Tensor"]:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+def final(folder: Path) -> "dict[str, torch.Tensor]":
+    kept = torch.load(folder / "checkpoint.pt", weights_only=True)
+    weights: dict[str, torch.Tensor] = kept["model"]
+    return weights
 
 
 def test_the_factorised_softmax_is_the_softmax_over_the_flat_table() -> None:
@@ -115,6 +121,8 @@ def test_compiled_layers_compute_the_same_for_batches_of_any_shape() -> None:
             model.zero_grad()
             loss.mean().backward()
         for ours, theirs in zip(plain.parameters(), quick.parameters(), strict=True):
+            assert ours.grad is not None
+            assert theirs.grad is not None
             assert (ours.grad - theirs.grad).norm() <= 0.05 * ours.grad.norm()
 
 
@@ -196,8 +204,10 @@ def test_what_is_never_trained_on_is_measured(tmp_path: Path) -> None:
     seen: list[Progress] = []
     tasks = load("arc1-eval:6ea4a07e,3b4c2228")
     train(tmp_path, report=seen.append, every=2, unseen=tasks)
-    assert [progress.unseen is None for progress in seen] == [True, False]
-    assert seen[-1].unseen > 10  # nats for nine cells, of a model that knows next to nothing
+    first, last = (progress.unseen for progress in seen)
+    assert first is None
+    assert last is not None
+    assert last > 10  # nats for nine cells, of a model that knows next to nothing
 
 
 def test_the_tests_of_a_task_are_asked_for_behind_all_its_pairs() -> None:
@@ -219,9 +229,13 @@ def test_two_workers_average_their_gradients(tmp_path: Path) -> None:
 
 def test_a_run_of_another_shape_is_not_mixed_up(tmp_path: Path) -> None:
     train(tmp_path)
-    for key, value in (("layers", 2), ("composed", 0.0), ("seed", 1)):
-        other = replace(TINY, workers=2, **{key: value})
-        with pytest.raises(BadBase, match=f"was begun with {key}=.*, not {value}$"):
+    more = replace(TINY, workers=2)
+    for other, said in (
+        (replace(more, layers=2), "layers=.*, not 2"),
+        (replace(more, composed=0.0), "composed=.*, not 0.0"),
+        (replace(more, seed=1), "seed=.*, not 1"),
+    ):
+        with pytest.raises(BadBase, match=f"was begun with {said}$"):
             train(tmp_path, other)
     with pytest.raises(BadBase, match=r"is at step 4 already, past 3$"):
         train(tmp_path, replace(TINY, steps=3))
@@ -239,17 +253,17 @@ def test_what_is_no_checkpoint_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "device", "said"),
+    ("width", "workers", "device", "said"),
     [
-        ({"width": 100}, "cpu", "width 100: not a multiple of 64"),
-        ({"workers": 2}, "cuda", "2 workers: only on a CPU"),
+        (100, 1, "cpu", "width 100: not a multiple of 64"),
+        (64, 2, "cuda", "2 workers: only on a CPU"),
     ],
 )
 def test_an_impossible_recipe_is_refused(
-    tmp_path: Path, changes: dict[str, int], device: str, said: str
+    tmp_path: Path, width: int, workers: int, device: str, said: str
 ) -> None:
     with pytest.raises(BadConfig, match=said):
-        train(tmp_path / "run", replace(TINY, **changes), device=device)
+        train(tmp_path / "run", replace(TINY, width=width, workers=workers), device=device)
     assert not (tmp_path / "run").exists()
 
 
@@ -283,12 +297,14 @@ def turned(pair: Pair) -> Pair:
 
 
 def test_a_folder_is_trained_in_by_one_run_at_a_time(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+
     def intrude(progress: Progress) -> None:
+        seen.append(progress)
         with pytest.raises(HomeInUse, match=f"{tmp_path}: in use"):
             train(tmp_path)
 
-    seen: list[Progress] = []
-    train(tmp_path, report=lambda now: (seen.append(now), intrude(now)), every=4)
+    train(tmp_path, report=intrude, every=4)
     assert [progress.step for progress in seen] == [4]
 
 

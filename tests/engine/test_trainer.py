@@ -3,20 +3,25 @@
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import anyio
 import anyio.to_thread
 import pytest
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file
 
 from arcd.arc.tasks import load
 from arcd.backends.lora_adapter import TrainableAdapter
 from arcd.backends.lora_trainer import LoraTrainer, learning_rate_factor
-from arcd.backends.protocols import Trained, TrainingStep, TrainRequest
+from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import TrainConfig, resolve
 from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed
@@ -43,6 +48,22 @@ def trainer(base: Path, folder: Path) -> LoraTrainer:
     return LoraTrainer(load_model(base, DEVICE), base, folder, DEVICE, 0, Ledger(), cores=lambda: 1)
 
 
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Settings(TypedDict, total=False):
+    """What the tests change of a TrainConfig, beside the steps."""
+
+    batch_size: int
+    lr: float
+    schedule: Schedule
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    dropout: float
+    start: Path
+
+
 def wanted(
     base: Path,
     task: str = "25ff71a9",
@@ -51,9 +72,10 @@ def wanted(
     seed: int = 1,
     serial: int = 0,
     frugal: bool = False,
-    **settings: object,
+    **settings: Unpack[Settings],
 ) -> TrainRequest:
-    config = TrainConfig(**{"steps": steps, "lr": 2e-2, "rank": 8, **settings})
+    asked: Settings = {"lr": 2e-2, "rank": 8, **settings}
+    config = TrainConfig(steps=steps, **asked)
     return TrainRequest(lessons(base, task, steps), config, seed, serial, frugal)
 
 
@@ -64,8 +86,10 @@ def lessons(base: Path, task: str, steps: int) -> list[Lesson]:
     return built
 
 
-def weights(trained: Trained) -> dict[str, "torch.Tensor"]:
-    return load_file(trained.adapter.path / "adapter_model.safetensors")
+def weights(trained: Trained) -> "dict[str, torch.Tensor]":
+    file = trained.adapter.path / "adapter_model.safetensors"
+    found: dict[str, torch.Tensor] = load_file(file)
+    return found
 
 
 def same(a: Trained, b: Trained) -> bool:
@@ -84,7 +108,7 @@ def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     threads: list[int] = []
     step = TrainableAdapter.step
 
-    def counted(self, batch, lr) -> float:
+    def counted(self: TrainableAdapter, batch: Sequence[Lesson], lr: float) -> float:
         threads.append(threading.get_ident())
         return step(self, batch, lr)
 
@@ -124,7 +148,7 @@ async def test_nothing_of_a_task_is_left_for_the_next(base: Path, tmp_path: Path
     ids=lambda settings: next(iter(settings)),
 )
 async def test_nothing_of_a_job_with_other_tensors_is_left_for_the_next(
-    base: Path, tmp_path: Path, settings: dict[str, object]
+    base: Path, tmp_path: Path, settings: Settings
 ) -> None:
     used = trainer(base, tmp_path / "used")
     await used.train(wanted(base, "d037b0a7", **settings), ignore)
@@ -197,11 +221,16 @@ async def test_a_training_that_is_cancelled_at_its_very_end_leaves_nothing(
     save, loop, scope = used._save, asyncio.get_running_loop(), anyio.CancelScope()
     saved: list[Path] = []
 
-    def save_and_cancel(*given):
-        adapter = save(*given)
+    def save_and_cancel(trained: TrainableAdapter, serial: int) -> Adapter:
+        adapter = save(trained, serial)
         saved.append(adapter.path)
         cancelled = threading.Event()
-        loop.call_soon_threadsafe(lambda: (scope.cancel(), cancelled.set()))
+
+        def cancel() -> None:
+            scope.cancel()
+            cancelled.set()
+
+        loop.call_soon_threadsafe(cancel)
         cancelled.wait()
         return adapter
 
@@ -299,7 +328,7 @@ def _full(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_schedules_rise_to_the_full_rate_and_never_exceed_it(schedule: str) -> None:
+def test_schedules_rise_to_the_full_rate_and_never_exceed_it(schedule: Schedule) -> None:
     config = TrainConfig(schedule=schedule, warmup=0.1)
     factors = [learning_rate_factor(config, step, 100) for step in range(100)]
     assert factors[:10] == sorted(factors[:10])

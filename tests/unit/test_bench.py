@@ -6,11 +6,17 @@ import pytest
 
 from arcd.cli.bench import Cold, Comparison, Resident
 from arcd.jobs.events import Times
-from arcd.system.ledger import Account
+from arcd.system.ledger import Account, Kind, Resource
 
 
-def run(wall: float, loading: float, train: float, infer: float, times: dict[str, Times]):
-    seconds = {"trainer": {"step": train}, "engine": {"step": infer}, "host": {"load": loading}}
+def run(
+    wall: float, loading: float, train: float, infer: float, times: dict[str, Times]
+) -> Resident:
+    seconds: dict[Resource, dict[Kind, float]] = {
+        "trainer": {"step": train},
+        "engine": {"step": infer},
+        "host": {"load": loading},
+    }
     return Resident(wall, loading + 3, Account(wall, seconds, wall - loading - 1), times)
 
 

@@ -7,10 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import jsonschema_rs
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    ViewportSize,
+    sync_playwright,
+)
 from playwright.sync_api import Error as PlaywrightError
 from support.past import DAEMON, Past
 from support.small import grid, solutions, task
@@ -92,9 +100,21 @@ class Opened:
         return self.page.locator("article:not([hidden]) h3").all_text_contents()
 
 
-def opened(browser: Browser, path: Path, text: str, **options: object) -> Opened:
+Scheme = Literal["light", "dark"]
+
+DESK: ViewportSize = {"width": 1200, "height": 900}
+PHONE: ViewportSize = {"width": 360, "height": 700}
+
+
+def opened(
+    browser: Browser,
+    path: Path,
+    text: str,
+    size: ViewportSize = DESK,
+    scheme: Scheme | None = None,
+) -> Opened:
     path.write_text(text, encoding="utf-8")
-    page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
+    page = browser.new_page(viewport=size, color_scheme=scheme)
     page.set_default_timeout(10_000)
     found = Opened(page)
     page.on("console", found.hear)
@@ -177,10 +197,9 @@ def test_it_can_be_used_with_a_keyboard_alone(browser: Browser, tmp_path: Path) 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_follows_the_system(
-    browser: Browser, tmp_path: Path, scheme: str
+    browser: Browser, tmp_path: Path, scheme: Scheme
 ) -> None:
-    narrow = {"viewport": {"width": 360, "height": 700}, "color_scheme": scheme}
-    found = opened(browser, tmp_path / "report.html", page_of(four(), SET), **narrow)
+    found = opened(browser, tmp_path / "report.html", page_of(four(), SET), PHONE, scheme)
     for width in ("document.documentElement.scrollWidth", "document.body.scrollWidth"):
         assert found.page.evaluate(width) <= 360
     ground = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -237,6 +256,7 @@ def test_nothing_in_the_data_can_end_the_script_element() -> None:
     text = page_of(four(), SET)
     assert text.count("</script>") == 2
     embedded = re.search(r'<script id="data" type="application/json">(.*?)</script>', text)
+    assert embedded is not None
     assert [task["id"] for task in json.loads(embedded[1])["tasks"]] == [t.id for t in SET.tasks]
 
 

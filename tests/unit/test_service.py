@@ -1,6 +1,6 @@
 """The job service: stored before anybody knows of it, told to everybody once, refused in a line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -28,7 +28,7 @@ FAILED = [events.Answered(name, verdict(name, 1, [], None)) for name in "ab"]
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> tuple[str, dict[str, type[virtual.VirtualLoop]]]:
     return virtual.BACKEND
 
 
@@ -47,9 +47,9 @@ def service(store: Store) -> JobService:
     return service
 
 
-def refusal(act, *arguments: object) -> str:
+def refusal(act: Callable[[int], object], job: int) -> str:
     with pytest.raises(BadJob) as caught:
-        act(*arguments)
+        act(job)
     line = str(caught.value)
     assert "\n" not in line
     return line
@@ -279,7 +279,7 @@ async def test_a_job_that_is_not_there_is_named(service: JobService, act: str) -
     [(DONE, "done"), (FAILED, "failed"), ([events.Cancelled()], "cancelled")],
 )
 async def test_a_job_that_is_over_stays_so(
-    service: JobService, act: str, happened, state: str
+    service: JobService, act: str, happened: list[events.Event], state: str
 ) -> None:
     service.emit(1, *happened)
     seq = service.state.seq

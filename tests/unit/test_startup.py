@@ -15,7 +15,8 @@ from arcd.config import EngineConfig
 
 
 def settings(**config: object) -> EngineSettings:
-    return EngineSettings(Path("base"), [2, 3], 2, EngineConfig(**config), 16, "bfloat16", 1)
+    engine = EngineConfig.model_validate(config)
+    return EngineSettings(Path("base"), [2, 3], 2, engine, 16, "bfloat16", 1)
 
 
 def test_on_a_cpu_one_adapter_slot_more_stays_empty() -> None:

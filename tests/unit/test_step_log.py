@@ -17,14 +17,25 @@ class Sample:
     made: int = 0
 
 
-def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list[tuple]]:
-    """Usage reported, and for each step of an engine (seconds, prompt, generated, aborted).
+@dataclass
+class Step:
+    seconds: float
+    prompt: int
+    generated: int
+    aborted: bool = False
+    """Whether a request in it was aborted."""
+
+
+def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list[Step]]:
+    """Usage reported, and what each step of an engine did.
 
     Requests come at any time; a step reads the prompts of all that are new and makes a token of
     each.
     """
     rng = random.Random(seed)
-    log, reported, steps = StepLog(), [], []
+    log = StepLog()
+    reported: list[EngineUsage] = []
+    steps: list[Step] = []
     running: dict[str, Sample] = {}
     for number in range(rng.randint(1, 300)):
         if not running or rng.random() < 0.1:
@@ -35,7 +46,7 @@ def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list
         prompt = sum(s.prompt for s in running.values() if not s.made)
         seconds = rng.uniform(0.01, 0.1)
         log.step(seconds)
-        steps.append([seconds, prompt, len(running), False])
+        steps.append(Step(seconds, prompt, len(running)))
         for sample in running.values():
             sample.made += 1
         for name, sample in list(running.items()):
@@ -45,17 +56,17 @@ def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list
             elif rng.random() < aborts:
                 log.abort(name)
                 for step in steps[len(steps) - sample.made :]:
-                    step[3] = True
+                    step.aborted = True
                 del running[name]
         reported += log.take()
     for name, sample in running.items():
         log.abort(name)
         for step in steps[len(steps) - sample.made :]:
-            step[3] = True
+            step.aborted = True
     return reported + log.take(), steps
 
 
-def total(usage: list[EngineUsage]) -> tuple:
+def total(usage: list[EngineUsage]) -> tuple[int, int, int, float]:
     return (
         sum(s.steps for s in usage),
         sum(s.prompt for s in usage),
@@ -65,14 +76,16 @@ def total(usage: list[EngineUsage]) -> tuple:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.002, 0.05]))
-def test_every_step_is_reported_once_unless_a_request_in_it_was_aborted(seed: int, aborts) -> None:
+def test_every_step_is_reported_once_unless_a_request_in_it_was_aborted(
+    seed: int, aborts: float
+) -> None:
     reported, steps = simulate(seed, aborts=aborts)
-    sound = [step for step in steps if not step[3]]
+    sound = [step for step in steps if not step.aborted]
     assert total(reported) == (
         len(sound),
-        sum(step[1] for step in sound),
-        sum(step[2] for step in sound),
-        round(sum(step[0] for step in sound), 6),
+        sum(step.prompt for step in sound),
+        sum(step.generated for step in sound),
+        round(sum(step.seconds for step in sound), 6),
     )
 
 

@@ -14,7 +14,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -29,11 +30,13 @@ from support.strategies import EVENTS, Happening, lives
 from support.strategies import tasks as any_tasks
 
 from arcd.arc import submission
+from arcd.arc.grids import Grid
 from arcd.arc.selection import Verdict, verdict
 from arcd.arc.tasks import Pair, Task, TaskSet
 from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
 from arcd.jobs import events
+from arcd.jobs.database import Mode
 from arcd.jobs.events import Record, Times
 from arcd.jobs.journal import NewJob
 from arcd.jobs.schema import VERSION
@@ -50,8 +53,10 @@ JOB = NewJob("job", 10, TASKS, resolve(settings=["train.steps=3"], seed=5), (Pat
 
 
 @contextmanager
-def opened(home: Path, **options: object) -> Iterator[Store]:
-    store = Store(home, **options)
+def opened(
+    home: Path, mode: Mode = "write", *, clock: Callable[[], float] = time.time
+) -> Iterator[Store]:
+    store = Store(home, mode, clock=clock)
     try:
         yield store
     finally:
@@ -66,7 +71,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def sampled(of=A, test: int = 0, sample: int = 0, shown=((1,),)) -> events.Sampled:
+def sampled(
+    of: Task = A, test: int = 0, sample: int = 0, shown: Grid | None = ((1,),)
+) -> events.Sampled:
     return events.Sampled(of.id, candidate(of, test, sample, shown))
 
 
@@ -92,9 +99,9 @@ def test_each_kind_of_event_is_known() -> None:
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
-def test_an_event_survives_its_text_and_a_record_its_json(kind) -> None:
+def test_an_event_survives_its_text_and_a_record_its_json(kind: type[events.Event]) -> None:
     @given(EVENTS[kind], st.none() | st.integers(1, 9), st.floats(0, 1e12))
-    def survives(event, job, at) -> None:
+    def survives(event: events.Event, job: int | None, at: float) -> None:
         assert events.load(events.kind(event), events.dump(event)) == event
         record = Record(7, at, job, event)
         assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
@@ -105,7 +112,7 @@ def test_an_event_survives_its_text_and_a_record_its_json(kind) -> None:
 @settings(max_examples=15)
 @given(st.lists(st.one_of(*EVENTS.values()), max_size=8))
 def test_what_is_appended_is_read_in_its_order(
-    tmp_path_factory: pytest.TempPathFactory, happened
+    tmp_path_factory: pytest.TempPathFactory, happened: list[events.Event]
 ) -> None:
     numbers = count()
     # No two candidates alike, and none of a task that is not there.
@@ -127,7 +134,7 @@ def test_what_is_appended_is_read_in_its_order(
 @settings(max_examples=15)
 @given(st.lists(any_tasks(), min_size=1, unique_by=lambda task: task.id), st.text(), st.booleans())
 def test_a_job_comes_back_as_it_was_submitted(
-    tmp_path_factory: pytest.TempPathFactory, tasks, name, solved
+    tmp_path_factory: pytest.TempPathFactory, tasks: list[Task], name: str, solved: bool
 ) -> None:
     known = {tasks[0].id: tasks[0].tests} if solved else {}
     job = NewJob(name, 3, TaskSet(name, tuple(tasks), known), JOB.config, (Path("a"), Path("/b")))
@@ -145,7 +152,7 @@ def test_a_job_comes_back_as_it_was_submitted(
 @settings(max_examples=25)
 @given(lives())
 def test_replaying_the_events_gives_the_state(
-    tmp_path_factory: pytest.TempPathFactory, lived
+    tmp_path_factory: pytest.TempPathFactory, lived: list[Happening]
 ) -> None:
     home = tmp_path_factory.mktemp("home")
     with opened(home) as store:
@@ -237,7 +244,7 @@ def test_the_submission_is_complete_from_the_first_moment(store: Store) -> None:
     assert list(json.loads(store.jobs.submission(1))) == ["b", "a"]
 
 
-def answered(of, shown) -> Verdict:
+def answered(of: Task, shown: Iterable[Grid | None]) -> Verdict:
     return verdict(of.id, len(of.tests), [candidate(of, 0, i, g) for i, g in enumerate(shown)], 3)
 
 
@@ -248,7 +255,7 @@ def answered(of, shown) -> Verdict:
     )
 )
 def test_the_submission_is_that_of_the_verdicts(
-    tmp_path_factory: pytest.TempPathFactory, shown
+    tmp_path_factory: pytest.TempPathFactory, shown: dict[Task, list[Grid | None]]
 ) -> None:
     found = {of.id: answered(of, grids) for of, grids in shown.items()}
     with opened(tmp_path_factory.mktemp("home")) as store:
@@ -395,7 +402,9 @@ def check_whole(home: Path, *, appends: int) -> None:
         assert len(list(store.jobs.candidates(1))) == appends + 1
 
 
-def test_a_process_that_dies_loses_nothing_that_it_committed(dead, tmp_path: Path) -> None:
+def test_a_process_that_dies_loses_nothing_that_it_committed(
+    dead: tuple[Path, int], tmp_path: Path
+) -> None:
     shutil.copytree(dead[0], tmp_path / "home")
     check_whole(tmp_path / "home", appends=21)
 
@@ -404,7 +413,10 @@ def test_a_process_that_dies_loses_nothing_that_it_committed(dead, tmp_path: Pat
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_torn_last_write_costs_that_write_alone(
-    dead, tmp_path_factory: pytest.TempPathFactory, index, data
+    dead: tuple[Path, int],
+    tmp_path_factory: pytest.TempPathFactory,
+    index: str,
+    data: st.DataObject,
 ) -> None:
     home = tmp_path_factory.mktemp("torn") / "home"
     shutil.copytree(dead[0], home)
@@ -419,7 +431,7 @@ def test_a_torn_last_write_costs_that_write_alone(
 @settings(max_examples=20)
 @given(st.integers(0, 2**32), st.integers(1, 20_000))
 def test_garbage_behind_the_last_write_is_no_harm(
-    dead, tmp_path_factory: pytest.TempPathFactory, seed: int, size
+    dead: tuple[Path, int], tmp_path_factory: pytest.TempPathFactory, seed: int, size: int
 ) -> None:
     home = tmp_path_factory.mktemp("garbage") / "home"
     shutil.copytree(dead[0], home)
@@ -431,7 +443,7 @@ def test_garbage_behind_the_last_write_is_no_harm(
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_last_write_of_which_other_bytes_reached_the_disk_is_as_if_it_never_was(
-    dead, tmp_path_factory: pytest.TempPathFactory, data
+    dead: tuple[Path, int], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     home = tmp_path_factory.mktemp("flipped") / "home"
     shutil.copytree(dead[0], home)
@@ -509,7 +521,7 @@ def test_a_disk_without_room_for_a_new_store_leaves_one_that_can_be_made_later(
 # What cannot be opened.
 
 
-def refusal(home: Path, mode: str = "write") -> str:
+def refusal(home: Path, mode: Mode = "write") -> str:
     with pytest.raises(StoreFailed) as caught:
         Store(home, mode)
     line = str(caught.value)
@@ -569,7 +581,7 @@ def test_a_home_in_which_this_user_may_not_write_is_named(there: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", ["write", "read"])
-def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, mode: str) -> None:
+def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, mode: Mode) -> None:
     path_in(tmp_path).write_bytes(b"something else\n" * 500)
     assert refusal(tmp_path, mode) == f"{tmp_path}/arcd.db: file is not a database"
     assert path_in(tmp_path).read_bytes() == b"something else\n" * 500
@@ -578,7 +590,7 @@ def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, mode: str) -> Non
 @pytest.mark.parametrize("mode", ["write", "read"])
 @pytest.mark.parametrize("version", [VERSION + 1, VERSION + 100, -1])
 def test_a_store_of_another_version_is_refused_and_left_alone(
-    tmp_path: Path, mode: str, version: int
+    tmp_path: Path, mode: Mode, version: int
 ) -> None:
     with opened(tmp_path) as store:
         store.journal.submit(JOB)
@@ -595,7 +607,7 @@ def test_a_store_of_another_version_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("mode", ["write", "read"])
-def test_a_database_of_somebody_else_is_refused_and_left_alone(tmp_path: Path, mode: str) -> None:
+def test_a_database_of_somebody_else_is_refused_and_left_alone(tmp_path: Path, mode: Mode) -> None:
     with sqlite3.connect(path_in(tmp_path)) as connection:
         connection.execute("CREATE TABLE events (mine)")
     connection.close()
@@ -685,7 +697,7 @@ def _fill(store: Store) -> None:
 
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
 @pytest.mark.parametrize("mode", ["write", "read"])
-def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mode: str) -> None:
+def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mode: Mode) -> None:
     shutil.copy(DATA / f"store-v{version}.db", path_in(tmp_path))
     with opened(tmp_path, mode=mode) as store:
         state = store.journal.state()
@@ -717,7 +729,8 @@ def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mo
 
 
 def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir(), (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
     shutil.copy(DATA / "store-v1.db", path_in(tmp_path / "old"))
     for name in ("old", "new"):
         with opened(tmp_path / name):
@@ -729,7 +742,8 @@ def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path
     )
     assert old.execute(columns).fetchall() == new.execute(columns).fetchall()
     assert old.execute("PRAGMA user_version").fetchone() == (VERSION,)
-    old.close(), new.close()
+    old.close()
+    new.close()
 
 
 def test_what_was_measured_of_one_platform_is_not_anothers(tmp_path: Path) -> None:

@@ -15,11 +15,15 @@ waits = st.integers(0, 2_000_000).map(lambda milliseconds: milliseconds / 1024)
 histories = st.lists(st.tuples(waits, beats), max_size=30)
 
 
+History = list[tuple[float, Beat]]
+"""Beats, each with the seconds before it."""
+
+
 def beat(engine: Activity = IDLE, trainer: Activity = IDLE, ready: bool = True) -> Beat:
     return Beat(ready, engine, trainer)
 
 
-def told(history: list[tuple[float, Beat]]) -> tuple[Watchdog, float]:
+def told(history: History) -> tuple[Watchdog, float]:
     """A watchdog that has heard it all, and the time of the last beat."""
     watchdog, now = Watchdog(LIMITS), 1000.0
     watchdog.begin(now)
@@ -48,7 +52,7 @@ def beating(watchdog: Watchdog, heard: Beat, start: float, end: float) -> list[s
 
 
 @given(histories, st.floats(0, LIMITS.floor, exclude_max=True))
-def test_nothing_stalls_before_the_floor(history, wait) -> None:
+def test_nothing_stalls_before_the_floor(history: History, wait: float) -> None:
     watchdog, now = told(history)
     watchdog.hear(beat(IDLE, IDLE), now)
     watchdog.hear(beat(Activity(True, 0), Activity(True, 0)), now)
@@ -56,29 +60,34 @@ def test_nothing_stalls_before_the_floor(history, wait) -> None:
 
 
 @given(st.floats(0.001, 80), st.integers(1, 300))
-def test_a_lane_that_becomes_ten_times_slower_is_let_alone(gap, count) -> None:
+def test_a_lane_that_becomes_ten_times_slower_is_let_alone(gap: float, count: int) -> None:
     watchdog, now = told([])
     now = stepping(watchdog, now, gap, count)
     assert beating(watchdog, beat(Activity(True, count)), now, now + 10 * gap) == []
 
 
 @given(histories, st.sampled_from(["engine", "trainer"]))
-def test_a_lane_that_stops_for_ever_is_stalled_at_the_ceiling_at_the_latest(history, lane) -> None:
+def test_a_lane_that_stops_for_ever_is_stalled_at_the_ceiling_at_the_latest(
+    history: History, lane: str
+) -> None:
     watchdog, now = told(history)
-    stuck = beat(**{lane: Activity(True, 9)})
+    busy = Activity(True, 9)
+    stuck = beat(engine=busy) if lane == "engine" else beat(trainer=busy)
     watchdog.hear(stuck, now)
     beating(watchdog, stuck, now, now + LIMITS.ceiling)
-    assert f"no {lane} step for" in watchdog.stalled(now + LIMITS.ceiling)
+    reason = watchdog.stalled(now + LIMITS.ceiling)
+    assert reason is not None
+    assert f"no {lane} step for" in reason
 
 
 @given(histories)
-def test_silence_is_a_stall_at_the_ceiling_at_the_latest(history) -> None:
+def test_silence_is_a_stall_at_the_ceiling_at_the_latest(history: History) -> None:
     watchdog, now = told(history)
     assert watchdog.stalled(now + LIMITS.ceiling)
 
 
 @given(st.lists(st.tuples(st.floats(0, 59), st.integers(0, 9), st.integers(0, 9))))
-def test_idle_lanes_never_stall(history) -> None:
+def test_idle_lanes_never_stall(history: list[tuple[float, int, int]]) -> None:
     watchdog, now = told([])
     watchdog.hear(beat(), now)
     for wait, engine, trainer in history:
@@ -88,7 +97,9 @@ def test_idle_lanes_never_stall(history) -> None:
 
 
 @given(histories, st.lists(st.floats(0, 2000)))
-def test_a_stall_lasts_as_time_goes_on_and_begins_at_the_deadline(history, delays) -> None:
+def test_a_stall_lasts_as_time_goes_on_and_begins_at_the_deadline(
+    history: History, delays: list[float]
+) -> None:
     watchdog, now = told(history)
     for delay in sorted(delays):
         stalled = watchdog.stalled(now + delay) is not None
@@ -96,13 +107,13 @@ def test_a_stall_lasts_as_time_goes_on_and_begins_at_the_deadline(history, delay
 
 
 @given(histories)
-def test_the_deadline_is_the_first_time_of_a_stall(history) -> None:
+def test_the_deadline_is_the_first_time_of_a_stall(history: History) -> None:
     watchdog, _ = told(history)
     assert watchdog.stalled(watchdog.deadline())
 
 
 @given(histories, st.integers(1, 5))
-def test_a_new_life_starts_without_open_lanes(history, steps) -> None:
+def test_a_new_life_starts_without_open_lanes(history: History, steps: int) -> None:
     watchdog, now = told(history)
     watchdog.begin(now)
     assert watchdog.deadline() == now + LIMITS.ceiling
@@ -172,7 +183,7 @@ def test_a_ready_daemon_must_give_signs_of_life() -> None:
 
 
 @pytest.mark.parametrize("heard", [[], [(0.0, beat(Activity(True, 3), ready=False))]])
-def test_before_it_is_ready_a_daemon_may_be_silent_up_to_the_ceiling(heard) -> None:
+def test_before_it_is_ready_a_daemon_may_be_silent_up_to_the_ceiling(heard: History) -> None:
     watchdog, now = told(heard)
     assert watchdog.stalled(now + 899) is None
     assert watchdog.stalled(now + 900) == "no sign of life for 900 s (limit 900 s)"
