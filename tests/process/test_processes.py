@@ -77,7 +77,7 @@ def holders(home: Path) -> dict:
     return json.loads((home / "lock").read_text())
 
 
-def test_a_process_keeps_its_identity_and_no_other_has_it(start) -> None:
+def test_a_process_keeps_its_identity_and_no_other_has_it(start: Start) -> None:
     one, other = start(), start()
     assert identity(one) == identity(one)
     assert identity(one).started <= identity(other).started
@@ -90,13 +90,13 @@ def since_boot() -> float:
     return float(Path("/proc/uptime").read_text().split()[0]) * os.sysconf("SC_CLK_TCK")
 
 
-def test_a_start_is_told_in_clock_ticks_since_the_boot(start) -> None:
+def test_a_start_is_told_in_clock_ticks_since_the_boot(start: Start) -> None:
     before = since_boot()
     assert before - 2 <= identity(start()).started <= since_boot() + 2
 
 
 @pytest.mark.parametrize("name", ["a) S 1 (b", "((", "9 9 9"])
-def test_the_name_of_a_program_cannot_confuse(start, tmp_path: Path, name) -> None:
+def test_the_name_of_a_program_cannot_confuse(start: Start, tmp_path: Path, name) -> None:
     program = tmp_path / name
     program.symlink_to("/bin/sleep")
     before = since_boot()
@@ -105,13 +105,13 @@ def test_the_name_of_a_program_cannot_confuse(start, tmp_path: Path, name) -> No
     assert alive(identity(process))
 
 
-def test_a_process_that_is_gone_has_no_identity(start) -> None:
+def test_a_process_that_is_gone_has_no_identity(start: Start) -> None:
     was = dead(start)
     assert identify(was.pid) is None
     assert not alive(was)
 
 
-def test_a_zombie_is_not_alive_but_still_itself(start) -> None:
+def test_a_zombie_is_not_alive_but_still_itself(start: Start) -> None:
     process = start()
     was = identity(process)
     process.kill()
@@ -120,7 +120,7 @@ def test_a_zombie_is_not_alive_but_still_itself(start) -> None:
     assert not alive(was)
 
 
-def test_another_process_with_the_same_pid_is_not_touched(start) -> None:
+def test_another_process_with_the_same_pid_is_not_touched(start: Start) -> None:
     process = start()
     earlier = replace(identity(process), started=identity(process).started - 1)
     assert not alive(earlier)
@@ -130,7 +130,7 @@ def test_another_process_with_the_same_pid_is_not_touched(start) -> None:
     assert alive(identity(process))
 
 
-def test_a_signal_reaches_the_process(start) -> None:
+def test_a_signal_reaches_the_process(start: Start) -> None:
     process = start()
     send(identity(process), signal.SIGTERM)
     assert process.wait(10) == -signal.SIGTERM
@@ -140,7 +140,7 @@ def test_a_signal_reaches_the_process(start) -> None:
 FAMILY = "sleep 1000 & echo $!; wait"
 
 
-def test_a_group_is_killed_whole(start) -> None:
+def test_a_group_is_killed_whole(start: Start) -> None:
     leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
     child = int(leader.stdout.readline())
     kill_group(identity(leader))
@@ -148,7 +148,7 @@ def test_a_group_is_killed_whole(start) -> None:
     wait_for_end(child)
 
 
-def test_the_group_of_a_zombie_is_killed_too(start) -> None:
+def test_the_group_of_a_zombie_is_killed_too(start: Start) -> None:
     leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
     child = int(leader.stdout.readline())
     leader.kill()
@@ -157,7 +157,7 @@ def test_the_group_of_a_zombie_is_killed_too(start) -> None:
     wait_for_end(child)
 
 
-def test_what_a_reaped_leader_left_behind_is_swept(start) -> None:
+def test_what_a_reaped_leader_left_behind_is_swept(start: Start) -> None:
     leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
     child, was = int(leader.stdout.readline()), identity(leader)
     leader.kill()
@@ -169,7 +169,7 @@ def test_what_a_reaped_leader_left_behind_is_swept(start) -> None:
 
 
 def test_without_proc_the_pid_has_to_do(
-    start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(processes, "PROC", tmp_path)
     process = start()
@@ -205,7 +205,7 @@ def test_a_home_that_cannot_be_is_told_in_a_line(tmp_path: Path) -> None:
         HomeLock.take(tmp_path / "file" / "home")
 
 
-def test_the_holders_are_written_down(tmp_path: Path, start) -> None:
+def test_the_holders_are_written_down(tmp_path: Path, start: Start) -> None:
     me = {"pid": os.getpid(), "started": identify(os.getpid()).started}
     with HomeLock.take(tmp_path) as lock:
         assert holders(tmp_path) == {"supervisor": me, "daemon": None}
@@ -251,7 +251,7 @@ def blame(home: Path, role: str, process: Process) -> None:
     (home / "lock").write_text(json.dumps(changed))
 
 
-def test_a_daemon_holds_the_lock_after_its_supervisor_let_go(tmp_path: Path, start) -> None:
+def test_a_daemon_holds_the_lock_after_its_supervisor_let_go(tmp_path: Path, start: Start) -> None:
     with HomeLock.take(tmp_path) as lock:
         daemon = start(pass_fds=[lock.fd])
     with open(tmp_path / "lock") as file, pytest.raises(BlockingIOError):
@@ -261,7 +261,7 @@ def test_a_daemon_holds_the_lock_after_its_supervisor_let_go(tmp_path: Path, sta
     HomeLock.take(tmp_path).close()
 
 
-def test_an_orphan_is_killed_and_its_home_is_taken(tmp_path: Path, start) -> None:
+def test_an_orphan_is_killed_and_its_home_is_taken(tmp_path: Path, start: Start) -> None:
     orphan = leave_orphan(tmp_path, start)
     with HomeLock.take(tmp_path):
         assert orphan.wait(10) == -signal.SIGKILL
@@ -280,7 +280,7 @@ def test_a_foreign_process_with_the_pid_of_the_orphan_is_never_touched(
 
 
 def test_without_start_times_nobody_is_killed(
-    tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orphan = leave_orphan(tmp_path, start)
     blame(tmp_path, "daemon", Process(orphan.pid, None))
@@ -291,7 +291,9 @@ def test_without_start_times_nobody_is_killed(
 
 
 @pytest.mark.parametrize("text", ["", '{"supervisor": {"pid": 1', "[]", '{"daemon": null}'])
-def test_a_holder_that_is_not_written_down_yet_is_waited_for(tmp_path: Path, start, text) -> None:
+def test_a_holder_that_is_not_written_down_yet_is_waited_for(
+    tmp_path: Path, start: Start, text
+) -> None:
     leave_orphan(tmp_path, start)
     (tmp_path / "lock").write_text(text)
     with pytest.raises(HomeInUse, match=rf"^{tmp_path}: in use by arcd$"):
