@@ -11,8 +11,6 @@ import pytest
 from support.fakedaemon import POINTS, Points
 from support.kill_bench import Snapshots, check, live
 
-pytestmark = pytest.mark.xdist_group("crash points")
-
 TIMES = 6
 """A point that is reached more often is tried at so many of these times, evenly spread."""
 

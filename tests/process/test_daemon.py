@@ -35,9 +35,6 @@ FULL_PAGES = 19
 LONG = {"train": {"steps": 3000, "batch_size": 1}}
 """A job whose first training takes more pages than FULL_PAGES."""
 
-shares_the_daemon = pytest.mark.xdist_group("shared daemon")
-"""On one worker, so that there is one such daemon."""
-
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
@@ -73,7 +70,6 @@ def test_every_verb_from_submit_to_stop(running: Running, tmp_path: Path) -> Non
     assert running.process.wait(timeout=30) == 0
 
 
-@shares_the_daemon
 def test_who_looks_on_elsewhere_than_on_a_terminal_gets_lines(shared: Running) -> None:
     job = shared.json("submit", SOLUTIONS, *SMALL)["job"]
     done = shared.arcd("watch", job)
@@ -101,7 +97,6 @@ def test_what_waits_is_predicted_and_the_rates_outlive_the_daemon(tmp_path: Path
     assert found[0] == found[1], "measured once"
 
 
-@shares_the_daemon
 def test_submit_tells_what_can_be_done_next(shared: Running) -> None:
     done = shared.arcd("submit", SOLUTIONS, *SMALL)
     job = shared.client.jobs()[-1]["job"]
@@ -125,7 +120,6 @@ def test_submit_and_wait_ends_with_the_job(running: Running, tmp_path: Path) -> 
     assert submission.read(out).keys() == {task.id for task in TASKS}
 
 
-@shares_the_daemon
 def test_the_submission_is_there_from_the_first_moment(shared: Running, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     job = shared.client.submit(SOLUTIONS, settings=ENDLESS, out=out)
@@ -137,7 +131,6 @@ def test_the_submission_is_there_from_the_first_moment(shared: Running, tmp_path
     shared.client.cancel(job)
 
 
-@shares_the_daemon
 def test_a_cancelled_job_stops_and_its_answers_stand(shared: Running) -> None:
     job = shared.client.submit(SOLUTIONS, settings=ENDLESS)
     stream = shared.client.follow(job)
@@ -151,7 +144,6 @@ def test_a_cancelled_job_stops_and_its_answers_stand(shared: Running) -> None:
     assert shared.follow(following)[-1].job == following
 
 
-@shares_the_daemon
 def test_a_paused_job_waits_until_it_is_resumed(shared: Running) -> None:
     blocking = shared.client.submit(SOLUTIONS, settings=ENDLESS)
     job = shared.client.submit(SOLUTIONS, settings=SETTINGS)
@@ -165,7 +157,6 @@ def test_a_paused_job_waits_until_it_is_resumed(shared: Running) -> None:
     assert shared.client.job(job)["state"] == "done"
 
 
-@shares_the_daemon
 def test_a_good_answer_is_not_retried(shared: Running) -> None:
     job = shared.client.submit(SOLUTIONS, settings=SETTINGS)
     shared.follow(job)
@@ -174,7 +165,6 @@ def test_a_good_answer_is_not_retried(shared: Running) -> None:
     assert "none of its answers is failed or doubtful" in done.stderr
 
 
-@shares_the_daemon
 def test_a_failed_answer_is_retried_with_what_it_has(shared: Running) -> None:
     # Without an adapter the fake engine answers nothing right, and here nothing valid.
     job = shared.client.submit(SOLUTIONS, settings={**SETTINGS, "train": {"steps": 0}})
@@ -250,7 +240,6 @@ def test_a_job_of_another_base_waits_for_a_daemon_with_its_own(tmp_path: Path) -
         assert trains(third.wait().client.follow(old, after))
 
 
-@shares_the_daemon
 def test_the_client_raises_what_the_daemon_explains(shared: Running) -> None:
     before = len(shared.client.jobs())
     with pytest.raises(NoJob, match=f"job {NOBODYS}: there is no such job"):
@@ -278,7 +267,6 @@ def test_by_tcp_only_with_the_token(tmp_path: Path) -> None:
             client.jobs()
 
 
-@shares_the_daemon
 def test_what_is_kept_is_for_its_owner_alone(shared: Running) -> None:
     for path, mode in ((shared.home, 0o700), (path_in(shared.home), 0o600)):
         assert stat.S_IMODE(path.stat().st_mode) == mode
