@@ -1,6 +1,7 @@
 """The configuration: frozen records read from TOML and `--set`; an unknown key is an error.
 
-Knows what each setting means and which values make sense; knows nothing of who uses it.
+Knows what each setting means and which values make sense. Knows nothing of the code that a setting
+steers. The names of sections and fields are stored with every job: they must not change.
 """
 
 import tomllib
@@ -25,6 +26,7 @@ from arcd.errors import BadConfig
 Count = Annotated[int, Strict(), Field(ge=0)]
 Positive = Annotated[int, Strict(), Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -32,6 +34,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class _Section(BaseModel):
+    """What all sections have in common: they are frozen, and know no other keys than theirs."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -43,14 +47,18 @@ class TrainConfig(_Section):
     batch_size: Positive = 2
     """Lessons for each step."""
     lr: Annotated[float, Field(gt=0)] = 4e-3
+    """Highest learning rate, that of the steps after the warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """What the learning rate does after the warm-up: stay, or fall to zero."""
+    """What the learning rate does after the warm-up: it stays, or it falls to zero on a straight
+    line or on half a cosine."""
     warmup: Share = 0.05
-    """Share of the steps in which the learning rate rises from zero."""
+    """Share of the steps, at the beginning, in which the learning rate rises from zero."""
     rank: Positive = 16
+    """Rank of the adapter's matrices, one of LORA_RANKS."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The adapter's part of a layer's output is scaled by alpha / rank (arXiv 2106.09685)."""
     rslora: StrictBool = False
-    """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
+    """Scale by alpha / sqrt(rank) instead (arXiv 2312.03732)."""
     target_modules: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -60,21 +68,25 @@ class TrainConfig(_Section):
         "up_proj",
         "down_proj",
     )
+    """Names of the base model's linear layers that the adapter changes."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which an input of the adapter is set to zero in training."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's (arXiv 1711.05101): each step shrinks the weights by this times the learning rate."""
     clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; a larger one is scaled down to it."""
     checkpointing: StrictBool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     max_seq_len: Positive = 4096
     """Tokens of a lesson at most; pairs are dropped until it fits."""
     loss: Literal["target", "outputs"] = "outputs"
-    """Learn the target only, or also the outputs of the pairs before it but the first."""
+    """Which tokens of a lesson have a loss: those of its target, or those of all outputs but the
+    first, which is shown before anything tells the rule."""
     share: Positive = 1
-    """Tasks, neighbours in their file, that share an adapter, which takes `steps` steps for each of
-    them."""
+    """Tasks in an adapter group: that many neighbours in the task file are trained together, one
+    adapter for all of them, in `steps` steps for each."""
     start: Path | None = None
-    """An adapter (PEFT folder) to start each task from instead of a fresh one."""
+    """Folder of a PEFT adapter from which each training starts; by default a fresh one."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -86,17 +98,17 @@ class TrainConfig(_Section):
 
 
 class SampleConfig(_Section):
-    """How predictions are drawn."""
+    """How answers are sampled and chosen."""
 
     samples: Positive = 16
-    """Predictions for each test input."""
+    """Samples for each test input."""
     views: Positive | None = None
-    """Different views they are spread over; by default one for each sample."""
+    """Different views over which the samples are spread; by default one for each sample."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy."""
+    """Of the softmax that tokens are sampled from; 0 takes the likeliest token."""
     judging_views: Count = 0
-    """Views in which the likelihoods of the grids with the most votes are compared, at most one for
-    each sample; 0: votes alone decide."""
+    """Views in which the logprobs of the grids with the most votes are compared, at most as many as
+    `samples`; 0: votes alone decide."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -108,36 +120,37 @@ class SampleConfig(_Section):
 
 
 class ViewConfig(_Section):
-    """How a task may be shown."""
+    """Which views a task is shown in."""
 
     keep_black: Share = 0.9
-    """Probability that colour 0, the usual background, stays in place."""
+    """Probability that a permutation of colours leaves colour 0, the usual background, as it is."""
     permute_colours: StrictBool = True
+    """Whether views permute colours; all of them flip, turn and reorder the pairs."""
 
 
 class EngineConfig(_Section):
-    """vLLM."""
+    """How vLLM is started; the first three fields have vLLM's names."""
 
     max_model_len: Positive = 4096
-    """Tokens of prompt and answer at most."""
+    """Tokens of prompt and completion together at most."""
     max_loras: Positive = 2
-    """Adapters that can be sampled at once."""
+    """Adapters in one batch at most, so tasks that can be sampled at once."""
     max_num_seqs: Positive = 64
-    """Sequences in one batch."""
+    """Sequences in one batch at most."""
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of the GPU's memory for the engine; the rest is the trainer's."""
+    """Share of the GPU's memory for the engine; the rest is for the trainer."""
     cpu_cache_gib: Positive = 2
-    """Memory for keys and values on a CPU."""
+    """GiB of memory for keys and values where the engine runs on a CPU."""
 
 
 class BudgetConfig(_Section):
     """The time that a job may take."""
 
     seconds: Annotated[float, Field(gt=0)] | None = None
-    """From its submission to the end, when every task has the best answer found by then. None:
-    each task is done once, however long that takes."""
+    """Seconds from the submission of the job to its end; then every task has the best answer found
+    so far. None: no limit, each task is trained and sampled once."""
     reserve: Annotated[float, Field(ge=0)] = 10.0
-    """Of these, what is kept for writing and leaving."""
+    """Seconds of these in which no task is worked on: for writing answers and stopping."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -150,24 +163,33 @@ class Config(_Section):
     """Everything that decides the answer to a task, beside the base model and the task itself."""
 
     seed: StrictInt = 0
+    """Decides all lessons, questions and samples; see `system.seeds`."""
     encoding: str = "auto"
-    """`auto`: what the base was made for; else `cells` or layers of text, `shape+rows+digits`."""
+    """How grids become tokens: `cells`, or layers of text such as `shape+rows+digits`; `auto` takes
+    what the base model was made for."""
     precision: Precision = "auto"
-    """`auto`: bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU."""
+    """Number format of weights and activations; `auto`: bf16 where the device has it, else fp16 on
+    a GPU and fp32 on a CPU."""
     lookahead: Count = 2
-    """Tasks in hand beyond those in training: trained adapters that wait or are sampled."""
+    """Tasks in flight beyond those in training: trained adapters that wait or are sampled."""
     trainings: Positive | None = None
-    """Adapters that are trained at once; by default one on a GPU, and half of a CPU's cores, but
-    two on two: they get through more with a core each than one with both."""
+    """Adapters that are trained at once. By default one on a GPU; on a CPU half as many as it has
+    cores, but two on two cores: two trainings with a core each are faster than one with both."""
     order: Literal["johnson", "file", "cheapest"] = "johnson"
-    """Which task comes next: short trainings first and short samplings last, so that both lanes
-    are busy from the first to the last minute (Johnson's rule); the file's; the shortest. A job
-    with a budget begins with the shortest, so that many are done when its time is up."""
+    """Which task comes next. `johnson`: short trainings first and short samplings last, so that
+    trainer and engine are both busy until near the end (Johnson's rule, Naval Research Logistics
+    Quarterly 1, 1954); `file`: as in the task file; `cheapest`: the shortest. A job with a budget
+    always begins with the shortest, so that many tasks are done when its time is up."""
     train: TrainConfig = TrainConfig()
+    """The adapter and its training."""
     sample: SampleConfig = SampleConfig()
+    """Sampling and the choice of answers."""
     views: ViewConfig = ViewConfig()
+    """The views that lessons and questions are shown in."""
     engine: EngineConfig = EngineConfig()
+    """The inference engine."""
     budget: BudgetConfig = BudgetConfig()
+    """The time limit of a job."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -181,22 +203,24 @@ class Config(_Section):
 
 
 DAEMON_KEYS = frozenset({"encoding", "precision", "lookahead", "trainings", "engine"})
-"""What is settled when the models are loaded, and the same for all jobs of a daemon."""
+"""Keys of `Config` that are decided when the models are loaded, and hold for all of a daemon's
+jobs."""
 
 
 def resolve(file: Path | None = None, settings: Iterable[str] = (), **overrides: object) -> Config:
     """The configuration from a TOML file, `--set key.path=value` settings and keyword overrides.
 
-    Later ones win; overrides that are None are ignored. Raises BadConfig in one line that names
-    the key.
+    A setting wins over the file, an override over both; overrides that are None are ignored. What
+    nothing names has its default. Raises BadConfig in one line that names the key.
     """
     return _validated(tree(file, settings, **overrides))
 
 
 def for_job(daemon: Config, settings: Mapping[str, object]) -> Config:
-    """A job's configuration: a daemon's with a tree of settings over it.
+    """The configuration of a job that is submitted with `settings`, nested as in a TOML file.
 
-    Raises BadConfig also for what only a daemon can settle.
+    What the settings do not name is as in the daemon's configuration. Raises BadConfig for keys in
+    DAEMON_KEYS, and for a rank above the daemon's: its engine has room for no larger one.
     """
     for key in settings:
         if key in DAEMON_KEYS:
@@ -212,14 +236,21 @@ def for_job(daemon: Config, settings: Mapping[str, object]) -> Config:
 
 
 def on_daemon(job: Config, daemon: Config) -> Config:
-    """A stored job's configuration on a daemon that was started with other settings."""
+    """The configuration of a stored job that goes on in a daemon started with other settings.
+
+    Keys in DAEMON_KEYS are the new daemon's, all others the job's.
+    """
     return job.model_copy(update={key: getattr(daemon, key) for key in DAEMON_KEYS})
 
 
 def tree(
     file: Path | None = None, settings: Iterable[str] = (), **overrides: object
 ) -> dict[str, Any]:
-    """The settings of a TOML file, of `--set` and of keywords as one tree, not yet validated."""
+    """Settings of a file, of `--set` and of keywords as one nested dict, not yet validated.
+
+    E.g. {"seed": 3, "train": {"steps": 8}}; it holds only what was given, no defaults. Which one
+    wins is as in `resolve`. Raises BadConfig where a file or setting cannot be read.
+    """
     found = _read(file) if file else {}
     for setting in settings:
         _put(found, *_parse(setting))
@@ -227,9 +258,9 @@ def tree(
 
 
 def with_settings(below: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
-    """A tree with settings over it, the values as `--set` takes them.
+    """`below`, a nested dict, changed by `settings`: {"train.steps": "8"}, as `--set` takes them.
 
-    Raises BadConfig where the whole would be no configuration.
+    Raises BadConfig where the result is not a valid configuration.
     """
     above: dict[str, Any] = {}
     for key, value in settings.items():
@@ -240,6 +271,7 @@ def with_settings(below: Mapping[str, Any], settings: Mapping[str, str]) -> dict
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of both, nested ones too; where both have a value, that of `above`."""
     both = {
         key: _merged(below[key], value)
         for key, value in above.items()
@@ -249,6 +281,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _validated(settings: Mapping[str, object]) -> Config:
+    """The configuration; raises BadConfig with the first of pydantic's errors in one line."""
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -268,17 +301,19 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _parse(setting: str) -> tuple[list[str], object]:
+    """E.g. "train.steps=8" gives (["train", "steps"], 8)."""
     key, found, text = setting.partition("=")
     if not found or not all(key.split(".")):
         raise BadConfig(f"--set {setting}: expected KEY=VALUE, e.g. train.steps=64")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string: --set train.schedule=cosine
+        value = text  # not TOML: a string without quotes, --set train.schedule=cosine
     return key.split("."), value
 
 
 def _put(tree: dict[str, Any], path: list[str], value: object) -> None:
+    """Set tree["train"]["steps"] for the path ["train", "steps"]; missing sections are added."""
     *sections, key = path
     for section in sections:
         tree = tree.setdefault(section, {})

@@ -15,9 +15,9 @@ ArcdError                 exit code 1: something arcd can explain in one line
 ├── SampleRefused         the engine does not take this adapter or request
 ├── EngineFailed          the engine stopped
 ├── StoreFailed           the jobs cannot be read or written
-├── HomeInUse             another daemon has the home folder
+├── HomeInUse             another arcd has locked the home folder
 ├── DaemonFailed          the daemon ended, and starting it again would not help
-├── NoDaemon              nobody answers in the home folder
+├── NoDaemon              no daemon answers in the home folder
 └── RunInterrupted        exit code 130: Ctrl-C; what was done is kept
 
 Knows nothing of the rest of arcd.
@@ -25,7 +25,7 @@ Knows nothing of the rest of arcd.
 
 
 def known(error: BaseException) -> "ArcdError | None":
-    """The error that arcd can explain, also where task groups have wrapped it."""
+    """The first ArcdError in an error or in a (nested) exception group; None if there is none."""
     if isinstance(error, BaseExceptionGroup):
         found = (known(inner) for inner in error.exceptions)
         return next((inner for inner in found if inner is not None), None)
@@ -36,6 +36,7 @@ class ArcdError(Exception):
     """arcd could not go on."""
 
     exit_code = 1
+    """Exit code of a command that ends with this error."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])

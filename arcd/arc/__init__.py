@@ -1,5 +1,5 @@
 """ARC-AGI itself: grids, tasks, views of them, the choice among candidates, metrics, submissions.
 
-Pure values and functions; the only files read are task and submission files. Knows nothing of
-tokens, models or jobs.
+Pure values and functions; the only files opened are those of tasks and submissions. Knows nothing
+of tokens, models or jobs.
 """

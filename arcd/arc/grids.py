@@ -9,11 +9,14 @@ Grid = tuple[tuple[int, ...], ...]
 """Rows of colours; `grid[row][column]`."""
 
 COLOURS = 10
+"""Colours of a cell: 0..9."""
+
 MAX_SIDE = 30
+"""Rows, and columns, of a grid at most."""
 
 
 def to_grid(value: object) -> Grid:
-    """The grid that a JSON value (a list of lists of ints) stands for.
+    """The grid of a JSON value, a list of lists of ints.
 
     Raises BadGrid with the reason, e.g. "row 2 has 3 cells, row 0 has 4".
     """
@@ -32,13 +35,14 @@ def _to_row(i: int, row: object, first: object) -> tuple[int, ...]:
     if isinstance(first, list | tuple) and len(row) != len(first):
         raise BadGrid(f"row {i} has {len(row)} cells, row 0 has {len(first)}")
     for j, cell in enumerate(row):
-        # bool is an int in Python, but `true` in a task file is a mistake.
+        # Not isinstance: bool is an int in Python, but `true` in a task file is a mistake.
         if type(cell) is not int or not 0 <= cell < COLOURS:
             raise BadGrid(f"cell ({i}, {j}) is not a colour 0..9: {_brief(cell)}")
     return tuple(row)
 
 
 def _brief(value: object) -> str:
+    """Its repr in at most 40 characters, for an error of one line."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 

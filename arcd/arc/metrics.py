@@ -1,9 +1,9 @@
 """Metrics: how good answers are, where the true outputs are known.
 
-Two kinds of numbers. Sample metrics look at everything that was predicted for a test; attempt
-metrics at the answers it was boiled down to, best first. Each is computed for a test, then
-averaged over the tests of a task, then over the tasks of the truth: what was never answered
-counts as wrong. Knows nothing of how answers came about, nor of files.
+Two kinds of numbers. Sample metrics are over all samples of a test; attempt metrics are over the
+answers that were chosen from them, best first. Each number is computed for a test, then averaged
+over the tests of a task, then over all tasks with a known solution: a test without an answer counts
+as wrong. Knows nothing of how answers are made, nor of files.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from arcd.arc.tasks import Solutions
 from arcd.errors import BadInput
 
 Answers = Mapping[str, Sequence[Sequence[Grid | None]]]
-"""By task id, for each test in order, its answers; None is an answer that is not a grid."""
+"""By task id and test, the answers in order; None is an answer that is not a grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,41 +27,45 @@ class Metrics:
     correct_pixels: float
     """Mean share of cells with the true colour; 0 where the size differs."""
     max_correct_pixels: float
-    """The same for the best sample."""
+    """Share of cells with the true colour in the best sample."""
     correct_size: float
     """Share of the samples with the size of the true output."""
     any_correct_size: float
-    """Does any sample have it?"""
+    """1 if any sample has the size of the true output."""
     pass_n: float
-    """Is the true output among all the samples?"""
+    """1 if the true output is among all the samples."""
     unanswered: float
     """Share of the samples that are not a grid; 1 where there are no samples."""
     pass_1: float
-    """Is the first attempt the true output?"""
+    """1 if the first attempt is the true output."""
     pass_2: float
-    """Is one of the first two?"""
+    """1 if one of the first two is."""
 
     def to_json(self) -> dict[str, float]:
+        """The numbers by name."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The metrics of every task of the truth, by id, and their mean."""
+    """The metrics of all tasks with a known solution."""
 
     tasks: dict[str, Metrics]
+    """By task id, each the mean over the task's tests."""
     total: Metrics
+    """The mean over the tasks."""
 
     @property
     def score(self) -> float:
-        """The official score: mean over tasks of the share of tests that an attempt of two solves.
+        """pass@2, ARC's official score: the mean over tasks of the share of tests that are solved.
 
-        That is pass@2. Kaggle's leaderboard takes the mean over all tests instead, which differs
-        a little where tasks have different numbers of tests.
+        A test is solved if one of two attempts is the true output. Kaggle's leaderboard takes the
+        mean over all tests instead, which differs where tasks have different numbers of tests.
         """
         return self.total.pass_2
 
     def to_json(self) -> dict[str, object]:
+        """The score, the mean and each task's metrics."""
         tasks = {task_id: metrics.to_json() for task_id, metrics in self.tasks.items()}
         return {"score": self.score, "total": self.total.to_json(), "tasks": tasks}
 
@@ -69,9 +73,8 @@ class Report:
 def evaluate(truth: Solutions, attempts: Answers, samples: Answers | None = None) -> Report:
     """The metrics of these attempts and of the samples they were chosen from.
 
-    Without samples the attempts are all there is, and both kinds of numbers are about them.
-    Answers to tasks or tests that the truth does not have are not looked at. Raises BadInput where
-    the truth is empty.
+    Without samples the sample metrics, too, are of the attempts. Answers to tasks or tests that
+    `truth` does not have are ignored. Raises BadInput where `truth` is empty.
     """
     if not truth:
         raise BadInput("no task with a known solution: nothing to evaluate")
@@ -88,7 +91,7 @@ def evaluate(truth: Solutions, attempts: Answers, samples: Answers | None = None
 
 def _answers(answers: Answers, task_id: str, test: int) -> Sequence[Grid | None]:
     tests = answers.get(task_id, ())
-    # A test without any answer is like one whose only answer is not a grid.
+    # A test without any answer counts like one whose only answer is not a grid.
     return (tests[test] if test < len(tests) else ()) or (None,)
 
 

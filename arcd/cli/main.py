@@ -397,10 +397,12 @@ def pretrain(
 
     from arcd.arc import tasks as taskfiles
     from arcd.model import base_model
+    from arcd.pretrain import run as runs
     from arcd.pretrain import train as training
+    from arcd.pretrain.corpus import open_corpus
 
     measured = taskfiles.load(unseen) if unseen else None
-    recipe = training.Recipe(
+    recipe = runs.Recipe(
         steps=steps,
         width=width,
         layers=layers,
@@ -412,14 +414,15 @@ def pretrain(
         compiled=compiled,
     )
 
-    def report(now: training.Progress) -> None:
+    def report(now: runs.Progress) -> None:
         if as_json:
             print(json.dumps(asdict(now)), flush=True)
         else:
             err.print(str(now), highlight=False, markup=False)
 
     kind = base_model.pick_device(device, "auto").kind
-    training.pretrain(folder, recipe, rearc, kind, report, unseen=measured)
+    corpus = open_corpus(rearc)
+    training.pretrain(runs.Run(folder, recipe, corpus, kind, report, unseen=measured))
     if as_json:
         print(json.dumps({"model": str(folder / "model")}))
     else:

@@ -1,4 +1,5 @@
 """What a person sees: grids, the live screen, lines, tables, the report.
 
-Pure functions of what `jobs` knows, but for `live`, which owns the terminal.
+Pure functions from values to text and pages, except for `live`, which draws on the terminal. Knows
+nothing of trainers, engines or the daemon.
 """

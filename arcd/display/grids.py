@@ -1,7 +1,7 @@
-"""Grids in the terminal: pure functions from values to rich renderables.
+"""Grids, tasks and answers in the terminal: pure functions from values to rich renderables.
 
-Where there is no palette (NO_COLOR, a pipe) the digits of the cells are shown instead. Knows
-nothing of where the values come from.
+Without a palette (NO_COLOR, a pipe) cells are shown as digits. Knows nothing of where the values
+come from.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,12 +18,12 @@ from arcd.arc.selection import ATTEMPTS, Verdict, Vote
 from arcd.arc.tasks import Task
 from arcd.display.palette import Palette
 
-SHOWN = 6
-"""Candidates drawn for a test at most."""
+MAX_CANDIDATES = 6
+"""Candidates of a test that are drawn at most."""
 
 
 def grid(value: Grid, palette: Palette | None, truth: Grid | None = None) -> Text:
-    """A grid, two columns of the terminal a cell; cells that differ from `truth` are marked."""
+    """A grid with two terminal columns for each cell; cells that differ from `truth` are marked."""
     text = Text(no_wrap=True)
     same_shape = truth is not None and shape(truth) == shape(value)
     for r, row in enumerate(value):
@@ -40,12 +40,12 @@ def _cell(cell: int, palette: Palette | None, *, wrong: bool) -> Text:
     if palette is None:
         return Text(f"{cell}{mark}")
     style = Style(bgcolor=palette.colours[cell], color=palette.ink(cell), bold=wrong)
-    # Who sees fewer colours has the digits beside them.
+    # The colour-blind palette shows digits, too.
     return Text(f"{cell if palette is Palette.colourblind else ' '}{mark}", style)
 
 
 def small(value: Grid, palette: Palette | None) -> Text:
-    """A grid, one column of the terminal a cell; two rows of it a line where there are colours."""
+    """A grid with one terminal column for each cell; with colours, two rows of cells on a line."""
     if palette is None:
         return Text("\n".join("".join(map(str, row)) for row in value), no_wrap=True)
     colours = palette.colours
@@ -60,7 +60,7 @@ def small(value: Grid, palette: Palette | None) -> Text:
 
 
 def captioned(caption: str, value: RenderableType) -> RenderableType:
-    """Something under a line of text."""
+    """The value under a line of text."""
     return Group(Text(caption, style="dim"), value, Text())
 
 
@@ -82,6 +82,7 @@ def task(value: Task, palette: Palette | None, solutions: Sequence[Grid] = ()) -
 
 
 def _arrow(name: str, left: Grid, right: Grid | None, palette: Palette | None) -> RenderableType:
+    """Input → output, with their sizes; "?" for an output that is not known."""
     table = Table.grid(padding=(0, 1))
     caption = f"{name}  {size(left)} → {size(right) if right else '?'}"
     shown = grid(right, palette) if right else Text("?")
@@ -103,7 +104,7 @@ def votes(
 
 
 def likely(vote: Vote) -> str:
-    """How likely a grid is: in all views where it was judged, else where it was drawn."""
+    """A grid's log-likelihood, the mean over views, or else that of its samples per token."""
     if vote.likelihood is None:
         return f"{vote.mean_logprob:.3f} nats a token"
     return f"{vote.likelihood:.2f} nats"
@@ -116,11 +117,11 @@ def _count(number: int, thing: str) -> str:
 def answers(
     value: Verdict, palette: Palette | None, solutions: Sequence[Grid] = ()
 ) -> RenderableType:
-    """A task's best candidates for each test, and what went other than planned."""
+    """A task's best candidates for each test, and the notes on it."""
     panels: list[RenderableType] = []
     for i, ranked in enumerate(value.ranked):
         truth = solutions[i] if i < len(solutions) else None
-        body = votes(ranked[:SHOWN], palette, truth)
+        body = votes(ranked[:MAX_CANDIDATES], palette, truth)
         valid = sum(vote.count for vote in ranked)
         title = f"test {i}: {_count(len(ranked), 'different answer')} in {valid} valid samples"
         panels.append(Panel(body, title=title, title_align="left"))
@@ -129,5 +130,5 @@ def answers(
 
 
 def on(console: Console, palette: Palette) -> Palette | None:
-    """The palette if this console shows colours."""
+    """The palette if this console shows colours, else None."""
     return palette if console.color_system is not None and not console.no_color else None

@@ -1,18 +1,21 @@
-"""The colours 0..9 of the cells, for whoever draws them.
+"""The colours in which cells 0..9 are drawn, in the terminal and in the report.
 
-Knows nothing of what draws.
+Knows nothing of how they are drawn.
 """
 
 from enum import StrEnum
 
+LIGHT_LUMA = 110
+"""Of 255: on a lighter colour black is easier to read than white."""
+
 
 class Palette(StrEnum):
-    """Ten colours. Where there is none (NO_COLOR, a pipe), None stands in its place: digits."""
+    """Ten colours. Where no colours are shown (NO_COLOR, a pipe), None is passed instead of one."""
 
     arc = "arc"
-    """As the ARC-AGI testing interface shows them."""
+    """Those of the ARC-AGI testing interface."""
     colourblind = "colourblind"
-    """Told apart by those who see fewer colours: Okabe and Ito's eight, grey and a pale pink.
+    """For colour-blind people: Okabe and Ito's eight, a grey and a pale pink.
 
     Source: M. Okabe, K. Ito, Color Universal Design, 2008.
     """
@@ -23,10 +26,10 @@ class Palette(StrEnum):
         return _COLOURS[self]
 
     def ink(self, cell: int) -> str:
-        """What is read best on a cell of this colour: black or white, as #RRGGBB."""
+        """Black or white, as #RRGGBB: which is easier to read on this colour."""
         red, green, blue = (int(self.colours[cell][i : i + 2], 16) for i in (1, 3, 5))
-        # Luma of ITU-R BT.601.
-        return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else "#FFFFFF"
+        luma = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
+        return "#000000" if luma > LIGHT_LUMA else "#FFFFFF"
 
 
 _COLOURS = {

@@ -1,7 +1,7 @@
-"""What a job came to, for people and other tools: a page of HTML and a trace of the stages.
+"""The result of a job as a page of HTML, and its stages as a trace for other tools.
 
-Pure functions of the job's past. The page is one file that asks nothing of the network: the data
-are in it as JSON, drawn by the script beside this module. The trace is in the Chrome trace event
+Pure functions of the job's history. The page is one file that loads nothing from the network: the
+data are in it as JSON, drawn by the script in `page/`. The trace is in the Chrome trace event
 format, which Perfetto opens. Knows nothing of where either is written.
 """
 
@@ -21,10 +21,11 @@ from arcd.display.palette import Palette
 from arcd.jobs.history import History, Span
 from arcd.jobs.state import Job, Stage, TaskState
 
-SHOWN = 6
-"""Candidates of a test at most."""
+MAX_CANDIDATES = 6
+"""Candidates of a test that are drawn at most."""
 
 STAGE_NAMES: dict[Stage, str] = {"train": "training", "infer": "inference"}
+"""The processes of the trace, in order."""
 
 
 def page(
@@ -51,7 +52,7 @@ def page(
         "palettes": {palette.value: palette.colours for palette in Palette},
         "tasks": [_task(task, history, tasks.solutions.get(task.id)) for task in tasks.tasks],
     }
-    # What a JSON text may hold and a script element may not.
+    # A "<" in JSON text could end the script element.
     embedded = json.dumps(document, separators=(",", ":")).replace("<", "\\u003c")
     parts = {"STYLE": _file("report.css"), "SCRIPT": _file("report.js"), "DATA": embedded}
     text = _file("report.html")
@@ -64,7 +65,7 @@ def trace(history: History) -> dict[str, Any]:
     """The stages of a job as Chrome trace events, microseconds from its submission.
 
     Source: "Trace Event Format", The Chromium Authors: complete events (X) with a process for
-    each stage and a thread for each track, instant events (i) for what went other than planned.
+    each stage and a thread for each track, instant events (i) for notices.
     """
     job = _job(history)
     numbers: dict[Stage, int] = {stage: i for i, stage in enumerate(STAGE_NAMES, 1)}
@@ -93,6 +94,7 @@ def trace(history: History) -> dict[str, Any]:
 
 
 def _arguments(span: Span, history: History) -> dict[str, Any]:
+    """What the trace tells of a span beside its times."""
     if span.stage == "train" and (curve := history.losses.get(span.task)):
         return {"steps": curve[-1][0], "loss": curve[-1][1]}
     return {}
@@ -120,7 +122,7 @@ def _subtitle(history: History, job: Job) -> str:
 
 
 def _tiles(history: History, job: Job, metrics: Report | None) -> list[tuple[str, str]]:
-    """What is said first, as (name, value)."""
+    """The numbers at the top of the page, as (name, value)."""
     found: list[tuple[str, str]] = []
     if metrics is not None:
         total = metrics.total
@@ -146,12 +148,14 @@ def _tiles(history: History, job: Job, metrics: Report | None) -> list[tuple[str
 
 
 def _span(span: Span, history: History, job: Job) -> dict[str, Any]:
+    """A span in the page's data; times in seconds from the submission."""
     end = span.until(history.until(history.at))
     times = {"begin": span.begin - job.submitted, "end": end - job.submitted}
     return {**asdict(span), **{name: round(at, 3) for name, at in times.items()}}
 
 
 def _task(task: Task, history: History, truth: Sequence[Grid] | None) -> dict[str, Any]:
+    """A task in the page's data."""
     state = _job(history).tasks[task.id]
     verdict = history.answers.get(task.id)
     ranked = verdict.ranked if verdict else ((),) * len(task.tests)
@@ -162,8 +166,8 @@ def _task(task: Task, history: History, truth: Sequence[Grid] | None) -> dict[st
         "tests": [_text(test) for test in task.tests],
         "truth": [_text(output) for output in truth] if truth else None,
         "right": history.right.get(task.id),
-        "ranked": [[_vote(vote) for vote in test[:SHOWN]] for test in ranked],
-        "others": [max(0, len(test) - SHOWN) for test in ranked],
+        "ranked": [[_vote(vote) for vote in test[:MAX_CANDIDATES]] for test in ranked],
+        "others": [max(0, len(test) - MAX_CANDIDATES) for test in ranked],
         "samples": verdict.samples if verdict else 0,
         "invalid": verdict.invalid if verdict else 0,
         "agreement": _agreement(verdict),
@@ -185,7 +189,7 @@ def _doubts(state: TaskState) -> dict[str, bool]:
 
 
 def _agreement(verdict: Verdict | None) -> float:
-    """Share of the samples that voted for the best grids."""
+    """Share of the samples that are one of the best grids, 0 to 1."""
     if verdict is None or not verdict.samples:
         return 0.0
     return sum(test[0].count for test in verdict.ranked if test) / verdict.samples

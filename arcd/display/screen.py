@@ -1,7 +1,9 @@
-"""The live screen: a pure function from what is known of a job, a moment and a size to lines.
+"""The live screen of a job: a pure function from its history, a moment and a size to lines.
 
-What is most needed stands at the top; what does not fit is left out from the bottom. Knows nothing
-of terminals, clocks or of who sends the records.
+From top to bottom: the job, its progress, its budget or forecast, what is trained and sampled now,
+the recent past as a strip, notices, the last answers. Where the lines do not fit, the strip and the
+answers go first, then whatever is at the bottom. Knows nothing of terminals, clocks or of where
+records come from.
 """
 
 import math
@@ -20,48 +22,61 @@ from arcd.jobs.history import History, Span
 from arcd.jobs.state import Job, JobState, Phase, Stage
 
 LEVELS = "▁▂▃▄▅▆▇█"
+"""Characters for the values of a sparkline or bar, the lowest first."""
+
 TASK_COLOURS = ("cyan", "magenta", "blue", "yellow", "green", "red")
-STRIDES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
-"""Seconds that a column of the strip may stand for."""
+"""Colours of the blocks of the strip, in turn."""
+
+STRIDES_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+"""Seconds that a column of the strip may stand for: round numbers, to be read at a glance."""
 
 COLUMNS_PER_TASK = 8
-"""Of the strip, about: so that a task is seen as a block, and several of them side by side."""
+"""Columns of the strip that a typical task should have: a block that can be seen, with room for
+several side by side."""
 
-QUIET = 15.0
-"""Seconds without any record after which it is said that nothing moves."""
+QUIET_AFTER_S = 15.0
+"""Seconds without any record after which the screen says how long no step has completed."""
 
-LABEL = 11
-"""Columns of the names at the left."""
+LABEL_COLUMNS = 11
+"""Columns of the labels at the left, such as "training"."""
 
-NAME = 30
+MAX_NAME_COLUMNS = 30
 """Columns of a job's name at most."""
 
-LOSS_COLUMNS = 48
-"""Of a sparkline at most."""
+MAX_LOSS_COLUMNS = 48
+"""Columns of a training's loss curve at most."""
 
-WORDS = 44
-"""Columns that are kept free behind a bar, so that the bars of a screen have one length."""
+MIN_WORDS_COLUMNS = 44
+"""Columns kept for the words behind a bar, so that all bars of a screen have the same length."""
 
-NOTICES = 3
-TRAININGS = 4
-ANSWER_ROWS = 3
-"""Rows below which no answers are drawn: a caption and something of a grid."""
+MAX_NOTICES = 3
+"""Lines of notices at most: the newest."""
+
+MAX_TRAININGS = 4
+"""Trainings side by side that are shown at most."""
+
+MIN_ANSWER_ROWS = 3
+"""Answers are drawn if they can have this many rows: a caption of two, and a part of a grid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What the daemon thought at `at` that is still to be done of the job, in seconds."""
+    """The daemon's forecast for the job."""
 
     at: float
+    """When it was made, in seconds since 1970."""
     left: float
+    """Seconds of work that were still to be done then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is to be drawn; `history` is None where there is no job."""
+    """What is to be drawn."""
 
     history: History | None
+    """None where there is no job."""
     palette: Palette | None
+    """None where the terminal shows no colours."""
     outlook: Outlook | None = None
 
 
@@ -78,18 +93,19 @@ def draw(scene: Scene, now: float, width: int, height: int) -> RenderableType:
     ]
     stages = [Text(), *_training(history, now, width), _inference(history, job, now, width)]
     strip = [Text(), *_strip(history, now, width)]
-    notices = _notices(history, width)
+    notices = _notices(history)
     room = height - sum(map(len, (top, stages, strip, notices)))
     if room < 0:
         strip = []
     lines = [*top, *stages, *strip, *notices]
     rows = height - len(lines) - 1
-    if rows >= ANSWER_ROWS and (answers := _answers(history, scene.palette, width, rows)):
+    if rows >= MIN_ANSWER_ROWS and (answers := _answers(history, scene.palette, width, rows)):
         lines += [Text(), *answers]
     return _fitted(lines, width, height)
 
 
 def _fitted(lines: Iterable[Text], width: int, height: int) -> Group:
+    """The first `height` lines, each cut to `width` columns."""
     fitted = []
     for line in list(lines)[:height]:
         line.truncate(width, overflow="ellipsis")
@@ -99,9 +115,10 @@ def _fitted(lines: Iterable[Text], width: int, height: int) -> Group:
 
 
 def _header(history: History, job: Job, now: float, width: int) -> Text:
+    """Number, name and state of the job, the device, restarts; at the right the time since."""
     state, daemon = history.state, history.state.daemon
     name = Text(job.name)
-    name.truncate(NAME, overflow="ellipsis")
+    name.truncate(MAX_NAME_COLUMNS, overflow="ellipsis")
     text = Text.assemble((f"job {job.id}", "bold"), "  ", name, "  ")
     text.append(job.state.value, _style_of(job.state))
     if daemon is not None:
@@ -125,6 +142,7 @@ def _style_of(state: JobState) -> str:
 
 
 def _progress(history: History, job: Job, width: int) -> Text:
+    """How many tasks are answered, and how well."""
     done, tasks = job.counts[Phase.answered], len(job.tasks)
     tuned = sum(task.answered_by is not None for task in job.tasks.values())
     words = [f"{done}/{tasks}", f"{tuned} fine-tuned"]
@@ -136,7 +154,7 @@ def _progress(history: History, job: Job, width: int) -> Text:
 
 
 def _clock(scene: Scene, job: Job, now: float, width: int) -> list[Text]:
-    """How much of the budget is gone, and when the end should be."""
+    """The budget: how much is used; without one, the forecast. Nothing once the job is finished."""
     if job.finished:
         return []
     left = None
@@ -161,20 +179,24 @@ def _forecast(left: float | None) -> str:
 
 
 def _training(history: History, now: float, width: int) -> list[Text]:
+    """A line for each task in training, or "idle"."""
     state = history.state
     if not state.training:
         return [_labelled("training", ("idle", "dim"))]
-    rows = [_trained(history, step, width) for step in list(state.training.values())[:TRAININGS]]
+    rows = [
+        _trained(history, step, width) for step in list(state.training.values())[:MAX_TRAININGS]
+    ]
     if still := _still(history, now):
         rows[0].append(still)
     return [_labelled("training" if not i else "", row) for i, row in enumerate(rows)]
 
 
 def _trained(history: History, now: Training, width: int) -> Text:
+    """A training: its task, step, loss, loss curve and speed."""
     head = f"{now.task}  step {now.step}/{now.steps}  loss {now.loss:.3f}  "
     tail = f"  {now.tokens_per_second:.0f} tok/s"
     curve = [loss for _, loss in history.losses.get(now.task, [])]
-    room = min(LOSS_COLUMNS, width - LABEL - len(head) - len(tail))
+    room = min(MAX_LOSS_COLUMNS, width - LABEL_COLUMNS - len(head) - len(tail))
     text = Text(head)
     text.append(sparkline(curve, max(0, room)), "cyan")
     text.append(tail)
@@ -182,17 +204,21 @@ def _trained(history: History, now: Training, width: int) -> Text:
 
 
 def _still(history: History, now: float) -> Text | None:
+    """How long no record has come, if that is long."""
     quiet = now - history.at
-    return Text(f"  no step for {_duration(quiet)}", "bold yellow") if quiet > QUIET else None
+    return (
+        Text(f"  no step for {_duration(quiet)}", "bold yellow") if quiet > QUIET_AFTER_S else None
+    )
 
 
 def _inference(history: History, job: Job, now: float, width: int) -> Text:
+    """The tasks that are sampled, as many as fit, with their samples so far, and the speed."""
     busy = [span.task for (stage, _), span in history.open.items() if stage == "infer"]
     if not busy:
         return _labelled("inference", ("idle", "dim"))
     tasks = [f"{name} {job.tasks[name].sampled}/{job.tasks[name].wanted}" for name in busy]
     rate = f"  {history.sampling_rate(now):.0f} tok/s"
-    room = width - LABEL - len(rate) - len("  and 999 more")
+    room = width - LABEL_COLUMNS - len(rate) - len("  and 999 more")
     shown = 1
     while shown < len(tasks) and len("  ".join(tasks[: shown + 1])) <= room:
         shown += 1
@@ -204,19 +230,19 @@ def _inference(history: History, job: Job, now: float, width: int) -> Text:
 
 
 def _strip(history: History, now: float, width: int) -> list[Text]:
-    """The stages of the recent past: a block for each training, bars for how many are sampled."""
-    spans, columns = history.spans(), width - LABEL
+    """The recent past: blocks for the trainings, bars for how many tasks were sampled at once."""
+    spans, columns = history.spans(), width - LABEL_COLUMNS
     if not spans or columns < 1 or history.found is None:
         return []
     end = history.until(now)
     stride = _stride(spans, end, columns, end - history.found.submitted)
-    # Aligned to the stride, so that the picture moves by whole columns.
+    # A multiple of the stride, so that the picture moves by whole columns.
     begin = (math.floor(end / stride) + 1 - columns) * stride
     edges = [begin + i * stride for i in range(columns + 1)]
     spans = [span for span in spans if span.end is None or span.end > begin]
     tracks = 1 + max((span.track for span in spans if span.stage == "train"), default=0)
     rows = []
-    for track in range(min(tracks, TRAININGS)):
+    for track in range(min(tracks, MAX_TRAININGS)):
         mine = [span for span in spans if span.stage == "train" and span.track == track]
         name = "trained" if tracks == 1 else f"trained {track + 1}"
         rows.append(_labelled(name, _blocks(mine, edges, end)))
@@ -227,15 +253,15 @@ def _strip(history: History, now: float, width: int) -> list[Text]:
 
 
 def _stride(spans: Sequence[Span], now: float, columns: int, age: float) -> float:
-    """So short that tasks are blocks, and that a young job fills the columns."""
+    """Seconds of a column: a typical task takes COLUMNS_PER_TASK, and a young job fills all."""
     stage: Stage = "train" if any(span.stage == "train" for span in spans) else "infer"
     lengths = sorted(s.until(now) - s.begin for s in spans if s.stage == stage)
     wanted = min(lengths[len(lengths) // 2] / COLUMNS_PER_TASK, age / columns)
-    return next((stride for stride in STRIDES if stride >= wanted), STRIDES[-1])
+    return next((stride for stride in STRIDES_S if stride >= wanted), STRIDES_S[-1])
 
 
 def _blocks(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
-    """For each column the span that fills most of it, neighbours in different shades."""
+    """For each column the span that fills most of it; successive spans differ in shade."""
     text = Text()
     for left, right in pairwise(edges):
         shares = [(_overlap(span, left, right, now), span) for span in spans]
@@ -249,7 +275,7 @@ def _blocks(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
 
 
 def _bars(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
-    """For each column how many spans there were on the average."""
+    """For each column the mean number of spans."""
     text = Text()
     for left, right in pairwise(edges):
         count = sum(_overlap(span, left, right, now) for span in spans) / (right - left)
@@ -259,21 +285,26 @@ def _bars(spans: Sequence[Span], edges: Sequence[float], now: float) -> Text:
 
 
 def _overlap(span: Span, left: float, right: float, now: float) -> float:
+    """Seconds of the span between two moments."""
     return max(0.0, min(span.until(now), right) - max(span.begin, left))
 
 
-def _notices(history: History, width: int) -> list[Text]:
-    shown = list(history.notices)[-NOTICES:]
+def _notices(history: History) -> list[Text]:
+    """The newest notices, each with its time since the submission."""
+    shown = list(history.notices)[-MAX_NOTICES:]
     if not shown:
         return []
     job = history.found
     since = job.submitted if job else 0.0
-    lines = [Text(f"{_duration(at - since):>{LABEL - 2}}  {text}", "yellow") for at, text in shown]
+    lines = [
+        Text(f"{_duration(at - since):>{LABEL_COLUMNS - 2}}  {text}", "yellow")
+        for at, text in shown
+    ]
     return [Text(), *lines]
 
 
 def _answers(history: History, palette: Palette | None, width: int, rows: int) -> list[Text]:
-    """The last answers side by side, the newest first, as far as there is room."""
+    """The last answers side by side, the newest first, as many as fit."""
     blocks: list[list[Text]] = []
     used = 0
     for verdict in reversed(history.answers.values()):
@@ -297,7 +328,7 @@ def _answers(history: History, palette: Palette | None, width: int, rows: int) -
 
 
 def _answer(history: History, verdict: Verdict, palette: Palette | None, rows: int) -> list[Text]:
-    """An answer in so many rows: whose, how sure, and the first grid."""
+    """An answer in at most `rows` lines: its task, its votes, its first attempt at test 0."""
     best = verdict.ranked[0][0] if verdict.ranked[0] else None
     per_test = verdict.samples // len(verdict.ranked)
     votes = f"{best.count}/{per_test} votes" if best else "blank"
@@ -312,7 +343,7 @@ def _answer(history: History, verdict: Verdict, palette: Palette | None, rows: i
 
 
 def _mark(right: float | None) -> Text:
-    """Whether all, none or some of the tests are solved."""
+    """Whether all, none or some of the tests are solved; empty where that is not known."""
     match right:
         case None:
             return Text()
@@ -324,7 +355,7 @@ def _mark(right: float | None) -> Text:
 
 
 def sparkline(values: Sequence[float], columns: int) -> str:
-    """The values from the lowest to the highest of the levels, in so many columns at most."""
+    """The values as characters of LEVELS, in at most `columns`; neighbours are averaged."""
     count = min(columns, len(values))
     if not count:
         return ""
@@ -338,18 +369,19 @@ def sparkline(values: Sequence[float], columns: int) -> str:
 
 
 def _labelled(label: str, *parts: str | Text | tuple[str, str]) -> Text:
-    return Text.assemble((f"{label:<{LABEL}}", "bold"), *parts)
+    return Text.assemble((f"{label:<{LABEL_COLUMNS}}", "bold"), *parts)
 
 
 def _apart(left: Text, right: Text, width: int) -> Text:
-    """One at the left edge and one at the right."""
+    """A line with one text at the left edge and one at the right."""
     left.truncate(max(0, width - right.cell_len - 1), overflow="ellipsis")
     left.pad_right(width - left.cell_len - right.cell_len)
     return left.append_text(right)
 
 
 def _barred(label: str, share: float, words: Text, width: int) -> Text:
-    columns = max(10, min(60, width - LABEL - 2 - max(WORDS, words.cell_len)))
+    """A line with a bar that is filled to a share from 0 to 1."""
+    columns = max(10, min(60, width - LABEL_COLUMNS - 2 - max(MIN_WORDS_COLUMNS, words.cell_len)))
     full = round(min(1.0, max(0.0, share)) * columns)
     bar = Text.assemble(("█" * full, "green"), ("░" * (columns - full), "dim"))
     return _labelled(label, bar, "  ", words)

@@ -1,6 +1,6 @@
-"""Results as tables: metrics, and where the time went.
+"""Results as tables: metrics, and the ledger's seconds.
 
-Pure functions of values. Knows nothing of how they came about.
+Pure functions of values. Knows nothing of where these come from.
 """
 
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ HEADINGS = {
 
 
 def metrics_table(report: "Report", *, each: bool) -> Table:
-    """The mean over the tasks; with `each` every task, too."""
+    """The mean over the tasks; with `each` also a row for every task."""
     title = f"score {report.score:.1%} of {len(report.tasks)} tasks"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("task", no_wrap=True)
@@ -51,7 +51,7 @@ def _percentages(metrics: "Metrics") -> list[str]:
 
 
 def account(value: Account) -> RenderableType:
-    """The ledger: seconds of each lane by kind of work, and the share outside of any step."""
+    """The ledger: seconds of each resource by kind of work, and the share outside of all steps."""
     kinds = ("step", "hand-over", "build", "parse", "select", "record")
     table = Table(title="where the time went, seconds", title_justify="left")
     for heading in ("lane", *kinds, "idle"):

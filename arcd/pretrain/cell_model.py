@@ -1,9 +1,9 @@
 """arcd's own small decoder: a Llama backbone between factorised cell tables.
 
-While training, the embedding of a cell token is the sum of three small tables (colour, row,
-column), and so is its output weight, so a colour learnt in one place is known everywhere; the
-softmax over all 9000 cells factorises with it. `export` writes the sums out as ordinary flat
-tables: the result is a stock Llama folder. Knows nothing of tasks or of what it is trained on.
+The embedding of a cell token is the sum of three vectors (of its colour, its row, its column), and
+so is its output weight: a colour learnt in one place is known everywhere, and the softmax over all
+9000 cells factorises. `export` writes the sums into ordinary tables of one row a token, so that the
+result is a stock Llama folder. Knows nothing of tasks or of how the model is trained.
 """
 
 import json
@@ -20,23 +20,25 @@ from arcd.arc.grids import COLOURS, MAX_SIDE
 from arcd.model.encoding import BEGIN, CELLS, END, PAD, SPECIALS, CellEncoding
 from arcd.model.prompts import IGNORED
 
-SHARD = "15MB"
-"""Largest file of an exported model."""
+MAX_FILE_SIZE = "15MB"
+"""Largest file of an exported model; larger weights are divided over several."""
 
+NORM_EPSILON = 1e-6
+"""Added to the mean square in a norm, as in Llama."""
 
-EPSILON = 1e-6
-"""Of the root mean square in a norm; Llama's."""
+INITIAL_STD = 0.02
+"""Standard deviation of the first table entries, as of Llama's embeddings in transformers."""
 
 
 class CellTables(nn.Module):
-    """Vectors of the 9016 tokens: `special` as they are, cells as colour + row + column."""
+    """Vectors of the 9016 tokens: one each for the specials, colour + row + column for cells."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.special = nn.Parameter(torch.randn(SPECIALS, width) * 0.02)
-        self.colour = nn.Parameter(torch.randn(COLOURS, width) * 0.02)
-        self.row = nn.Parameter(torch.randn(MAX_SIDE, width) * 0.02)
-        self.column = nn.Parameter(torch.randn(MAX_SIDE, width) * 0.02)
+        self.special = _table(SPECIALS, width)
+        self.colour = _table(COLOURS, width)
+        self.row = _table(MAX_SIDE, width)
+        self.column = _table(MAX_SIDE, width)
 
     def flat(self) -> Tensor:
         """All token vectors, (9016, width), in the order of `encoding.cell_token`."""
@@ -44,10 +46,10 @@ class CellTables(nn.Module):
         return torch.cat([self.special, cells.reshape(CELLS, -1)])
 
     def logprob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """log p(token) for hidden states (n, width) and tokens (n,), as over the flat table.
+        """log p(token), (n,), for hidden states (n, width) and tokens (n,).
 
-        The log-sum-exp over all cells is that of the colours + that of the rows + that of the
-        columns, because a cell's logit is the sum of its three.
+        Equal to the log-softmax over `flat()`. A cell's logit is the sum of three logits, so the
+        log-sum-exp over all cells is the sum of those over colours, rows and columns.
         """
         special, colour, row, column = (
             _linear(hidden, table).float()
@@ -67,23 +69,28 @@ class CellTables(nn.Module):
         )
 
 
+def _table(rows: int, width: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(rows, width) * INITIAL_STD)
+
+
 def _pick(logits: Tensor, index: Tensor) -> Tensor:
+    """logits[i, index[i]] for logits (n, choices) and an index (n,)."""
     return logits.gather(-1, index[:, None])[:, 0]
 
 
 class CellModel(nn.Module):
     """The decoder in training: tables in, Llama backbone, tables out.
 
-    The backbone holds the weights under their stock names, in fp32, and computes in bf16. It is
-    not called: transformers' layers take half as long again on a CPU as `_layer`, compiled, which
-    needs a C++ compiler and half a minute at the start.
+    The backbone holds the weights under their stock names, in fp32; `_layer` computes with them in
+    bf16. On a CPU transformers' own layers take half as long again as a compiled `_layer`.
+    Compiling needs a C++ compiler and half a minute at the start.
     """
 
     def __init__(self, width: int, layers: int, context: int, *, compiled: bool = False) -> None:
         super().__init__()
         self._layer = torch.compile(_layer) if compiled else _layer
-        # Heads of 128, or of 64, the sizes for which every vLLM attention kernel exists. The larger
-        # ones learn as well, and attention takes half as long on a CPU.
+        # Heads of 128, or of 64 where 128 does not divide the width: every attention kernel of vLLM
+        # has both sizes. Heads of 128 learn as well, and take half as long on a CPU.
         heads = width // math.gcd(width, 128)
         self.config = LlamaConfig(
             vocab_size=CellEncoding.vocabulary,
@@ -93,7 +100,7 @@ class CellModel(nn.Module):
             num_attention_heads=heads,
             num_key_value_heads=heads,
             max_position_embeddings=context,
-            rms_norm_eps=EPSILON,
+            rms_norm_eps=NORM_EPSILON,
             tie_word_embeddings=False,
             bos_token_id=BEGIN,
             eos_token_id=END,
@@ -105,7 +112,7 @@ class CellModel(nn.Module):
         self.outputs = CellTables(width)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Nats for each labelled token of right-padded (batch, length) tokens and labels."""
+        """Loss in nats, (labelled tokens,), of tokens and labels (batch, length), right-padded."""
         hidden = F.embedding(tokens, self.inputs.flat()).to(torch.bfloat16)
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
         cosine, sine = (
@@ -119,7 +126,7 @@ class CellModel(nn.Module):
         return result
 
     def export(self, folder: Path) -> None:
-        """Write a stock Llama folder in bf16, its tables flat, in files under 16 MiB."""
+        """Write a stock Llama folder with flat tables, weights in bf16, in files under 16 MiB."""
         with torch.device("meta"):
             stock = LlamaForCausalLM(self.config)
         weights = {f"model.{name}": value for name, value in self.backbone.state_dict().items()}
@@ -128,14 +135,15 @@ class CellModel(nn.Module):
         weights = {name: value.detach().to(torch.bfloat16) for name, value in weights.items()}
         stock.load_state_dict(weights, assign=True)
         stock.config.dtype = torch.bfloat16
-        stock.save_pretrained(folder, max_shard_size=SHARD)
+        stock.save_pretrained(folder, max_shard_size=MAX_FILE_SIZE)
         for file in folder.glob("*.safetensors"):
-            file.chmod(0o644)  # they are written readable by their owner only
+            file.chmod(0o644)  # safetensors lets only the owner read them
         write_tokenizer(folder)
         (folder / "arcd.json").write_text(json.dumps({"encoding": "cells"}) + "\n")
 
 
 def _weights(layer: LlamaDecoderLayer) -> tuple[Tensor, ...]:
+    """The last six arguments of `_layer`."""
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     return (
@@ -160,7 +168,12 @@ def _layer(
     gate_up: Tensor,
     down: Tensor,
 ) -> Tensor:
-    """A Llama decoder layer on bf16 hidden states (batch, length, width), causal, weights fp32."""
+    """A causal Llama decoder layer on bf16 hidden states (batch, length, width), weights in fp32.
+
+    `cosine` and `sine` are (length, head / 2) of the rotary embedding; `before` and `after` are the
+    weights of the norms before attention and after it. `queries_keys_values` and `gate_up` are
+    stacked, so that each is one matrix product.
+    """
     batch, length, width = hidden.shape
     heads = _linear(_norm(hidden, before), queries_keys_values).view(batch, length, 3, -1, head)
     q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()
@@ -172,23 +185,25 @@ def _layer(
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    """The product in the number format of x."""
     return F.linear(x, weight.to(x.dtype))
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm (arXiv 1910.07467), computed in fp32."""
     wide = x.float()
-    size = wide.square().mean(-1, keepdim=True)
-    return (wide * torch.rsqrt(size + EPSILON) * weight).to(x.dtype)
+    mean_square = wide.square().mean(-1, keepdim=True)
+    return (wide * torch.rsqrt(mean_square + NORM_EPSILON) * weight).to(x.dtype)
 
 
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """With positions in it: the second half of a head is the partner of its first half."""
+    """Rotary position embedding (arXiv 2104.09864); entry i of a head turns with i + head / 2."""
     first, second = x.chunk(2, -1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
 def write_tokenizer(folder: Path) -> None:
-    """The tokens' names as a Hugging Face tokenizer, e.g. `3@0,12`: colour, row, column."""
+    """Write the tokens' names as a Hugging Face tokenizer, e.g. `3@0,12`: colour, row, column."""
     specials = ["<pad>", "<begin>", "<end>", "<newline>", "<input>", "<output>"]
     specials += [f"<free{i}>" for i in range(len(specials), SPECIALS)]
     cells = [

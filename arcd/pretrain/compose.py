@@ -1,8 +1,8 @@
-"""Composed tasks: an extra step before or after what a task asks for makes a new task of it.
+"""Composed tasks: an extra step before or after a task's rule makes a new task with a new rule.
 
-The re-arc generators know 400 rules. With all inputs, or all outputs, of a task flipped, turned,
-painted, framed, enlarged or mirrored the rule is another one, so that a base model meets far more
-rules than examples of each. Pure. Knows nothing of training.
+All inputs, or all outputs, of a task are flipped, turned, painted, framed, enlarged or mirrored in
+the same way. The re-arc generators have 400 rules; with composed tasks a base model learns from
+many more. Pure. Knows nothing of training.
 """
 
 import random
@@ -13,12 +13,13 @@ from arcd.arc.tasks import Pair
 from arcd.arc.views import DIHEDRAL, PLAIN_COLOURS, View
 
 Step = Callable[[Grid], Grid]
+"""A change of one grid that loses nothing: different grids stay different."""
 
 
 def compose(pairs: Sequence[Pair], rng: random.Random) -> tuple[Pair, ...]:
-    """The pairs with one side of all of them changed in one way.
+    """The pairs with all inputs, or all outputs, changed by the same random step.
 
-    As they are if that makes a grid too large.
+    Returned as they are if the step makes a grid larger than 30x30.
     """
     step = rng.choice(STEPS)(rng)
     if rng.random() < 0.5:
@@ -30,13 +31,13 @@ def compose(pairs: Sequence[Pair], rng: random.Random) -> tuple[Pair, ...]:
 
 
 def turned(rng: random.Random) -> Step:
-    """One of the seven flips and turns that change something."""
+    """One of the seven symmetries of the square other than the identity."""
     flip, turns = rng.choice([way for way in DIHEDRAL if way != (False, 0)])
     return View(flip, turns, PLAIN_COLOURS, ()).apply
 
 
 def painted(rng: random.Random) -> Step:
-    """Other colours, all different; the background stays."""
+    """Colours 1..9 permuted; colour 0, the usual background, stays."""
     colours = (0, *rng.sample(range(1, COLOURS), COLOURS - 1))
     return View(False, 0, colours, ()).apply
 
@@ -54,7 +55,7 @@ def framed(rng: random.Random) -> Step:
 
 
 def enlarged(rng: random.Random) -> Step:
-    """Each cell two or three times as high and wide, or one of both."""
+    """Each cell two or three times as high and wide, or twice as high or wide."""
     down, right = rng.choice(((2, 2), (2, 2), (3, 3), (1, 2), (2, 1)))
 
     def step(grid: Grid) -> Grid:
@@ -65,7 +66,7 @@ def enlarged(rng: random.Random) -> Step:
 
 
 def mirrored(rng: random.Random) -> Step:
-    """The grid, repeated or mirrored, once more beside it, below it, or both."""
+    """The grid, repeated or mirrored, added beside it, below it, or both."""
     beside, below = rng.choice(((True, False), (False, True), (True, True)))
     repeated = rng.random() < 0.5
 
@@ -78,3 +79,4 @@ def mirrored(rng: random.Random) -> Step:
 
 
 STEPS = (turned, painted, framed, enlarged, mirrored)
+"""The kinds of step, drawn equally often; each makes a `Step` with random details."""

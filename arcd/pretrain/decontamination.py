@@ -1,6 +1,7 @@
-"""What no base model may be trained on: the evaluation tasks of ARC-AGI-1 and 2, in any form.
+"""The evaluation tasks of ARC-AGI-1 and 2, known again in any form, so that none is trained on.
 
-A pair is known again however it is turned, flipped or painted. Knows nothing of training.
+A pair counts as the same however it is flipped, turned or painted in other colours. Knows nothing
+of training.
 """
 
 from collections import Counter
@@ -11,13 +12,15 @@ from arcd.arc.grids import Grid, shape
 from arcd.arc.tasks import Pair, Task, TaskSet, load
 from arcd.arc.views import DIHEDRAL, PLAIN_COLOURS, View
 
-EVALUATION = ("arc1-eval", "arc2-eval")
+EVALUATION_SETS = ("arc1-eval", "arc2-eval")
+"""Names of the bundled sets that no base model may be trained on."""
 
-_Look = tuple[tuple[int, ...], ...]
+_Features = tuple[tuple[int, ...], ...]
+"""Numbers of a pair that are the same in all its views; see `_features`."""
 
 
 class EvaluationSet:
-    """The ids and the pairs of tasks that are not to be trained on."""
+    """Ids and pairs of the tasks that a model is evaluated on."""
 
     def __init__(self, sets: Iterable[TaskSet]) -> None:
         self.ids: set[str] = set()
@@ -27,17 +30,18 @@ class EvaluationSet:
             self.pairs |= {pair for task in tasks.tasks for pair in all_pairs(task, tasks)}
 
     @classmethod
-    def evaluation(cls) -> "EvaluationSet":
-        """Those of the two evaluation sets."""
-        return cls(load(name) for name in EVALUATION)
+    def bundled(cls) -> "EvaluationSet":
+        """The 514 evaluation tasks of ARC-AGI-1 and 2, tests and their solutions included."""
+        return cls(load(name) for name in EVALUATION_SETS)
 
     def has(self, pair: Pair) -> bool:
-        """Whether this is one of the pairs, seen in any of the eight ways and in any colours."""
-        return _look(pair) in self._looks and canonical(pair) in self._canonical
+        """Whether a view of this pair is one of the pairs."""
+        # The features take a twentieth of the time, and almost all other pairs differ in them.
+        return _features(pair) in self._all_features and canonical(pair) in self._canonical
 
     @cached_property
-    def _looks(self) -> set[_Look]:
-        return {_look(pair) for pair in self.pairs}
+    def _all_features(self) -> set[_Features]:
+        return {_features(pair) for pair in self.pairs}
 
     @cached_property
     def _canonical(self) -> set[tuple[Grid, Grid]]:
@@ -51,25 +55,28 @@ def all_pairs(task: Task, tasks: TaskSet) -> tuple[Pair, ...]:
 
 
 def canonical(pair: Pair) -> tuple[Grid, Grid]:
-    """Input and output, the same for all pairs that are views of each other, and for no others."""
-    return min(_named(view.pair(pair)) for view in _PLAIN_VIEWS)
+    """(input, output), the same for two pairs exactly if one is a view of the other.
+
+    It is the smallest of the eight flipped and turned pairs, their colours renumbered.
+    """
+    return min(_renumbered(view.pair(pair)) for view in _SYMMETRIES)
 
 
-_PLAIN_VIEWS = tuple(View(flip, turns, PLAIN_COLOURS, ()) for flip, turns in DIHEDRAL)
+_SYMMETRIES = tuple(View(flip, turns, PLAIN_COLOURS, ()) for flip, turns in DIHEDRAL)
 
 
-def _named(pair: Pair) -> tuple[Grid, Grid]:
-    """With the colours numbered as they come, input first."""
-    names: dict[int, int] = {}
+def _renumbered(pair: Pair) -> tuple[Grid, Grid]:
+    """Colours numbered 0, 1, ... in the order in which they first appear, the input first."""
+    numbers: dict[int, int] = {}
 
-    def named(grid: Grid) -> Grid:
-        return tuple(tuple(names.setdefault(cell, len(names)) for cell in row) for row in grid)
+    def renumber(grid: Grid) -> Grid:
+        return tuple(tuple(numbers.setdefault(cell, len(numbers)) for cell in row) for row in grid)
 
-    return named(pair.input), named(pair.output)
+    return renumber(pair.input), renumber(pair.output)
 
 
-def _look(pair: Pair) -> _Look:
-    """Cheap to know, and the same in all views: sides, and how often the colours come."""
+def _features(pair: Pair) -> _Features:
+    """Both grids' side lengths and both grids' counts of each colour, each sorted."""
     grids = (pair.input, pair.output)
     sides = tuple(tuple(sorted(shape(grid))) for grid in grids)
     counts = (Counter(cell for row in grid for cell in row) for grid in grids)

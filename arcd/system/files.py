@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all. Knows nothing of what is in them."""
+"""Files written whole: a reader sees the old text or the new one, also after a power cut.
+
+Knows nothing of what is in them.
+"""
 
 import os
 from contextlib import suppress
@@ -8,10 +11,10 @@ from arcd.errors import ArcdError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put a text at `path` whole: at any moment the old file or the new one is there.
+    """Write a text to a temporary name, then rename it to `path`.
 
-    Durable when it returns. Raises ArcdError naming the path where the file system refuses; then
-    the old file is as it was.
+    The new file is on the disk when this returns. Raises ArcdError naming the path where the file
+    system refuses; then the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -19,12 +22,11 @@ def write_text(path: Path, text: str) -> None:
             _write_durably(temporary, text)
             os.replace(temporary, path)
         finally:
-            # After the rename there is none left.
+            # Left over only where the rename did not happen.
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ArcdError(f"{path}: not written: {error.strerror or error}") from None
-    # The file is in place: a file system that cannot sync a folder must not turn that into an
-    # error.
+    # The file is in place already, and some file systems cannot sync a folder: no error.
     with suppress(OSError):
         _sync_folder(path.parent)
 
@@ -37,7 +39,7 @@ def _write_durably(path: Path, text: str) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Write the names in a folder to the disk; syncing a file does not include its name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,13 +1,15 @@
-"""The home folder: where everything that arcd keeps has its place. Paths only, nothing is opened.
+"""The home folder: the paths of everything that arcd keeps. Nothing is opened here.
 
 arcd.db             the store
-lock                who has the home (processes.py)
+lock                locked while arcd runs; names its processes (home_lock.py)
 socket              where the daemon listens, unless this path is too long for a socket
-token               for clients that come by TCP
-daemon.log          what the daemon printed; daemon.log.1 is what it printed before
-stacks.log          all stacks of a daemon that had stalled
+token               what clients that connect by TCP must send
+daemon.log          output of the daemon; daemon.log.1 is the older part
+stacks.log          all stacks of a daemon, dumped before it was killed because no step completed
 adapters/           trained adapters whose task is not answered yet
 jobs/N/             each job's submission.json
+
+Knows nothing of what is in the files.
 """
 
 import hashlib
@@ -18,8 +20,9 @@ from pathlib import Path
 
 import platformdirs
 
-LONGEST_ADDRESS = 100
-"""Bytes of a Unix socket's path; systems allow 104 (macOS) to 108 (Linux), the end included."""
+MAX_SOCKET_PATH_BYTES = 100
+"""Longest path of a Unix socket; systems allow 104 (macOS) to 108 (Linux), the final zero included.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +33,40 @@ class Home:
 
     @classmethod
     def at(cls, given: Path | None) -> "Home":
-        """As given, else ARCD_HOME, else the user's data folder."""
+        """The given folder, else that of ARCD_HOME, else `arcd` in the user's data folder."""
         chosen = given or Path(os.environ.get("ARCD_HOME") or platformdirs.user_data_dir("arcd"))
         return cls(chosen.absolute())
 
     @property
     def socket(self) -> Path:
-        """Where the daemon listens: in the home, or where its path is short enough."""
+        """Where the daemon listens: in the home, or in the temporary folder if that is too long.
+
+        The name there is a hash of the home's path, so that every client computes the same.
+        """
         inside = self.path / "socket"
-        if len(os.fsencode(inside)) <= LONGEST_ADDRESS:
+        if len(os.fsencode(inside)) <= MAX_SOCKET_PATH_BYTES:
             return inside
         name = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"arcd-{os.getuid()}-{name}" / "socket"
 
     @property
     def token(self) -> Path:
+        """What clients that connect by TCP must send."""
         return self.path / "token"
 
     @property
     def log(self) -> Path:
+        """Output of the daemon."""
         return self.path / "daemon.log"
 
     @property
     def stacks(self) -> Path:
+        """Stacks of a daemon in which no step completed."""
         return self.path / "stacks.log"
 
     @property
     def adapters(self) -> Path:
+        """Folder of trained adapters whose task is not answered yet."""
         return self.path / "adapters"
 
     def submission(self, job: int) -> Path:

@@ -1,7 +1,8 @@
 """The lock that one arcd holds on its home folder.
 
-A `flock` on an open file that supervisor and daemon share, so that it is free only when both are
-gone, however they went. The file says who they are. Knows nothing of what the processes do.
+It is a `flock` on a file that supervisor and daemon both have open, so the kernel frees it when
+both are gone, also after a SIGKILL. The file names their processes. A daemon whose supervisor is
+gone is killed by the next arcd that takes the lock. Knows nothing of what the processes do.
 """
 
 import fcntl
@@ -19,22 +20,23 @@ from arcd.errors import ArcdError, HomeInUse
 from arcd.system.processes import Process, alive, kill_group, myself
 
 LOCK_TIMEOUT_S = 5.0
-"""Seconds to wait for a home whose supervisor is gone: the kernel is ending its daemon."""
+"""Time for the kernel to end a daemon whose supervisor is gone, or for a new holder to be written
+into the file."""
 
 LOCK_RETRY_S = 0.05
-"""Seconds between two tries of the lock; `flock` knows no time limit of its own."""
+"""Time between two tries of the lock: `flock` has no timeout of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """Who holds a home, as written in its lock file."""
+    """The processes that hold a home, as written in its lock file."""
 
     supervisor: Process
     daemon: Process | None
 
     @classmethod
     def from_json(cls, text: bytes) -> Self | None:
-        """None if the text is empty or torn: its writer has not written it all yet."""
+        """None if the text is empty or cut off: its writer has not written it all yet."""
         try:
             fields = json.loads(text)
             daemon = fields["daemon"]
@@ -44,10 +46,9 @@ class Holders:
 
 
 class HomeLock:
-    """The lock on a home folder, held from `take` until this and every copy of `fd` are closed.
+    """The lock on a home folder, held from `take` until `fd` and all its copies are closed.
 
-    A daemon that is started with `fd` among its `pass_fds` holds the lock together with its
-    supervisor.
+    A daemon that is started with `fd` in its `pass_fds` has such a copy.
     """
 
     def __init__(self, home: Path, fd: int) -> None:
@@ -58,10 +59,10 @@ class HomeLock:
     def take(
         cls, home: Path, timeout: float = LOCK_TIMEOUT_S, *, private: bool = True
     ) -> "HomeLock":
-        """Lock a home, made private to its owner, or another folder that is one run's at a time.
+        """Lock a folder, which is made if it is missing; `private` closes it to other users.
 
         A daemon whose supervisor is gone is killed. Raises HomeInUse if another arcd is alive or
-        will not go within `timeout` seconds, ArcdError if the folder cannot be used.
+        does not end within `timeout` seconds, ArcdError if the folder cannot be used.
         """
         with _explained(home), ExitStack() as undo:
             if private:
@@ -77,7 +78,7 @@ class HomeLock:
 
     @staticmethod
     def held(home: Path) -> bool:
-        """Whether somebody holds the lock of a home now."""
+        """Whether any process holds the lock of a home now."""
         try:
             with (home / "lock").open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -94,18 +95,19 @@ class HomeLock:
         self.close()
 
     def close(self) -> None:
-        """Let go; the home stays locked as long as a daemon holds it."""
+        """Close this process's copy; a daemon that has one keeps the home locked."""
         os.close(self.fd)
 
     def record(self, daemon: Process | None) -> None:
-        """Write down who holds the lock now: this process, and the daemon that it started."""
+        """Write this process into the file as the supervisor, and the daemon that it started."""
         holders = Holders(myself(), daemon)
-        # In place, for the lock is on this very file: a new one under its name would be unlocked.
+        # In place, for the lock is on this very file: a file renamed to its name would be unlocked.
         with _explained(self.home):
             length = os.pwrite(self.fd, json.dumps(asdict(holders)).encode() + b"\n", 0)
             os.ftruncate(self.fd, length)
 
     def _wait(self, timeout: float) -> None:
+        """Try until the lock is free; kill a daemon without a supervisor. Raises HomeInUse."""
         deadline = time.monotonic() + timeout
         while not self._free():
             holders = Holders.from_json(os.pread(self.fd, 4096, 0))
@@ -119,6 +121,7 @@ class HomeLock:
             time.sleep(LOCK_RETRY_S)
 
     def _free(self) -> bool:
+        """Whether the lock was free; it is held now."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -131,12 +134,13 @@ class HomeLock:
 
 
 def _kill_orphan(daemon: Process) -> None:
-    # Without a start time it could be anyone who has that pid now.
+    # Without a start time, another process could have that pid now.
     if daemon.started is not None:
         kill_group(daemon)
 
 
 def _make_private(home: Path) -> None:
+    """Make the folder readable by its owner only; refuses folders that others need."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if home.stat().st_mode & stat.S_IWOTH or home in (Path.home(), Path("/")):
         raise ArcdError(f"{home}: not for arcd alone; name a folder in it")
@@ -146,6 +150,7 @@ def _make_private(home: Path) -> None:
 
 @contextmanager
 def _explained(home: Path) -> Iterator[None]:
+    """Turn an OSError into an ArcdError that names the folder."""
     try:
         yield
     except OSError as error:

@@ -1,10 +1,10 @@
-"""The ledger: where the wall time of a run went, by resource: trainer, engine, host.
+"""The ledger: where the wall time of a daemon went, by resource (trainer, engine, host) and kind.
 
-What a resource does not spend is idle. Where several adapters are trained at once, the trainer is
-in a step while any of them is.
-Training steps and engine steps are what the run is for; the ledger also knows how long at least
-one resource was in a step, so that everything else can be held against the wall time. Constant in
-size, safe to use from several threads. Knows nothing of who works.
+Code runs inside `span(resource, kind)`; an `Account` sums the seconds. Time outside of all spans is
+idle. Training steps and engine steps are the useful work: the ledger also counts how long at least
+one of them was open, so that `outside_steps` is the share of time lost. Where several adapters are
+trained at once, the trainer is in a step while any of them is. Constant in size; safe to use from
+several threads. Knows nothing of tasks or jobs.
 """
 
 import threading
@@ -16,22 +16,33 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Resource = Literal["trainer", "engine", "host"]
+"""What works; `host` is the daemon's own Python code."""
+
 Kind = Literal["load", "step", "hand-over", "build", "parse", "select", "record"]
+"""What it does: read models, train or infer, pass an adapter to the engine, build prompts, read
+completions, choose answers, write to the store."""
+
 RESOURCES: tuple[Resource, ...] = ("trainer", "engine", "host")
+"""All of them, in the order in which they are shown."""
+
 ANY: Literal["any"] = "any"
+"""Key beside the resources: steps of any of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Seconds of wall time up to some moment, by resource and kind of work, and inside any step."""
+    """What a ledger has counted up to a moment."""
 
     wall: float
+    """Seconds since the ledger was made."""
     seconds: dict[Resource, dict[Kind, float]]
+    """Seconds by resource and kind of work."""
     in_steps: float
+    """Seconds in which at least one step was open."""
 
     @property
     def loading(self) -> float:
-        """Seconds of start-up: models read, trainer and engine made."""
+        """Seconds of start-up: models are read, trainer and engine are made."""
         return sum(kinds.get("load", 0.0) for kinds in self.seconds.values())
 
     @property
@@ -41,7 +52,7 @@ class Account:
 
     @property
     def outside_steps(self) -> float:
-        """Share of the solving time in which neither trainer nor engine was in a step."""
+        """Share of the solving time, 0 to 1, in which neither trainer nor engine was in a step."""
         return 1 - self.in_steps / self.solving if self.solving > 0 else 0.0
 
     def idle(self, resource: Resource) -> float:
@@ -51,7 +62,7 @@ class Account:
 
     @classmethod
     def from_json(cls, value: "dict[str, Any]") -> "Account":
-        """The account that `to_json` made the object from."""
+        """The inverse of `to_json`."""
         resources = value["lanes"]
         seconds: dict[Resource, dict[Kind, float]] = {
             resource: {kind: s for kind, s in resources[resource].items() if kind != "idle"}
@@ -61,7 +72,10 @@ class Account:
         return cls(value["wall"], seconds, (1 - value["outside_steps"]) * solving)
 
     def to_json(self) -> dict[str, object]:
-        """Seconds by resource, `idle` included, and the shares that are printed."""
+        """Seconds by resource and kind, with `idle`, and the numbers that are printed.
+
+        The key `lanes` is part of the HTTP API: it keeps its name.
+        """
         return {
             "wall": self.wall,
             "loading": self.loading,
@@ -75,7 +89,7 @@ class Account:
 
 
 class Ledger:
-    """Counts from its making; what goes on in a `load` is start-up, whatever it is."""
+    """Counts seconds from its making on; what a `load` holds counts as start-up only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -99,12 +113,13 @@ class Ledger:
             self._leave(resource, kind, begun)
 
     def account(self) -> Account:
-        """What has been accounted up to now; spans that are still open are not in it."""
+        """What was counted up to now; spans that are still open are not in it."""
         with self._lock:
             seconds = {resource: dict(kinds) for resource, kinds in self._seconds.items()}
             return Account(self._clock() - self._begun, seconds, self._in_steps)
 
     def _enter(self, resource: Resource, kind: Kind) -> float:
+        """Open a span; its beginning in seconds of the clock."""
         with self._lock:
             now = self._clock()
             if kind == "load":
@@ -132,7 +147,7 @@ class Ledger:
                 self._in_steps += now - self._steps_since[ANY]
 
     def _close_steps(self, resource: Resource) -> tuple[Resource | Literal["any"], ...]:
-        """Of the resource and of any resource, those in which no step is open any more."""
+        """Close one step; of `resource` and ANY, those that have no open step left."""
         for which in (resource, ANY):
             self._steps_open[which] -= 1
         return tuple(which for which in (resource, ANY) if not self._steps_open[which])

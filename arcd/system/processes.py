@@ -1,7 +1,7 @@
-"""Processes that cannot be mistaken for others.
+"""Processes, identified by pid and start time.
 
-A pid alone is not an identity, because the kernel gives it out again; with its start time it is.
-Knows nothing of what the processes do.
+They are looked up, signalled and killed only if both match: the kernel reuses pids, and a pid alone
+could be another process by now. Knows nothing of what the processes do.
 """
 
 import ctypes
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+"""Where Linux tells of its processes."""
 
-PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+PR_SET_PDEATHSIG = 1
+"""Operation of prctl(2), from <linux/prctl.h>."""
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -26,18 +28,16 @@ def cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process for all time.
-
-    `started` is in clock ticks since the boot, so that it does not move with the wall clock; None
-    where the system has no /proc, and then the pid alone has to do.
-    """
+    """The identity of one process; no other process has it until the next boot."""
 
     pid: int
     started: int | None
+    """Start in clock ticks since the boot, which does not move with the wall clock; None where the
+    system has no /proc: there the pid alone has to do."""
 
 
 def identify(pid: int) -> Process | None:
-    """The process that has this pid now, be it a zombie; None if there is none."""
+    """The process that has this pid now, also a zombie; None if there is none."""
     found = _look_up(pid)
     return found[0] if found else None
 
@@ -50,20 +50,20 @@ def myself() -> Process:
 
 
 def alive(process: Process) -> bool:
-    """Whether that very process still runs; a zombie does not."""
+    """Whether this process still runs; a zombie does not."""
     found = _look_up(process.pid)
     return found is not None and found[0] == process and found[1] not in "ZX"
 
 
 def send(process: Process, number: signal.Signals) -> None:
-    """Send a signal to that very process; nothing happens if it is gone."""
+    """Send a signal to this process; nothing happens if it is gone."""
     if identify(process.pid) == process:
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
 def kill_group(process: Process) -> None:
-    """Kill the process group led by that very process, which may be dead but not yet reaped."""
+    """Kill the process group led by this process, which may be dead but not yet reaped."""
     if identify(process.pid) == process:
         _kill_group(process.pid)
 
@@ -71,15 +71,15 @@ def kill_group(process: Process) -> None:
 def sweep_group(process: Process) -> None:
     """Kill what a leader that has just been reaped left behind in its group.
 
-    As long as a group has members, no new process gets its number. So if the number is taken, the
-    group is empty and there is nothing left to kill.
+    As long as a group has members, no new process gets its number. So if a process has the number,
+    the group is empty, and nothing is killed.
     """
     if identify(process.pid) is None:
         _kill_group(process.pid)
 
 
 def _kill_group(number: int) -> None:
-    # Nobody in the group any more; macOS says "not permitted" where only zombies are left.
+    # An empty group is no error; macOS says "not permitted" where only zombies are left.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(number, signal.SIGKILL)
 
@@ -92,13 +92,13 @@ def _look_up(pid: int) -> tuple[Process, str] | None:
         stat = (PROC / str(pid) / "stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name of the program, field 2, stands in brackets and may itself hold any of ") (".
+    # Field 2, the program's name, is in parentheses and may have parentheses and spaces in it.
     fields = stat.rpartition(b")")[2].split()
     return Process(pid, int(fields[22 - 3])), fields[0].decode()
 
 
 def _look_up_without_proc(pid: int) -> tuple[Process, str] | None:
-    # Signal 0 to a "pid" below 1 is a question about whole groups.
+    # A "pid" below 1 means a whole group to kill(2).
     if pid < 1:
         return None
     try:
@@ -106,12 +106,15 @@ def _look_up_without_proc(pid: int) -> tuple[Process, str] | None:
     except ProcessLookupError:
         return None
     except PermissionError:
-        pass  # it exists and is someone else's
+        pass  # it exists and belongs to another user
     return Process(pid, None), "R"
 
 
 def die_with_parent() -> None:
-    """On Linux the kernel kills this process when its parent's thread that started it ends."""
+    """On Linux, have the kernel kill this process when the thread that started it ends.
+
+    Elsewhere nothing happens. Raises OSError where the kernel refuses.
+    """
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         if prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:

@@ -1,7 +1,7 @@
-"""Randomness by name: every generator is made from (run seed, what it is for), never shared.
+"""Random generators by purpose: each is made from (seed of the configuration, what it is for).
 
-There is no global generator in arcd: the same seed gives the same lessons and questions on every
-machine, in every order of execution. Knows nothing of tasks or models.
+No generator is shared and no global one is used, so the same seed gives the same lessons and
+questions on every machine, in every order of execution. Knows nothing of tasks or models.
 """
 
 import hashlib
@@ -15,5 +15,5 @@ def seed_of(seed: int, *purpose: str | int) -> int:
 
 
 def generator(seed: int, *purpose: str | int) -> random.Random:
-    """A generator of its own for one purpose; see `seed_of`."""
+    """A new generator for one purpose; see `seed_of`."""
     return random.Random(seed_of(seed, *purpose))

@@ -1,12 +1,17 @@
 """Pretraining: the factorised tables, the exported folder, the corpus, resuming after a kill."""
 
+import multiprocessing
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from support.corpora import small_sources
 
 torch = pytest.importorskip("torch")
 
@@ -17,11 +22,49 @@ from arcd.model.base_model import Device, load_model, open_encoding
 from arcd.model.encoding import SPECIALS, CellEncoding
 from arcd.model.prompts import IGNORED
 from arcd.pretrain.cell_model import CellModel, CellTables
-from arcd.pretrain.train import Progress, Recipe, pretrain, rate, unseen_lessons
+from arcd.pretrain.corpus import Corpus, open_corpus
+from arcd.pretrain.run import Progress, Recipe, Run
+from arcd.pretrain.train import pretrain
+from arcd.pretrain.validation import unseen_lessons
 
 pytestmark = pytest.mark.engine
 
 TINY = Recipe(steps=4, width=64, layers=1, batch_tokens=1024, max_seq_len=1024, warmup=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As for the workers of a run: two threads take twenty times as long where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def corpus() -> Corpus:
+    return open_corpus(None, small_sources())
+
+
+def ignore(progress: Progress) -> None:
+    pass
+
+
+def train(
+    folder: Path,
+    recipe: Recipe = TINY,
+    report: Callable[[Progress], object] = ignore,
+    *,
+    device: str = "cpu",
+    every: int = 100,
+    unseen: TaskSet | None = None,
+) -> None:
+    """A run on the small corpus."""
+    pretrain(Run(folder, recipe, corpus(), device, report, every, unseen))
+
+
+def final(folder: Path) -> dict[str, "torch.Tensor"]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
 
 
 def test_the_factorised_softmax_is_the_softmax_over_the_flat_table():
@@ -74,17 +117,9 @@ def test_compiled_layers_compute_the_same_for_batches_of_any_shape():
             assert (ours.grad - theirs.grad).norm() <= 0.05 * ours.grad.norm()
 
 
-def ignore(progress: Progress) -> None:
-    pass
-
-
-def final(folder: Path) -> dict[str, "torch.Tensor"]:
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
-
-
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path):
     whole: list[Progress] = []
-    pretrain(tmp_path / "whole", TINY, None, "cpu", whole.append, every=2)
+    train(tmp_path / "whole", report=whole.append, every=2)
 
     class Killed(Exception):
         pass
@@ -93,9 +128,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path):
         raise Killed
 
     with pytest.raises(Killed):
-        pretrain(tmp_path / "cut", TINY, None, "cpu", kill, every=2)
+        train(tmp_path / "cut", report=kill, every=2)
     rest: list[Progress] = []
-    pretrain(tmp_path / "cut", TINY, None, "cpu", rest.append, every=2)
+    train(tmp_path / "cut", report=rest.append, every=2)
 
     assert [p.step for p in whole] == [2, 4]
     assert [p.step for p in rest] == [4]
@@ -105,36 +140,51 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path):
         assert torch.equal(value, final(tmp_path / "cut")[name])
 
 
-RUN = """
-import sys
-from pathlib import Path
-from arcd.pretrain import Recipe, pretrain
-shape = dict(width=64, layers=1, batch_tokens=1024, max_seq_len=1024)
-recipe = Recipe(steps=6, warmup=2, workers=int(sys.argv[2]), **shape)
-def report(now):
-    print(now.step, flush=True)
-pretrain(Path(sys.argv[1]), recipe, None, "cpu", report, every=1)
-"""
+# Torch is imported once, in a server that forks a process for each run.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["arcd.pretrain.train"])
+
+
+class Killable:
+    """A run in a process of its own, and the steps that it reports."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self._steps, sender = SERVER.Pipe(duplex=False)
+        given = (folder, recipe, corpus(), sender)
+        self._process = SERVER.Process(target=train_and_send, args=given)
+        self._process.start()
+        sender.close()
+
+    def steps(self) -> Iterator[int]:
+        """Each step when it is reported, until the run ends."""
+        with suppress(EOFError):
+            while True:
+                yield self._steps.recv()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def train_and_send(folder: Path, recipe: Recipe, corpus: Corpus, steps: Connection) -> None:
+    torch.set_num_threads(1)
+    pretrain(Run(folder, recipe, corpus, "cpu", lambda now: steps.send(now.step), every=1))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(
     tmp_path: Path, workers: int
 ):
-    def begin(folder: Path) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", RUN, str(folder), str(workers)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    with begin(tmp_path / "whole") as whole:
-        assert whole.stdout.read().split() == ["1", "2", "3", "4", "5", "6"]
+    recipe = replace(TINY, steps=6, workers=workers)
+    whole = Killable(tmp_path / "whole", recipe)
+    assert list(whole.steps()) == [1, 2, 3, 4, 5, 6]
     seen: list[int] = []
-    for lines in (1, 2, 1):
-        with begin(tmp_path / "cut") as run:
-            # Its step, and the one after, are under way or being written down when it dies.
-            seen += [int(run.stdout.readline()) for _ in range(lines)]
-            run.kill()
-    with begin(tmp_path / "cut") as last:
-        seen += map(int, last.stdout.read().split())
+    for count in (1, 2, 1):
+        run = Killable(tmp_path / "cut", recipe)
+        # The next step is under way or being written down when the run dies.
+        seen += islice(run.steps(), count)
+        run.kill()
+    seen += Killable(tmp_path / "cut", recipe).steps()
     assert seen[-1] == 6
     assert sorted(set(seen)) == list(dict.fromkeys(seen))
     for name, value in final(tmp_path / "whole").items():
@@ -144,7 +194,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(
 def test_what_is_never_trained_on_is_measured(tmp_path: Path):
     seen: list[Progress] = []
     tasks = load("arc1-eval:6ea4a07e,3b4c2228")
-    pretrain(tmp_path, TINY, None, "cpu", seen.append, every=2, unseen=tasks)
+    train(tmp_path, report=seen.append, every=2, unseen=tasks)
     assert [progress.unseen is None for progress in seen] == [True, False]
     assert seen[-1].unseen > 10  # nats for nine cells, of a model that knows next to nothing
 
@@ -162,21 +212,21 @@ def test_the_tests_of_a_task_are_asked_for_behind_all_its_pairs():
 
 def test_two_workers_average_their_gradients(tmp_path: Path):
     recipe = replace(TINY, steps=2, workers=2)
-    pretrain(tmp_path, recipe, None, "cpu", ignore, every=2)
+    train(tmp_path, recipe, every=2)
     assert (tmp_path / "model" / "config.json").exists()
 
 
 def test_a_run_of_another_shape_is_not_mixed_up(tmp_path: Path):
-    pretrain(tmp_path, TINY, None, "cpu", ignore)
+    train(tmp_path)
     for key, value in (("layers", 2), ("composed", 0.0), ("seed", 1)):
         other = replace(TINY, workers=2, **{key: value})
         with pytest.raises(BadBase, match=f"was begun with {key}=.*, not {value}$"):
-            pretrain(tmp_path, other, None, "cpu", ignore)
+            train(tmp_path, other)
     with pytest.raises(BadBase, match=r"is at step 4 already, past 3$"):
-        pretrain(tmp_path, replace(TINY, steps=3), None, "cpu", ignore)
+        train(tmp_path, replace(TINY, steps=3))
     longer: list[Progress] = []
-    pretrain(tmp_path, replace(TINY, steps=5, lr=1e-3, workers=2), None, "cpu", ignore, every=1)
-    pretrain(tmp_path, replace(TINY, steps=6), None, "cpu", longer.append, every=1)
+    train(tmp_path, replace(TINY, steps=5, lr=1e-3, workers=2), every=1)
+    train(tmp_path, replace(TINY, steps=6), longer.append, every=1)
     assert [progress.step for progress in longer] == [6]
 
 
@@ -184,19 +234,21 @@ def test_what_is_no_checkpoint_is_told_in_a_line(tmp_path: Path):
     for wrong in (b"", b"junk", b"PK" + bytes(100)):
         (tmp_path / "checkpoint.pt").write_bytes(wrong)
         with pytest.raises(BadBase, match=f"^{tmp_path}/checkpoint.pt: not a checkpoint"):
-            pretrain(tmp_path, TINY, None, "cpu", ignore)
+            train(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "device", "said"),
+    ("changes", "device", "said"),
     [
-        (replace(TINY, width=100), "cpu", "width 100: not a multiple of 64"),
-        (replace(TINY, workers=2), "cuda", "2 workers: only on a CPU"),
+        ({"width": 100}, "cpu", "width 100: not a multiple of 64"),
+        ({"workers": 2}, "cuda", "2 workers: only on a CPU"),
     ],
 )
-def test_an_impossible_recipe_is_refused(tmp_path: Path, recipe: Recipe, device: str, said: str):
+def test_an_impossible_recipe_is_refused(
+    tmp_path: Path, changes: dict[str, int], device: str, said: str
+):
     with pytest.raises(BadConfig, match=said):
-        pretrain(tmp_path / "run", recipe, None, device, ignore)
+        train(tmp_path / "run", replace(TINY, **changes), device=device)
     assert not (tmp_path / "run").exists()
 
 
@@ -204,25 +256,25 @@ def test_an_impossible_recipe_is_refused(tmp_path: Path, recipe: Recipe, device:
 def test_a_gradient_that_is_not_finite_ends_the_run_and_spoils_nothing(
     tmp_path: Path, workers: int
 ):
-    pretrain(tmp_path, TINY, None, "cpu", ignore)
+    train(tmp_path)
     kept = final(tmp_path)
     wild = replace(TINY, steps=12, lr=1e38, workers=workers)
     with pytest.raises(TrainerFailed, match=r"^the gradient is not finite"):
-        pretrain(tmp_path, wild, None, "cpu", ignore, every=100)
+        train(tmp_path, wild, every=100)
     for name, value in final(tmp_path).items():
         assert torch.equal(value, kept[name])
 
 
 def test_what_is_trained_on_is_not_unseen(tmp_path: Path):
     with pytest.raises(BadTask, match=r"arc1-train:1: task .*: is trained on"):
-        pretrain(tmp_path, TINY, None, "cpu", ignore, unseen=load("arc1-train:1"))
+        train(tmp_path, unseen=load("arc1-train:1"))
     (task,) = load("arc1-train:1").tasks
     other = replace(task, id="other", train=tuple(map(turned, task.train)))
     with pytest.raises(BadTask, match="mine: task other: is trained on"):
-        pretrain(tmp_path, TINY, None, "cpu", ignore, unseen=TaskSet("mine", (other,), {}))
+        train(tmp_path, unseen=TaskSet("mine", (other,), {}))
     blind = replace(load("arc1-eval:1"), solutions={})
     with pytest.raises(BadTask, match="no test with a solution"):
-        pretrain(tmp_path, TINY, None, "cpu", ignore, unseen=blind)
+        train(tmp_path, unseen=blind)
 
 
 def turned(pair: Pair) -> Pair:
@@ -232,16 +284,16 @@ def turned(pair: Pair) -> Pair:
 def test_a_folder_is_trained_in_by_one_run_at_a_time(tmp_path: Path):
     def intrude(progress: Progress) -> None:
         with pytest.raises(HomeInUse, match=f"{tmp_path}: in use"):
-            pretrain(tmp_path, TINY, None, "cpu", ignore)
+            train(tmp_path)
 
     seen: list[Progress] = []
-    pretrain(tmp_path, TINY, None, "cpu", lambda now: (seen.append(now), intrude(now)), every=4)
+    train(tmp_path, report=lambda now: (seen.append(now), intrude(now)), every=4)
     assert [progress.step for progress in seen] == [4]
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero():
     recipe = Recipe(steps=1000, warmup=100, decay=0.4)
-    rates = [rate(recipe, step) for step in range(1001)]
+    rates = [recipe.lr_scale(step) for step in range(1001)]
     assert rates[:100] == sorted(rates[:100])
     assert rates[100:600] == [1.0] * 500
     assert rates[600:] == sorted(rates[600:], reverse=True)

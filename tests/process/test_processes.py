@@ -271,7 +271,7 @@ def test_a_foreign_process_with_the_pid_of_the_orphan_is_never_touched(tmp_path,
     earlier = replace(identity(stranger), started=identity(stranger).started - 1)
     blame(tmp_path, "daemon", earlier)
     with pytest.raises(HomeInUse, match=f"in use by arcd with pid {stranger.pid}$"):
-        HomeLock.take(tmp_path, patience=0.2)
+        HomeLock.take(tmp_path, timeout=0.2)
     assert alive(identity(stranger))
 
 
@@ -280,7 +280,7 @@ def test_without_start_times_nobody_is_killed(tmp_path, start, monkeypatch):
     blame(tmp_path, "daemon", Process(orphan.pid, None))
     monkeypatch.setattr(processes, "PROC", tmp_path)
     with pytest.raises(HomeInUse, match=f"in use by arcd with pid {orphan.pid}$"):
-        HomeLock.take(tmp_path, patience=0.2)
+        HomeLock.take(tmp_path, timeout=0.2)
     assert orphan.poll() is None
 
 
@@ -289,7 +289,7 @@ def test_a_holder_that_is_not_written_down_yet_is_waited_for(tmp_path, start, te
     leave_orphan(tmp_path, start)
     (tmp_path / "lock").write_text(text)
     with pytest.raises(HomeInUse, match=rf"^{tmp_path}: in use by arcd$"):
-        HomeLock.take(tmp_path, patience=0.1)
+        HomeLock.take(tmp_path, timeout=0.1)
 
 
 def test_a_folder_that_is_everybodys_is_not_made_private(tmp_path: Path):

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.corpora import small_sources
 from support.small import grid, task
 from support.strategies import grids, pairs, views
 
@@ -16,37 +18,38 @@ from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.errors import BadTask
 from arcd.model.encoding import CellEncoding
 from arcd.model.prompts import IGNORED
-from arcd.pretrain import corpus as corpora
 from arcd.pretrain.compose import STEPS, compose
-from arcd.pretrain.corpus import FEWEST, HELD_OUT, Corpus, batch, open_corpus
+from arcd.pretrain.corpus import HELD_OUT_EXAMPLES, MIN_EXAMPLES, Corpus, batch, open_corpus
 from arcd.pretrain.decontamination import EvaluationSet, canonical
 from arcd.system.seeds import generator
 
-FORBIDDEN = EvaluationSet.evaluation()
+SMALL = small_sources()
 SEEDS = st.integers(0, 10**6)
 
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    return open_corpus(None)
+    return open_corpus(None, SMALL)
 
 
 # The evaluation tasks.
 
 
-def test_no_evaluation_task_is_in_the_corpus(corpus: Corpus):
-    assert len(FORBIDDEN.ids) == 514  # 400 and 120, six of which are in both
+def test_no_evaluation_task_is_in_the_real_corpus():
+    corpus = open_corpus(None)
+    evaluation = corpus.evaluation
+    assert len(evaluation.ids) == 514  # 400 and 120, six of which are in both
     refused = set(corpus.left_out)
-    assert refused - FORBIDDEN.ids == {"40853293", "caa06a1f"}
-    assert len(refused & FORBIDDEN.ids) == 376  # so many are training tasks of ARC-AGI-2
+    assert refused - evaluation.ids == {"40853293", "caa06a1f"}
+    assert len(refused & evaluation.ids) == 376  # so many are training tasks of ARC-AGI-2
     assert len(corpus.own) == 398 + 233
-    assert not FORBIDDEN.ids & corpus.own.keys()
-    assert not any(FORBIDDEN.has(pair) for pool in corpus.own.values() for pair in pool)
+    assert not evaluation.ids & corpus.own.keys()
+    assert not any(evaluation.has(pair) for pool in corpus.own.values() for pair in pool)
 
 
-@given(st.sampled_from(sorted(FORBIDDEN.pairs, key=str)[::50]), views())
+@given(st.sampled_from(sorted(SMALL.evaluation.pairs, key=str)), views())
 def test_a_pair_of_an_evaluation_task_is_known_again_in_every_view(pair: Pair, view: View):
-    assert FORBIDDEN.has(view.pair(pair))
+    assert SMALL.evaluation.has(view.pair(pair))
 
 
 @given(pairs(max_side=5), views(), pairs(max_side=5))
@@ -77,22 +80,24 @@ def packed(path: Path, task_id: str, *found: Pair) -> Path:
 def test_a_file_with_an_evaluation_task_is_refused_whole(tmp_path: Path, name: str):
     task = load(f"{name}:1").tasks[0]
     with pytest.raises(BadTask, match=f"task {task.id}: not an ARC-AGI-1 training task"):
-        open_corpus(packed(tmp_path / "a.json.gz", task.id, task.train[0]))
+        open_corpus(packed(tmp_path / "a.json.gz", task.id, task.train[0]), SMALL)
 
 
 def test_a_pair_of_an_evaluation_task_under_another_name_is_dropped(tmp_path: Path):
     pair = load("arc1-eval:1").tasks[0].train[0]
     turned = View(True, 3, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1), ()).pair(pair)
-    mine = tuple(Pair(grid(3, 4, i), grid(4, 3, i)) for i in range(FEWEST))
-    found = open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair, *mine, turned))
+    mine = tuple(Pair(grid(3, 4, i), grid(4, 3, i)) for i in range(MIN_EXAMPLES))
+    found = open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair, *mine, turned), SMALL)
     assert found.generated == {"007bbfb7": mine}
 
 
 def test_too_few_examples_of_a_task_are_refused(tmp_path: Path):
     pair = load("arc1-eval:1").tasks[0].train[0]
-    mine = [Pair(grid(3, 4, i), grid(4, 3, i)) for i in range(FEWEST - 1)]
-    with pytest.raises(BadTask, match=f"task 007bbfb7: {FEWEST - 1} examples, {FEWEST} are needed"):
-        open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair, *mine))
+    mine = [Pair(grid(3, 4, i), grid(4, 3, i)) for i in range(MIN_EXAMPLES - 1)]
+    with pytest.raises(
+        BadTask, match=f"task 007bbfb7: {MIN_EXAMPLES - 1} examples, {MIN_EXAMPLES} are needed"
+    ):
+        open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair, *mine), SMALL)
 
 
 def test_a_file_that_is_cut_off_or_damaged_is_refused_in_a_line(tmp_path: Path):
@@ -101,22 +106,20 @@ def test_a_file_that_is_cut_off_or_damaged_is_refused_in_a_line(tmp_path: Path):
     for wrong in (whole[:40], whole[:30] + bytes(9) + whole[39:], b"{}"):
         path.write_bytes(wrong)
         with pytest.raises(BadTask, match=f"^{path}: .+$"):
-            open_corpus(path)
+            open_corpus(path, SMALL)
 
 
-def test_a_training_task_that_shares_a_pair_in_another_view_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-):
+def test_a_training_task_that_shares_a_pair_in_another_view_is_left_out():
     pair = load("arc1-train:007bbfb7").tasks[0].train[0]
     turned = View(True, 1, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1), ()).pair(pair)
-    other = task("else")
-    secret = EvaluationSet([TaskSet("s", (type(other)("else", (turned,), other.tests),), {})])
-    monkeypatch.setattr(corpora.EvaluationSet, "evaluation", lambda: secret)
-    assert "007bbfb7" in open_corpus(None).left_out
+    other = replace(task("else"), train=(turned,))
+    secret = EvaluationSet([TaskSet("s", (other,), {})])
+    found = open_corpus(None, replace(SMALL, evaluation=secret))
+    assert found.left_out == ("007bbfb7",)
 
 
 def test_a_composed_task_that_comes_out_as_an_evaluation_task_is_drawn_again(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus,
 ):
     asked: list[Pair] = []
 
@@ -188,7 +191,7 @@ def test_short_and_long_lessons_come_in_batches_of_their_own(corpus: Corpus):
 
 
 def test_what_is_held_out_is_not_trained_on():
-    kept = tuple(Pair(grid(2, 2, i), grid(1, 1, i)) for i in range(HELD_OUT))
+    kept = tuple(Pair(grid(2, 2, i), grid(1, 1, i)) for i in range(HELD_OUT_EXAMPLES))
     used = tuple(Pair(grid(3, 3, i), grid(2, 2, i)) for i in range(20))
     mine = Corpus({"a": used, "b": used}, {"a": kept + used}, (), EvaluationSet([]))
     rng = generator(0)

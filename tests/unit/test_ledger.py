@@ -34,10 +34,10 @@ def test_a_ledger_counts_from_its_making(ledger, clock):
     account = ledger.account()
     assert account.wall == 5
     assert account.outside_steps == 1
-    assert [account.idle(lane) for lane in RESOURCES] == [5, 5, 5]
+    assert [account.idle(resource) for resource in RESOURCES] == [5, 5, 5]
 
 
-def test_time_is_accounted_by_lane_and_kind(ledger, clock):
+def test_time_is_accounted_by_resource_and_kind(ledger, clock):
     for seconds in (1, 2):
         with ledger.span("trainer", "step"):
             clock.sleep(seconds)
@@ -49,7 +49,7 @@ def test_time_is_accounted_by_lane_and_kind(ledger, clock):
     assert account.idle("host") == 3
 
 
-def test_the_overlap_of_two_lanes_is_in_steps_once(ledger, clock):
+def test_the_overlap_of_two_resources_is_in_steps_once(ledger, clock):
     with ledger.span("trainer", "step"):
         clock.sleep(2)
         with ledger.span("engine", "step"):

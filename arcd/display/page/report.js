@@ -36,7 +36,7 @@ for (const [name, value] of data.tiles) {
 }
 $("settings").textContent = JSON.stringify(data.settings, null, 2);
 
-// ---- lanes
+// ---- stages over time
 
 const lanes = {
   rows: [], from: 0, to: data.end, label: 74, row: 22,
@@ -167,7 +167,7 @@ function axes(svg, xs, ys, xLabel, yLabel) {
   }
   for (const [at, text] of ys) {
     svg.append(draw("line", { class: "axis", x1: c.left, x2: c.width - c.right, y1: at, y2: at }));
-    // The label of the axis stands at its top.
+    // No number where the label of the axis is.
     if (at > c.top + 14) svg.append(draw("text", { x: c.left - 4, y: at + 4, "text-anchor": "end" }, text));
   }
   svg.append(draw("text", { x: c.width - c.right, y: c.height - 3, "text-anchor": "end" }, xLabel));
