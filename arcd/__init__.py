@@ -11,7 +11,7 @@ __all__ = ["Client", "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    """`from arcd import Client`, without making everybody else import HTTP."""
+    """`from arcd import Client` imports the client, and HTTP with it, only when it is asked for."""
     if name == "Client":
         from arcd.daemon.client import Client
 

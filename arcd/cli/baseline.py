@@ -1,8 +1,8 @@
-"""One task the way it is done without arcd: a process that trains, then a process that samples.
+"""One task as it is done without arcd: a process that trains, then a process that samples.
 
-The baseline of `arcd bench`, run as `python -m arcd.cli.baseline train|sample ARGUMENTS`: each
-process imports torch, loads the base, does its part with all cores, and leaves. It uses arcd's own
-trainer and engine, so that only the way they are run differs.
+The baseline of `arcd bench`, run as `python -m arcd.cli.baseline train|sample PART`: each process
+imports torch, loads the base, does its part with all cores, and ends. It uses arcd's own trainer
+and engine, so that only the way they are run differs.
 """
 
 import json
@@ -29,7 +29,7 @@ from arcd.system.seeds import seed_of
 
 
 class Part(BaseModel):
-    """What a process is to do; the adapter goes from the first to the second by its folder."""
+    """What a process is to do; the first leaves the adapter for the second in `folder`."""
 
     model_config = ConfigDict(frozen=True)
 

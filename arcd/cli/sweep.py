@@ -1,6 +1,6 @@
-"""A sweep: the same tasks with each of a grid of settings, and what each of them came to.
+"""A sweep: which settings are tried, and how good and how fast each was.
 
-Pure but for what is read of the store; the jobs are the daemon's. Knows nothing of terminals.
+Pure functions of texts and of a job's history. Knows nothing of daemons and terminals.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from arcd.jobs.state import JobState, Stage
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A setting and the values that are tried of it, as they were written."""
+    """A setting and its values that are tried, as they were written."""
 
     key: str
     values: tuple[str, ...]
@@ -24,10 +24,10 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A point of the grid that is done: its settings, its job, how good and how long.
+    """A finished point of the grid: its settings, its job, its metrics, its times in seconds.
 
-    `wall` is from the first task's start to the last answer, `stages` what training and sampling
-    took; seconds. `tasks` are all that were done, also those without solutions.
+    `wall` is from the first task's start to the last answer; `stages` are the sums over the tasks.
+    `tasks` counts all that were done, also those without solutions.
     """
 
     settings: dict[str, str]
@@ -38,7 +38,7 @@ class Trial:
     stages: dict[Stage, float]
 
     def to_json(self) -> dict[str, Any]:
-        """The settings, the job, all metrics, and seconds."""
+        """The settings, the job, all metrics, and the times in seconds."""
         return {
             "settings": self.settings,
             "job": self.job,
@@ -54,8 +54,8 @@ class Trial:
 def axes(over: Iterable[str]) -> tuple[Axis, ...]:
     """The axes in texts like "train.lr=1e-3,4e-3,train.steps=20,60".
 
-    A part with "=" outside of brackets begins an axis, one without is one more value of the last.
-    Raises BadConfig where there is none to add to, or one comes twice.
+    A part with "=" outside of brackets begins an axis; one without is a further value of the last
+    axis. Raises BadConfig where the first part has no key, or a key comes twice.
     """
     found: dict[str, list[str]] = {}
     for text in over:
@@ -84,7 +84,7 @@ def points(grid: Iterable[Axis]) -> Iterator[dict[str, str]]:
 
 
 def trial(settings: dict[str, str], history: History, report: Report) -> Trial:
-    """What a finished job came to. Raises BadJob if it was cancelled before it was."""
+    """The trial that a finished job is. Raises BadJob if the job was cancelled."""
     job = history.state.jobs[history.job]
     if job.state is JobState.cancelled:
         raise BadJob(f"job {job.id} was cancelled; the same sweep goes on with a new one for it")
@@ -97,7 +97,7 @@ def trial(settings: dict[str, str], history: History, report: Report) -> Trial:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Cut at the commas that are not inside of brackets."""
+    """Cut at the commas outside of brackets."""
     depth, begun = 0, 0
     for i, character in enumerate(text):
         depth += (character in "[{") - (character in "]}")

@@ -1,10 +1,10 @@
-"""What experiments came to, as tables: the trials of a sweep, the comparison of a bench.
+"""What verbs print as tables: jobs, the trials of a sweep, the comparison of a bench.
 
-Pure functions of values. Knows nothing of how they came about.
+Pure functions of values. Knows nothing of daemons and stores.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -20,7 +20,19 @@ TRIAL_HEADINGS = {
     "accuracy": "accu\nracy",
     "correct_pixels": "correct\npixels",
 }
-"""What a sweep shows of its trials, so that two settings fit beside it."""
+"""The metrics that a sweep shows: few, so that two settings fit beside them in 80 columns."""
+
+
+def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
+    """A line for each job, as `Client.jobs` gives them."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("job", "name", "state", "answered", "retriable", "priority"):
+        table.add_column(heading, justify="left" if heading in ("name", "state") else "right")
+    for job in jobs:
+        answered = f"{job['answered']}/{job['tasks']}"
+        counts = (str(job["retriable"]), str(job["priority"]))
+        table.add_row(str(job["job"]), job["name"], job["state"], answered, *counts)
+    return table
 
 
 def trials_table(trials: "Sequence[Trial]") -> Table:
@@ -32,15 +44,15 @@ def trials_table(trials: "Sequence[Trial]") -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
         values = trial.to_json()
-        shares = (f"{values[name]:.1%}" for name in TRIAL_HEADINGS)
+        percentages = (f"{values[name]:.1%}" for name in TRIAL_HEADINGS)
         times = (f"{values[f'{stage}_seconds']:.0f}" for stage in ("train", "infer"))
         each = f"{values['seconds_per_task']:.1f}"
-        table.add_row(*trial.settings.values(), *shares, each, *times, str(trial.job))
+        table.add_row(*trial.settings.values(), *percentages, each, *times, str(trial.job))
     return table
 
 
 def bench_table(found: "Comparison") -> Table:
-    """The three ways with their times, and below what overlap came to."""
+    """The three ways with their times, and below them the overlap, the contention, idle times."""
     title = f"{found.tasks} tasks on {found.cores} cores, seconds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("", "wall", "to first answer", "training", "inference", "times as long"):
@@ -66,7 +78,7 @@ def bench_table(found: "Comparison") -> Table:
     table.caption = (
         f"overlap efficiency {efficiency}, with the contention of the shared cores taken out: "
         f"trainer steps took {slower.train:.2f}, engine steps {slower.infer:.2f} times as long "
-        f"beside the other lane; {uncorrected} against two lanes with a machine each "
+        f"while both worked; {uncorrected} against a trainer and an engine with a machine each "
         f"({found.bound:.1f} s)\n"
         f"idle: trainer {idle['trainer']:.0%}, engine {idle['engine']:.0%}; "
         f"outside of steps {account.outside_steps:.1%} of {account.solving:.1f} s after start-up"

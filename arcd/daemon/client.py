@@ -8,8 +8,8 @@
         print(record.event)
     attempts = client.result(job)
 
-Raises NoDaemon where nobody answers, and the error that the daemon explained where it refuses.
-Knows the daemon only by what goes over the wire.
+Raises NoDaemon where no daemon answers, and the error that the daemon explains where it refuses.
+Knows the daemon only by its HTTP API.
 """
 
 import json
@@ -29,14 +29,14 @@ from arcd.jobs.events import Record
 from arcd.jobs.state import FINISHED
 from arcd.system.home import Home
 
-TIMEOUT = httpx.Timeout(30.0, connect=5.0, read=120.0)
-"""Seconds. A stream of events may be silent for as long as a task takes: it has no limit."""
+TIMEOUT_S = httpx.Timeout(30.0, connect=5.0, read=120.0)
+"""Of a request. A stream of events has no read timeout: it may be silent during a whole task."""
 
-RETRY = 0.2
+RETRY_S = 0.2
 """Seconds between two attempts to reach a daemon that is being started again."""
 
-PATIENCE = 120.0
-"""Seconds in which a daemon that was lost while it was followed must be back."""
+RESTART_TIMEOUT_S = 120.0
+"""Seconds in which a daemon that was lost while a job was followed must answer again."""
 
 
 class Client:
@@ -60,12 +60,12 @@ class Client:
         self._where = url or str(place.path)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         transport = None if url else httpx.HTTPTransport(uds=str(place.socket))
-        # A proxy has no business between us and a daemon.
+        # Never through a proxy, whatever the environment says.
         self._http = httpx.Client(
             base_url=url or "http://arcd",
             transport=transport,
             headers=headers,
-            timeout=TIMEOUT,
+            timeout=TIMEOUT_S,
             trust_env=False,
         )
 
@@ -76,7 +76,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._http.close()
 
     def submit(
@@ -92,7 +92,7 @@ class Client:
         """Submit a job and return its number; see `arcd submit --help`.
 
         `settings` is a tree like {"train": {"steps": 30}}. Raises BadInput, naming file, task and
-        reason, before anything is done.
+        reason, before anything is stored.
         """
         found = tasks if isinstance(tasks, TaskSet) else taskfiles.load(str(tasks))
         if solutions is not None:
@@ -123,7 +123,7 @@ class Client:
         return dict(self._get(f"/jobs/{job}"))
 
     def forecast(self, job: int) -> dict[str, Any]:
-        """How long what is left of a job should take, and how good such predictions were."""
+        """Seconds that the rest of a job should take, and how good such predictions were."""
         return dict(self._get(f"/jobs/{job}/forecast"))
 
     def solutions(self, job: int) -> Solutions:
@@ -140,8 +140,8 @@ class Client:
     ) -> Iterator[Record]:
         """Each of the job's records after number `after` once, until it is done or cancelled.
 
-        Outlives the death of a daemon that is started again within PATIENCE seconds; `rest` waits
-        between two attempts to reach it, or raises to give up.
+        Goes on after the death of a daemon that is started again within RESTART_TIMEOUT_S; `rest`
+        waits between two attempts to reach it, or raises to give up.
         """
         lost: float | None = None
         while True:
@@ -153,12 +153,12 @@ class Client:
                     return
             except (httpx.TransportError, NoDaemon) as error:
                 lost = lost or time.monotonic()
-                if time.monotonic() - lost > PATIENCE:
+                if time.monotonic() - lost > RESTART_TIMEOUT_S:
                     raise NoDaemon(f"{self._where}: the daemon is gone: {error}") from None
-            rest(RETRY)
+            rest(RETRY_S)
 
     def pause(self, job: int) -> dict[str, Any]:
-        """Begin none of the job's tasks any more."""
+        """Begin no more tasks of the job; those in flight are finished."""
         return self._post(f"/jobs/{job}/pause")
 
     def resume(self, job: int) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class Client:
         return self._post(f"/jobs/{job}/resume")
 
     def cancel(self, job: int) -> dict[str, Any]:
-        """Leave what is not answered unanswered."""
+        """End the job: its waiting tasks stay unanswered."""
         return self._post(f"/jobs/{job}/cancel")
 
     def retry(self, job: int) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class Client:
         self._post("/stop")
 
     def _stream(self, job: int, after: int) -> Iterator[Record]:
-        silent = httpx.Timeout(TIMEOUT.connect, read=None)
+        silent = httpx.Timeout(TIMEOUT_S.connect, read=None)
         path = f"/jobs/{job}/events"
         with self._http.stream("GET", path, params={"after": after}, timeout=silent) as response:
             if response.is_error:
@@ -201,12 +201,12 @@ class Client:
         except httpx.TimeoutException:
             raise NoDaemon(f"{self._where}: the daemon does not answer in time") from None
         except httpx.TransportError:
-            raise self._nobody() from None
+            raise self._no_daemon() from None
         if response.is_error:
             _raise(response)
         return response.json()
 
-    def _nobody(self) -> NoDaemon:
+    def _no_daemon(self) -> NoDaemon:
         return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
 
 

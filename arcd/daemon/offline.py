@@ -1,4 +1,7 @@
-"""What a daemon left: the questions that its client may ask, answered from the store alone."""
+"""The offline client: answers from the store of a home in which no daemon runs.
+
+It has the methods of `Client` that only read. Knows nothing of HTTP.
+"""
 
 import json
 from typing import Any
@@ -9,7 +12,7 @@ from arcd.system.home import Home
 
 
 class OfflineClient:
-    """What a `Client` can be asked, of a home in which no daemon runs."""
+    """The reading half of a `Client`; raises StoreFailed where a home has no store."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -31,7 +34,7 @@ class OfflineClient:
         return self._state.jobs[number].to_json()
 
     def forecast(self, number: int) -> dict[str, Any]:
-        """How good predictions were; nobody works on what is left."""
+        """How good predictions were; `seconds` is None, because no daemon works on the job."""
         self.job(number)
         accuracy = self._state.jobs[number].accuracy()
         return {"job": number, "seconds": None, "tasks": {}, "accuracy": accuracy}

@@ -1,6 +1,11 @@
-"""What a daemon is started with; travels as JSON on its command line. Knows nothing else."""
+"""The options of a daemon; they travel as JSON on its command line.
+
+A new field has a default, so that older commands stay valid. Knows nothing of what is done with
+them.
+"""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +24,14 @@ class Options(BaseModel):
     host: str | None = None
     port: int = 0
     grace: float = 30.0
-    """Seconds that what is in hand gets when the daemon is to end."""
+    """Seconds in which the tasks in flight may be finished when the daemon is to end."""
     since: int = 0
-    """Leave alone the unfinished jobs that nobody has asked for after the record of this number."""
+    """Leave alone the unfinished jobs that were last asked for before the record of this number."""
+    backend: Literal["real", "fake"] = "real"
+    """Trainer and engine with a model, or fakes: see `fake_runtime`."""
+
+    @property
+    def base_name(self) -> str:
+        """The base as jobs remember it. That of fakes is no folder, so that no daemon with a model
+        takes up a job of theirs, or they one of its."""
+        return str(self.base) if self.backend == "real" else "fake"

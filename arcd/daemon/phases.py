@@ -54,7 +54,7 @@ def health(phase: Phase, options: Options, jobs: int, ledger: Ledger, *, stoppin
         state="stopping" if stopping else "ready" if ready else "loading",
         pid=os.getpid(),
         version=__version__,
-        base=str(options.base),
+        base=options.base_name,
         device=device.kind if device else options.device,
         dtype=device.dtype if device else options.config.precision,
         jobs=jobs,

@@ -75,7 +75,7 @@ class Daemon:
         self._home = Home(options.home)
         self._ledger = Ledger()
         self._service, self._recovery = JobService.open(
-            Store(options.home), str(options.base), options.since
+            Store(options.home), options.base_name, options.since
         )
         self._publisher = Publisher(self._service, self._home)
         self._service.subscribe(self._log)
@@ -212,7 +212,7 @@ class Daemon:
             server.application(
                 self._service,
                 self._options.config,
-                base=str(self._options.base),
+                base=self._options.base_name,
                 check=self._check,
                 health=self.health,
                 forecast=self.forecast,
@@ -245,7 +245,7 @@ def _started(options: Options, platform: Platform) -> events.DaemonStarted:
     return events.DaemonStarted(
         os.getpid(),
         __version__,
-        str(options.base),
+        options.base_name,
         platform.fingerprint,
         platform.device.kind,
         platform.device.dtype,

@@ -1,7 +1,6 @@
-"""The wire: what client and daemon say to each other, as pydantic models; one place for limits.
+"""The messages between client and daemon, as pydantic models; one place for limits.
 
-Everything that comes in is checked here or by `accept`, before anything is written. Knows nothing
-of how it travels.
+The models and `accept` check all that comes in, before anything is stored. Knows nothing of HTTP.
 """
 
 import os
@@ -22,7 +21,7 @@ MAX_BODY = 256 << 20
 
 MAX_TASKS = 20_000
 MAX_GRIDS = 200
-"""Of one task: pairs count twice, tests once."""
+"""Grids of one task: a demonstration pair has two, a test input is one."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
 TaskId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
@@ -46,11 +45,12 @@ class Order(_Message):
     priority: Priority = 10
     """Jobs share the machine in proportion to their priorities."""
     settings: dict[str, Any] = {}
-    """Over the daemon's configuration, e.g. {"train": {"steps": 30}}."""
+    """They replace those of the daemon's configuration, e.g. {"train": {"steps": 30}}."""
     outs: Annotated[list[str], Field(max_length=10)] = []
     """Absolute paths on the daemon's machine where the submission is kept as well."""
     take_up: TakeUp = "never"
-    """Go on with an unfinished job that asks for the same, or be content with one that is done."""
+    """Instead of a new job take an unfinished one, or with "done" also a finished one, that has the
+    same tasks, settings and base."""
 
 
 class Status(BaseModel):
@@ -71,22 +71,23 @@ class Status(BaseModel):
 
 
 class Prediction(BaseModel):
-    """Seconds that the parts of a task should take."""
+    """Seconds that the two stages of a task should take."""
 
     train: float
     infer: float
 
 
 class Forecast(BaseModel):
-    """What is still to come of a job, and how good such predictions were."""
+    """Seconds that the rest of a job should take, and how good such predictions were."""
 
     job: int
     seconds: float | None
-    """Of the longer lane, for what waits; None while the models load and where no daemon runs."""
+    """Of the longer stage of all waiting tasks; None while the models load and where no daemon
+    runs."""
     tasks: dict[str, Prediction]
-    """Of each task that waits or is in hand."""
+    """Of each task that waits or is in flight."""
     accuracy: dict[Literal["train", "infer"], dict[str, float]]
-    """Predicted over taken, the first, fifth and ninth decile of the answered tasks."""
+    """By stage, predicted / taken: the first, fifth and ninth decile of the answered tasks."""
 
 
 class Health(BaseModel):
@@ -119,7 +120,7 @@ def order(
     outs: tuple[Path, ...] = (),
     take_up: TakeUp = "never",
 ) -> Order:
-    """The order for a set of tasks; raises BadInput where its name, say, cannot be used."""
+    """The order for a set of tasks; raises BadInput naming the field that cannot be used."""
     try:
         return Order(
             name=name or "".join(c if c.isprintable() else "?" for c in tasks.name[-100:]),
@@ -137,7 +138,7 @@ def order(
 
 
 def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
-    """The job that an order asks a daemon of this configuration and base for.
+    """The job that an order is for a daemon with this configuration and base.
 
     Raises BadInput, naming job, task and reason.
     """

@@ -56,7 +56,7 @@ def application(
     stop: Callable[[], None],
     token: str | None = None,
 ) -> ASGIApp:
-    """The daemon's interface; with a token, only for those who have it.
+    """The daemon's interface; with a token, only for clients that send it.
 
     `check` refuses, with BadInput, a job that the daemon cannot do.
     """
@@ -64,17 +64,7 @@ def application(
     app.add_exception_handler(ArcdError, _explain)
     app.add_exception_handler(RequestValidationError, _explain_validation)
     app.add_exception_handler(HTTPException, _explain_http)
-
-    @app.get("/health")
-    async def get_health() -> Health:
-        """The daemon and how it is."""
-        return health()
-
-    @app.post("/stop", status_code=202)
-    async def post_stop() -> Health:
-        """End in order: finish or set aside what is in hand, write the submissions."""
-        stop()
-        return health()
+    _route_daemon(app, health, stop)
 
     @app.post("/jobs", status_code=201)
     async def post_job(order: Order) -> Status:
@@ -86,6 +76,30 @@ def application(
         if order.take_up == "never":
             return _status(service.submit(job))
         return _status(service.take_up(job, done=order.take_up == "done"))
+
+    _route_reading(app, service, forecast)
+    _route_control(app, service)
+    guarded: ASGIApp = _Limited(app)
+    return _Guarded(guarded, token) if token is not None else guarded
+
+
+def _route_daemon(app: FastAPI, health: Callable[[], Health], stop: Callable[[], None]) -> None:
+    """What concerns the daemon itself."""
+
+    @app.get("/health")
+    async def get_health() -> Health:
+        """The daemon and how it is."""
+        return health()
+
+    @app.post("/stop", status_code=202)
+    async def post_stop() -> Health:
+        """End in order: finish or set aside the tasks in flight, write the submissions."""
+        stop()
+        return health()
+
+
+def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], Forecast]) -> None:
+    """What can be read of jobs."""
 
     @app.get("/jobs")
     async def get_jobs() -> list[Status]:
@@ -99,7 +113,7 @@ def application(
 
     @app.get("/jobs/{job}/forecast")
     async def get_forecast(job: Number) -> Forecast:
-        """How long what is left of a job should take."""
+        """Seconds that the rest of a job should take."""
         return forecast(service.job(job))
 
     @app.get("/jobs/{job}/solutions")
@@ -123,9 +137,13 @@ def application(
         service.job(job)
         return StreamingResponse(_stream(service, job, after), media_type="text/event-stream")
 
+
+def _route_control(app: FastAPI, service: JobService) -> None:
+    """What changes a job."""
+
     @app.post("/jobs/{job}/pause")
     async def post_pause(job: Number) -> Status:
-        """Begin none of its tasks any more."""
+        """Begin no more of its tasks."""
         return _status(service.pause(job))
 
     @app.post("/jobs/{job}/resume")
@@ -135,16 +153,13 @@ def application(
 
     @app.post("/jobs/{job}/cancel")
     async def post_cancel(job: Number) -> Status:
-        """Leave what is not answered unanswered."""
+        """End the job: its waiting tasks stay unanswered."""
         return _status(service.cancel(job))
 
     @app.post("/jobs/{job}/retry")
     async def post_retry(job: Number) -> Status:
         """Do its failed and doubtful tasks once more."""
         return _status(service.retry(job))
-
-    guarded: ASGIApp = _Limited(app)
-    return _Guarded(guarded, token) if token is not None else guarded
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
@@ -163,14 +178,15 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
 class _Uvicorn(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the daemon's."""
+        """Leave signals to the daemon, which handles them."""
         yield
 
 
 def listen_on_unix(home: Home) -> socket.socket:
     """A listening socket in the home that only its owner can reach.
 
-    Called with the home locked, so that what lies there is nobody's.
+    Called with the home locked: a socket that is there already belongs to a dead daemon. Raises
+    ArcdError where the socket's folder is not of this user alone.
     """
     path = home.socket
     if path.parent != home.path:
@@ -187,7 +203,7 @@ def listen_on_unix(home: Home) -> socket.socket:
 
 
 def listen_on_tcp(host: str, port: int) -> socket.socket:
-    """A listening socket at host and port; raises ArcdError if that cannot be had."""
+    """A listening socket at host and port; raises ArcdError where the address cannot be used."""
     try:
         return socket.create_server((host, port), family=_family(host))
     except OSError as error:
@@ -195,7 +211,7 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
 
 
 def token_in(home: Home) -> str:
-    """The token of this home, made when it is asked for first; readable by its owner alone."""
+    """The token of this home, made at the first call; only its owner may read it."""
     try:
         return home.token.read_text().strip()
     except FileNotFoundError:
@@ -210,7 +226,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _private_folder(path: pathlib.Path) -> None:
-    """In a place that is everybody's a folder that is only ours; anything else is refused."""
+    """Make a folder of this user alone in one that others may write to; refuse any other."""
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -258,7 +274,7 @@ def _problem(status: int, error: str) -> JSONResponse:
 
 
 class _Guarded:
-    """Lets nobody in who does not bring the token."""
+    """Answers 401 to requests without the token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._expected = app, f"Bearer {token}".encode()
@@ -273,7 +289,7 @@ class _Guarded:
 
 
 class _Limited:
-    """Refuses bodies of more than MAX_BODY bytes, announced or not."""
+    """Answers 413 to bodies of more than MAX_BODY bytes; unannounced ones are cut off."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -293,7 +309,7 @@ class _Limited:
             message = await receive()
             read += len(message.get("body", b""))
             if read > MAX_BODY:
-                # As if the client had hung up: no handler reads on.
+                # As if the client had disconnected: no handler reads on.
                 return {"type": "http.disconnect"}
             return message
 

@@ -54,8 +54,8 @@ def account(value: Account) -> RenderableType:
     """The ledger: seconds of each resource by kind of work, and the share outside of all steps."""
     kinds = ("step", "hand-over", "build", "parse", "select", "record")
     table = Table(title="where the time went, seconds", title_justify="left")
-    for heading in ("lane", *kinds, "idle"):
-        table.add_column(heading, justify="left" if heading == "lane" else "right")
+    for heading in ("resource", *kinds, "idle"):
+        table.add_column(heading, justify="left" if heading == "resource" else "right")
     for resource in RESOURCES:
         spent = value.seconds[resource]
         cells = (f"{spent[kind]:.1f}" if kind in spent else "" for kind in kinds)

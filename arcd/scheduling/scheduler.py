@@ -148,7 +148,7 @@ class Scheduler:
         name = flight.item.task
         task = job.tasks[name]
         if task.deaths >= MOST_DEATHS:
-            died = f"the daemon died {task.deaths} times with this task in hand"
+            died = f"the daemon died {task.deaths} times with this task in flight"
             self._answer_early(job, name, f"set aside: {died}")
             return
         before = task.answered_by

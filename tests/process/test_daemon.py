@@ -110,7 +110,7 @@ def test_who_looks_on_elsewhere_than_on_a_terminal_gets_lines(running: Running):
     lines = done.stderr.splitlines()
     assert sum("answered" in line and "✓ solved" in line for line in lines) == len(TASKS)
     assert "\x1b" not in done.stderr
-    assert done.stdout == f"job 1 ({SOLUTIONS}): done, 4 of 4 tasks answered, 0 in hand\n"
+    assert done.stdout == f"job 1 ({SOLUTIONS}): done, 4 of 4 tasks answered, 0 in flight\n"
     assert running.client.solutions(1) == load(SOLUTIONS).solutions
     assert running.arcd("watch", "2").returncode == 2
 

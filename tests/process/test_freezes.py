@@ -51,5 +51,5 @@ async def test_a_task_that_kills_the_daemon_every_time_is_set_aside_and_the_othe
     assert len(bench.incidents) == 3
     verdicts = {v.task: v for v in bench.store().verdicts(job)}
     poisoned = verdicts.pop(POISONED)
-    assert "set aside: the daemon died 3 times with this task in hand" in poisoned.notes
+    assert "set aside: the daemon died 3 times with this task in flight" in poisoned.notes
     assert all(not v.notes and v.samples for v in verdicts.values())

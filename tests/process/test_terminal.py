@@ -14,7 +14,8 @@ from test_daemon import ENDLESS, SETTINGS, Running
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux here")
 
-PATIENCE = 30.0
+TIMEOUT_S = 30.0
+"""For something to be seen on the terminal."""
 
 
 class Terminal:
@@ -44,9 +45,10 @@ class Terminal:
 
     def until(self, condition: Callable[[], bool]) -> str:
         """What is seen as soon as the condition holds."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT_S
         while not condition():
             assert time.monotonic() < end, self.seen()
+            time.sleep(0.02)
         return self.seen()
 
     def close(self) -> None:
@@ -130,3 +132,15 @@ def test_without_a_job_it_waits_for_one(running: Running, terminal: Terminal):
     terminal.until(lambda: f"job {another}" in terminal.seen())
     terminal.type("C-c")
     terminal.until(lambda: terminal.flag("alternate_on") == "0")
+
+
+def test_a_run_of_fakes_shows_the_screen_and_then_the_report(tmp_path: Path, terminal: Terminal):
+    tasks = Path(__file__).parents[2] / "examples" / "tasks"
+    run = (sys.executable, "-m", "arcd", "run", tasks, "--backend", "fake")
+    command = " ".join(map(str, (*run, "--home", tmp_path / "home")))
+    terminal.type(command, "Enter")
+    terminal.until(lambda: terminal.flag("alternate_on") == "1")
+    terminal.until(lambda: "trained" in terminal.seen())
+    end = terminal.until(lambda: "submission" in terminal.seen())
+    assert terminal.flag("alternate_on") == "0"
+    assert "score 100.0% of 12 tasks" in end

@@ -15,7 +15,7 @@ def run(wall: float, loading: float, train: float, infer: float, times: dict[str
 
 
 TIMES = {"a": Times(10, 4), "b": Times(6, 8), "c": Times(8, 2)}
-"""In Johnson's order b, a, c: trained at 6, 16, 24; inferred at 14, 20, 26."""
+"""In Johnson's order b, a, c: trained after 6, 16, 24 s; sampled after 14, 20, 26 s."""
 
 FOUND = Comparison(
     tasks=3,
@@ -26,7 +26,7 @@ FOUND = Comparison(
 )
 
 
-def test_the_bound_is_that_of_two_lanes_that_never_wait():
+def test_the_bound_is_that_of_a_trainer_and_an_engine_that_never_wait():
     assert FOUND.bound == 26
 
 
@@ -41,7 +41,7 @@ def test_one_task_has_nothing_to_overlap_with():
 
 
 def test_contention_is_taken_out_of_the_overlap_and_told_beside_it():
-    """Lanes 1.125 and 1.2 times as slow: 11.25/4.8, 6.75/9.6, 9/2.4; b, a, c: 27 + 2.4 s."""
+    """Steps take 1.125 and 1.2 times as long: 11.25/4.8, 6.75/9.6, 9/2.4; b, a, c: 27 + 2.4 s."""
     serial = 27 + 16.8
     bound = max(6.75 + 9.6, 18.0) + 4.8
     bound = max(bound, 27.0) + 2.4

@@ -598,7 +598,7 @@ async def test_whatever_ends_a_life_in_the_end_all_is_answered_and_nothing_twice
 
 
 def die(works: Works, name: str, times: int) -> None:
-    """The daemon died so often with this task in hand."""
+    """The daemon died so often with this task in flight."""
     for _ in range(times):
         works.service.emit(1, events.Started(name, 4, 4), events.Interrupted(name))
 
@@ -653,7 +653,7 @@ async def test_a_task_that_the_daemon_died_with_too_often_is_answered_from_what_
     assert verdict.attempts == ((((4,),),),)
     assert verdict.notes == (
         "an old note",
-        f"set aside: the daemon died {deaths} times with this task in hand",
+        f"set aside: the daemon died {deaths} times with this task in flight",
     )
     assert works.service.state.jobs[1].state is JobState.done
 

@@ -34,7 +34,11 @@ from arcd.jobs.store import Store
 from arcd.scheduling.forecast import COLD
 from arcd.system.home import Home
 
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [
+    pytest.mark.filterwarnings("default"),
+    # As for all tests: see pyproject.toml.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 TASKS = load("arc1-train:2")
 

@@ -1,36 +1,17 @@
-"""The command line as a user meets it: exit codes, one-line errors, nothing half-written.
+"""The command line in this process: exit codes, one-line errors, nothing half-written.
 
 No model here: every command either needs none or must refuse before one is loaded.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-from arcd.arc.selection import Candidate, verdict
-from arcd.arc.tasks import TaskSet, load
-from arcd.arc.views import identity
-from arcd.config import resolve
-from arcd.jobs import events
-from arcd.jobs.journal import NewJob
-from arcd.jobs.store import Store
+from support.commands import arcd
+from support.homes import stored, write
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
 TASK = {"train": [PAIR, PAIR], "test": [{"input": [[3, 4]]}]}
-
-
-def arcd(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "arcd", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-
-
-def write(path: Path, value: object) -> Path:
-    path.write_text(value if isinstance(value, str) else json.dumps(value))
-    return path
 
 
 BROKEN = {
@@ -112,33 +93,6 @@ def test_eval_prints_a_table_and_json(tmp_path: Path):
     assert document["tasks"]["b"]["unanswered"] == 1
 
 
-ONE = ((1, 2), (3, 4))
-TWO = ((5,),)
-
-
-def stored(home: Path) -> TaskSet:
-    """A job in which the first of two tasks is answered and the second in hand."""
-    home.mkdir(exist_ok=True)
-    pair = {"input": ONE, "output": TWO}
-    tests = [{"input": ONE, "output": TWO}, {"input": TWO, "output": ONE}]
-    path = write(home / "tasks.json", {n: {"train": [pair], "test": tests} for n in "ab"})
-    tasks = load(str(path))
-    view = identity(tasks.tasks[0])
-
-    def candidate(test: int, sample: int, grid: object) -> Candidate:
-        return Candidate("a", test, view, (0,), sample, 3, grid, -0.5, 4)
-
-    samples = [candidate(0, 0, TWO), candidate(1, 0, None), candidate(0, 1, ONE)]
-    store = Store(home)
-    store.journal.submit(NewJob("two", 10, tasks, resolve()))
-    store.journal.append(1, events.Started("a", 4, 4))
-    store.journal.append(1, *(events.Sampled("a", sample) for sample in samples))
-    store.journal.append(1, events.Answered("a", verdict("a", 2, samples, 3, ("a note",))))
-    store.journal.append(1, events.Started("b", 4, 4))
-    store.close()
-    return tasks
-
-
 def test_eval_of_a_job_counts_all_its_samples(tmp_path: Path):
     stored(tmp_path)
     document = json.loads(arcd("eval", "1", "--home", tmp_path, "--json").stdout)
@@ -177,24 +131,6 @@ def test_show_draws_a_job_without_colour_into_a_pipe(tmp_path: Path):
     assert "\x1b" not in done.stdout
     assert arcd("show", "zz", "--job", "1", "--home", tmp_path).returncode == 2
     assert arcd("show", "a", "--job", "2", "--home", tmp_path).returncode == 2
-
-
-def test_show_in_colours_of_either_palette(tmp_path: Path):
-    stored(tmp_path)
-    show = (sys.executable, "-m", "arcd", "show", "a", "--job", "1", "--home", str(tmp_path))
-    plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "COLORTERM")}
-    terminal = {**plain, "FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm"}
-
-    def drawn(**environment: str) -> str:
-        env = {**terminal, **environment}
-        return subprocess.run(show, check=True, capture_output=True, text=True, env=env).stdout
-
-    blue = {"arc": "48;2;0;116;217", "colourblind": "48;2;0;114;178"}
-    for palette, other in (("arc", "colourblind"), ("colourblind", "arc")):
-        text = drawn(ARCD_PALETTE=palette)
-        assert blue[palette] in text
-        assert blue[other] not in text
-    assert "48;2;" not in drawn(NO_COLOR="1")
 
 
 def test_report_and_trace_are_written_whole_or_not_at_all(tmp_path: Path):

@@ -1,0 +1,204 @@
+"""The verbs that try and measure: bench, sweep, pretrain, doctor.
+
+Each hands its options on to the module that does the work (`bench`, `sweep`, `doctor`,
+`arcd.pretrain.train`) and prints what comes back.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arcd.cli.app import (
+    Base,
+    ConfigFile,
+    Device,
+    HomeFolder,
+    Json,
+    Settings,
+    client_of,
+    err,
+    evaluate_job,
+    home_of,
+    out,
+    say,
+    settle,
+    store_with,
+)
+from arcd.errors import BadConfig, BadTask
+
+if TYPE_CHECKING:
+    from arcd.arc.tasks import TaskSet
+    from arcd.cli.sweep import Trial
+    from arcd.daemon.client import Client
+    from arcd.system.home import Home
+
+
+def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) -> None:
+    """Report versions, device and memory, and solve one task to see that everything works."""
+    from arcd.cli.doctor import examine
+    from arcd.model import base_model
+
+    findings = []
+    for finding in examine(base or base_model.bundled(), device):
+        findings.append(finding)
+        if not as_json:
+            mark = "[green]ok  [/]" if finding.ok else "[red]fail[/]"
+            out.print(f"{mark} {finding.name:<13} {finding.value}", highlight=False)
+    if as_json:
+        print(json.dumps({f.name: {"ok": f.ok, "value": f.value} for f in findings}))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def bench(
+    tasks: Annotated[str, typer.Argument(help="As for run")] = "arc1-eval:12",
+    base: Base = None,
+    device: Device = "auto",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    repeat: Annotated[int, typer.Option(min=1, help="The fastest run of each kind counts")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Time the same tasks without arcd, with arcd one at a time, and with arcd as it is."""
+    from arcd.arc import tasks as taskfiles
+    from arcd.cli import bench as measuring
+    from arcd.cli.tables import bench_table
+    from arcd.display import tables
+
+    # Each run gets a home of its own.
+    options = settle(Path(), base, device, config, settings)
+    found = taskfiles.load(tasks)
+    report = err.print if not as_json else lambda text: None
+    compared = measuring.compare(found, tasks, options, repeat=repeat, report=report)
+    if not as_json:
+        out.print(bench_table(compared))
+        out.print(tables.account(compared.arcd.account))
+    print(json.dumps(compared.to_json()))
+
+
+def sweep(
+    config: Annotated[
+        Path, typer.Argument(help="TOML file with settings and, as `tasks`, what to try them on")
+    ],
+    over: Annotated[
+        list[str], typer.Option(help="KEY=VALUE,VALUE,KEY=VALUE..., e.g. train.steps=20,60")
+    ],
+    tasks: Annotated[str | None, typer.Option(help="As for run, instead of the file's")] = None,
+    settings: Settings = None,
+    home: HomeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Try every combination of some settings with the running daemon, one after the other.
+
+    What was tried before, with the same tasks and settings, is not done again.
+    """
+    from arcd import config as configuration
+    from arcd.arc import tasks as taskfiles
+    from arcd.cli import sweep as sweeping
+    from arcd.cli.tables import trials_table
+
+    given = configuration.tree(config, settings or ())
+    named = given.pop("tasks", None)
+    if not isinstance(named, str | None) or not (tasks or named):
+        raise BadConfig(f'{config}: say what to try: --tasks, or tasks = "..." in the file')
+    found = taskfiles.load(tasks or str(named))
+    if not found.solutions:
+        raise BadTask(f"{found.name}: no solutions to compare the answers with")
+    points = list(sweeping.points(sweeping.axes(over)))
+    # All settings are checked before the first of them is tried.
+    trees = [configuration.with_settings(given, point) for point in points]
+    place, trials = home_of(home), []
+    with client_of(home) as client:
+        for point, tree in zip(points, trees, strict=True):
+            trials.append(_try(client, place, found, point, tree))
+            if as_json:
+                print(json.dumps(trials[-1].to_json()), flush=True)
+    if not as_json:
+        out.print(trials_table(trials))
+
+
+def pretrain(
+    folder: Annotated[Path, typer.Argument(help="Run folder; an unfinished run goes on")],
+    steps: Annotated[int, typer.Option(min=1)],
+    rearc: Annotated[
+        Path | None, typer.Option(help="re-arc examples, .json.gz: pairs for each task id")
+    ] = None,
+    width: Annotated[int, typer.Option(min=64, help="A multiple of 64")] = 256,
+    layers: Annotated[int, typer.Option(min=1)] = 6,
+    batch_tokens: Annotated[int, typer.Option(min=256, help="Each worker's, at each step")] = 4096,
+    unseen: Annotated[
+        str | None, typer.Option(help="Tasks with solutions, measured and never trained on")
+    ] = None,
+    composed: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the lessons that are of composed tasks")
+    ] = 0.5,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that average gradients")] = 1,
+    lr: Annotated[float, typer.Option(min=0)] = 4e-3,
+    seed: int = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the layers; needs a C++ compiler")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a small base model from scratch on training tasks of ARC-AGI-1 and 2; resumable."""
+    from dataclasses import asdict
+
+    from arcd.arc import tasks as taskfiles
+    from arcd.model import base_model
+    from arcd.pretrain import train as training
+    from arcd.pretrain.corpus import open_corpus
+    from arcd.pretrain.run import Progress, Recipe, Run
+
+    measured = taskfiles.load(unseen) if unseen else None
+    recipe = Recipe(
+        steps=steps,
+        width=width,
+        layers=layers,
+        batch_tokens=batch_tokens,
+        composed=composed,
+        workers=workers,
+        lr=lr,
+        seed=seed,
+        compiled=compiled,
+    )
+
+    def report(now: Progress) -> None:
+        if as_json:
+            print(json.dumps(asdict(now)), flush=True)
+        else:
+            err.print(str(now), highlight=False, markup=False)
+
+    kind = base_model.pick_device(device, "auto").kind
+    corpus = open_corpus(rearc)
+    training.pretrain(Run(folder, recipe, corpus, kind, report, unseen=measured))
+    if as_json:
+        print(json.dumps({"model": str(folder / "model")}))
+    else:
+        say(f"model {folder / 'model'}")
+
+
+def _try(
+    client: "Client",
+    home: "Home",
+    tasks: "TaskSet",
+    point: dict[str, str],
+    settings: Mapping[str, Any],
+) -> "Trial":
+    """Do one point of a sweep, or find it done, and evaluate it."""
+    from arcd.cli import sweep as sweeping
+    from arcd.daemon import schema
+    from arcd.jobs.history import History
+
+    words = " ".join(f"{key}={value}" for key, value in point.items())
+    order = schema.order(tasks, name=words[-100:], settings=settings, take_up="done")
+    job = int(client.send(order)["job"])
+    err.print(f"job {job}: {words}", markup=False, highlight=False, soft_wrap=True)
+    for _ in client.follow(job):
+        pass
+    store = store_with(home, job)
+    history = History.of(job, store.journal.records(job=job), tasks.solutions)
+    return sweeping.trial(point, history, evaluate_job(store, job))

@@ -1,0 +1,190 @@
+"""The verbs that read and write results: result, eval, merge, show, report.
+
+They work from submission files or from a home's store, of running and finished jobs alike; only
+`result` asks the daemon first. None of them imports torch.
+"""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arcd.cli.app import (
+    Colours,
+    HomeFolder,
+    JobNumber,
+    Json,
+    SubmissionFile,
+    client_of,
+    evaluate_job,
+    home_of,
+    load_truth,
+    out,
+    reading,
+    say,
+    store_with,
+)
+from arcd.display.palette import Palette
+from arcd.errors import BadTask, NoDaemon
+
+if TYPE_CHECKING:
+    from arcd.jobs.store import Store
+    from arcd.system.home import Home
+
+
+class MergeMode(StrEnum):
+    """Which attempts of two submissions are taken first."""
+
+    both = "both"
+    second = "second"
+
+
+def result(
+    job: JobNumber,
+    out_file: SubmissionFile = None,
+    home: HomeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Write the job's submission: complete and valid at any time, also while the job runs."""
+    from arcd.arc import submission
+
+    with reading(home) as reader:
+        found, now = reader.result(job), reader.job(job)
+    if out_file is None:
+        print(json.dumps(found))
+        return
+    submission.write(out_file, found)
+    if as_json:
+        print(json.dumps({"job": job, "submission": str(out_file), **now}))
+    else:
+        say(f"{out_file}: {now['answered']} of {now['tasks']} tasks answered, job {now['state']}")
+
+
+def evaluate(
+    answers: Annotated[str, typer.Argument(help="A submission file or the number of a job")],
+    solutions: Annotated[
+        Path | None, typer.Option(help="Kaggle solutions file; a job may know its own")
+    ] = None,
+    home: HomeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics of a submission's attempts, or of all samples and the attempts of a job."""
+    from arcd.arc import metrics, submission
+    from arcd.display import tables
+
+    if answers.isdecimal():
+        job = int(answers)
+        report = evaluate_job(store_with(home_of(home), job), job, solutions)
+    else:
+        truth = load_truth(solutions, answers)
+        report = metrics.evaluate(truth, submission.read(Path(answers)))
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        out.print(tables.metrics_table(report, each=True))
+
+
+def merge(
+    first: Annotated[Path, typer.Argument(help="Submission A")],
+    second: Annotated[Path, typer.Argument(help="Submission B")],
+    out_file: Annotated[Path, typer.Option("--out", help="Submission to write")],
+    mode: Annotated[
+        MergeMode, typer.Option(help="first attempts of both, or B only for second attempts")
+    ] = MergeMode.both,
+    as_json: Json = False,
+) -> None:
+    """Ensemble two submissions into one; their ids may differ."""
+    from arcd.arc import submission
+
+    merged = submission.merge(submission.read(first), submission.read(second), mode.value)
+    submission.write(out_file, merged)
+    if as_json:
+        print(json.dumps({"submission": str(out_file), "tasks": len(merged)}))
+    else:
+        say(f"{out_file}: {len(merged)} tasks")
+
+
+def show(
+    task: Annotated[str, typer.Argument(help="A task file, set:ID, or with --job a task's id")],
+    job: Annotated[int | None, typer.Option(help="A job's number")] = None,
+    palette: Colours = Palette.arc,
+    home: HomeFolder = None,
+) -> None:
+    """Draw a task's grids and, with a job, its candidates with their votes and likelihood."""
+    from arcd.arc import tasks
+    from arcd.display import grids as drawing
+
+    colours = drawing.on(out, palette)
+    if job is not None:
+        _show_answers(store_with(home_of(home), job), job, task, colours)
+        return
+    found = tasks.load(task)
+    for each in found.tasks:
+        out.print(drawing.task(each, colours, found.solutions.get(each.id, ())))
+
+
+def report(
+    job: JobNumber,
+    out_file: Annotated[Path | None, typer.Option("--out", help="HTML file to write")] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Chrome trace of trainer and engine to write, for Perfetto"),
+    ] = None,
+    home: HomeFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Write a job as one HTML file that needs no network, or its training and sampling as a trace.
+
+    Both work while the job runs.
+    """
+    from arcd.display import report as reporting
+    from arcd.jobs.history import History
+    from arcd.system import files
+
+    if out_file is None and trace is None:
+        raise typer.BadParameter("give --out FILE or --trace FILE", param_hint="--out")
+    place = home_of(home)
+    store = store_with(place, job)
+    tasks = store.jobs.tasks(job)
+    history = History.of(job, store.journal.records(job=job), tasks.solutions)
+    if out_file is not None:
+        metrics = evaluate_job(store, job) if tasks.solutions else None
+        ledger = history.ledger or _ledger_of_daemon(place)
+        page = reporting.page(history, tasks, store.jobs.config(job), metrics, ledger)
+        files.write_text(out_file, page)
+    if trace is not None:
+        files.write_text(trace, json.dumps(reporting.trace(history)))
+    written = {"report": out_file, "trace": trace}
+    if as_json:
+        print(json.dumps({"job": job} | {k: str(v) for k, v in written.items() if v}))
+    else:
+        for path in filter(None, written.values()):
+            say(str(path))
+
+
+def _show_answers(store: "Store", job: int, task: str, colours: Palette | None) -> None:
+    """Draw a task of a job, and what was answered or, before that, sampled."""
+    from arcd.arc import selection
+    from arcd.display import grids as drawing
+
+    found = store.jobs.tasks(job)
+    wanted = next((each for each in found.tasks if each.id == task), None)
+    if wanted is None:
+        raise BadTask(f"job {job}: no task {task!r} in it")
+    truth = found.solutions.get(task, ())
+    out.print(drawing.task(wanted, colours, truth))
+    notes = store.journal.state().jobs[job].tasks[task].notes
+    drawn = store.jobs.candidates(job, task)
+    votes = selection.verdict(task, len(wanted.tests), drawn, None, notes)
+    out.print(drawing.answers(next(store.jobs.verdicts(job, task), votes), colours, truth))
+
+
+def _ledger_of_daemon(home: "Home") -> dict[str, Any] | None:
+    """Where the time of the daemon of this home went, if one runs."""
+    with client_of(home.path) as client:
+        try:
+            return dict(client.health()["ledger"])
+        except NoDaemon:
+            return None

@@ -1,0 +1,89 @@
+"""What others rely on stays: the command line and the HTTP API are those of version 0.1.0.
+
+The files in tests/data were taken from that version, without its help texts, titles and
+descriptions. In the command line's, a key that is missing is null or false.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from starlette.testclient import TestClient
+
+from arcd.cli.main import app
+from arcd.config import resolve
+from arcd.daemon import server
+from arcd.jobs.service import JobService
+from arcd.jobs.store import Store
+
+DATA = Path(__file__).parents[1] / "data"
+
+HIDDEN = {"run": {"--backend"}, "serve": {"--backend"}}
+"""Options for developers, by verb; they came after 0.1.0 and may go again."""
+
+PROSE = ("description", "title", "summary", "operationId")
+
+COMMANDS = typer.main.get_group(app).commands
+STORED = json.loads((DATA / "cli-0.1.0.json").read_text())
+
+
+def surface(parameter: Any) -> dict[str, Any]:
+    """What a script may depend on of an argument or an option."""
+    kind, default = parameter.type_descriptor.annotation, parameter.default
+    argument = type(parameter).__name__ == "TyperArgument"
+    found = {
+        "opts": sorted([*parameter.opts, *parameter.secondary_opts]),
+        "required": parameter.required,
+        "type": getattr(kind, "__name__", str(kind)),
+        "multiple": parameter.multiple,
+        "flag": getattr(parameter, "is_flag", False),
+        "default": default if isinstance(default, int | float | str | None) else str(default),
+        "min": parameter.min,
+        "max": parameter.max,
+        "envvar": parameter.envvar,
+        "metavar": parameter.metavar if argument else None,
+    }
+    return {key: value for key, value in found.items() if value is not None and value is not False}
+
+
+def is_hidden(parameter: Any) -> bool:
+    return bool(getattr(parameter, "hidden", False))
+
+
+def without_prose(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: without_prose(inner)
+            for key, inner in value.items()
+            if not (key in PROSE and isinstance(inner, str))
+        }
+    return [without_prose(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_the_verbs_are_those_of_0_1_0():
+    assert sorted(COMMANDS) == sorted(STORED)
+
+
+@pytest.mark.parametrize("verb", sorted(STORED))
+def test_the_options_of_a_verb_are_those_of_0_1_0(verb: str):
+    found = COMMANDS[verb].params
+    assert [surface(each) for each in found if not is_hidden(each)] == STORED[verb]
+    assert {name for each in found if is_hidden(each) for name in each.opts} == HIDDEN.get(
+        verb, set()
+    )
+
+
+def test_the_http_api_is_that_of_0_1_0(tmp_path: Path):
+    store = Store(tmp_path)
+    # Nothing is asked here: the document follows from the routes alone.
+    asked: Any = None
+    found = server.application(
+        JobService(store), resolve(), check=asked, health=asked, forecast=asked, stop=asked
+    )
+    document = TestClient(found).get("/openapi.json").json()
+    store.close()
+    stored = json.loads((DATA / "openapi-0.1.0.json").read_text())
+    del stored["info"]["version"], document["info"]["version"]
+    assert without_prose(document) == stored
