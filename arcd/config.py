@@ -25,7 +25,7 @@ from arcd.errors import BadConfig
 # Strict: `true` is no number and "yes" no truth value.
 Count = Annotated[int, Strict(), Field(ge=0)]
 Positive = Annotated[int, Strict(), Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -51,7 +51,7 @@ class TrainConfig(_Section):
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """What the learning rate does after the warm-up: it stays, or it falls to zero on a straight
     line or on half a cosine."""
-    warmup: Share = 0.05
+    warmup: Fraction = 0.05
     """Share of the steps, at the beginning, in which the learning rate rises from zero."""
     rank: Positive = 16
     """Rank of the adapter's matrices, one of LORA_RANKS."""
@@ -122,7 +122,7 @@ class SampleConfig(_Section):
 class ViewConfig(_Section):
     """Which views a task is shown in."""
 
-    keep_black: Share = 0.9
+    keep_black: Fraction = 0.9
     """Probability that a permutation of colours leaves colour 0, the usual background, as it is."""
     permute_colours: StrictBool = True
     """Whether views permute colours; all of them flip, turn and reorder the pairs."""

@@ -1,11 +1,24 @@
-"""What all tests share: asyncio as anyio's backend, and how hypothesis runs."""
+"""What all tests share: asyncio as anyio's backend, hypothesis's profiles, time limits."""
+
+import os
 
 import pytest
 from hypothesis import settings
 
-# A busy machine is no failure.
-settings.register_profile("arcd", deadline=None, max_examples=40)
-settings.load_profile("arcd")
+ENGINE_TIMEOUT_S = 600
+"""For a test with real models; all others have the `timeout` of pyproject.toml."""
+
+# A busy machine is no failure, so examples have no deadline. In the gate they are the same each
+# time: what fails there, fails again.
+settings.register_profile("gate", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("random", deadline=None, max_examples=100)
+settings.load_profile(os.environ.get("ARCD_HYPOTHESIS", "gate"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("engine") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(ENGINE_TIMEOUT_S))
 
 
 @pytest.fixture

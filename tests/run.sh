@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs every check: ruff, mypy, the fast tests, then those with real models.
-# Arguments go to pytest instead of the two default selections.
+# The gate: sets up .venv, then ruff, mypy and the tests. With --all also the tests marked `full`:
+# the whole kill matrix, the slow rest, generated inputs that differ from run to run. Any other
+# arguments go to pytest instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash examples/setup.sh tests/requirements.txt
@@ -8,6 +9,14 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
+also="and not full"
+if [ "${1:-}" = --all ]; then
+    shift
+    also=""
+    export ARCD_HYPOTHESIS=random
+fi
 if [ $# -gt 0 ]; then exec pytest "$@"; fi
-pytest -m "not engine"
-pytest -m engine
+# Unit and process tests on both cores; one real engine at a time; what asserts seconds alone.
+pytest -n 2 --dist loadgroup --durations=25 -m "not engine and not timing $also"
+pytest --durations=25 -m "engine and not timing $also"
+pytest -m "timing $also"

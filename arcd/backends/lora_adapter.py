@@ -23,12 +23,9 @@ from transformers import PreTrainedModel
 
 from arcd.config import TrainConfig
 from arcd.errors import OutOfMemory, TrainerFailed
-from arcd.model.base_model import Device
+from arcd.model.base_model import ADAPTER_WEIGHTS, Device
 from arcd.model.collate import collate
 from arcd.model.prompts import IGNORED, Lesson
-
-WEIGHTS = "adapter_model.safetensors"
-"""The file with the tensors in a PEFT folder."""
 
 CHANGEABLE = {
     "steps",
@@ -130,7 +127,7 @@ class TrainableAdapter:
             name: value.detach().to("cpu", dtype).contiguous()
             for name, value in self._tensors().items()
         }
-        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+        save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
         self._peft.peft_config["default"].save_pretrained(str(folder))
 
     def remove(self) -> PreTrainedModel:
@@ -165,7 +162,7 @@ class TrainableAdapter:
     def _load(self, start: Path) -> dict[str, Tensor]:
         """The tensors of an adapter to start from, which must have the shapes of these."""
         try:
-            given: dict[str, Tensor] = load_file(start / WEIGHTS)
+            given: dict[str, Tensor] = load_file(start / ADAPTER_WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise TrainerFailed(f"{start}: no adapter in it: {error}") from None
         shapes = {name: value.shape for name, value in self._tensors().items()}

@@ -33,12 +33,16 @@ class Adapter:
     @property
     def name(self) -> str:
         """The name it is served under; as unique as the serial."""
-        return f"adapter-{self.serial}"
+        return _adapter_name(self.serial)
 
     @classmethod
     def under(cls, folder: Path, serial: int) -> Self:
         """The adapter of this number in a folder that holds all adapters."""
-        return cls(serial, folder / f"adapter-{serial}")
+        return cls(serial, folder / _adapter_name(serial))
+
+
+def _adapter_name(serial: int) -> str:
+    return f"adapter-{serial}"
 
 
 # The trainer: lessons in, an adapter out.
@@ -108,8 +112,9 @@ class Trainer(Protocol):
     ) -> Trained:
         """Train an adapter; when this returns, its folder is complete and on the disk.
 
-        `progress` is called in the event loop. Raises OutOfMemory or another TrainerFailed if there
-        is no adapter. A cancellation takes effect within a step and leaves nothing on the disk.
+        `progress` is called in the event loop, after each step. Raises OutOfMemory or another
+        TrainerFailed if there is no adapter. A cancellation takes effect within a step and leaves
+        nothing on the disk.
         """
         ...
 

@@ -13,7 +13,7 @@ from arcd.backends.protocols import Trained, TrainingStep, TrainRequest
 
 
 class SingleTrainer(Protocol):
-    """Trains one adapter at a time."""
+    """Trains one adapter at a time, and calls `progress` after each step."""
 
     async def train(
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
@@ -42,6 +42,7 @@ class TrainerPool:
 
     def alone(self, index: int) -> bool:
         """Whether no trainer other than this one is busy."""
+        # Trainers ask in their threads; one look at the keys is atomic under the GIL.
         return not self._stepped.keys() - {index}
 
     async def train(

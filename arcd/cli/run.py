@@ -110,8 +110,16 @@ def _solve(
     from arcd.daemon.watchdog import Limits
     from arcd.display import live
 
-    order = schema.order(tasks, outs=(out_file,) if out_file else (), take_up="unfinished")
+    fake = options.backend == "fake"
+    order = schema.order(
+        tasks,
+        name=f"{tasks.name[-90:]} (fake)" if fake else None,
+        outs=(out_file,) if out_file else (),
+        take_up="unfinished",
+    )
     with live.display(err, palette, screen=screen) as display, client_of(options.home) as client:
+        if fake:
+            display.note("a fake trainer and engine: the answers are the known solutions")
 
         def report(incident: "Incident") -> None:
             display.note(f"{incident.kind}: {incident.text}")

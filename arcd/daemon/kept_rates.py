@@ -5,6 +5,7 @@ rates are measured.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 
@@ -32,7 +33,7 @@ class KeptRates:
     ) -> None:
         self._store, self._clock = store, clock
         self._key = _key(platform, config)
-        self._written = clock()
+        self._written = -math.inf
 
     def find(self) -> RateEstimator | None:
         """What an earlier daemon has measured, if it has measured trainer and engine."""

@@ -43,10 +43,12 @@ class Ready:
     scheduler: Scheduler
 
 
-Phase = Loading | Ready
+DaemonPhase = Loading | Ready
 
 
-def health(phase: Phase, options: Options, jobs: int, ledger: Ledger, *, stopping: bool) -> Health:
+def health(
+    phase: DaemonPhase, options: Options, jobs: int, ledger: Ledger, *, stopping: bool
+) -> Health:
     """How the daemon is."""
     device = phase.platform.device if phase.platform else None
     ready = isinstance(phase, Ready)
@@ -63,7 +65,7 @@ def health(phase: Phase, options: Options, jobs: int, ledger: Ledger, *, stoppin
     )
 
 
-def forecast(phase: Phase, job: Job) -> Forecast:
+def forecast(phase: DaemonPhase, job: Job) -> Forecast:
     """The seconds that are still to come of a job, and how good such predictions were."""
     tasks = {n: t.predicted for n, t in job.tasks.items() if t.in_flight and t.predicted}
     seconds = None
@@ -78,7 +80,7 @@ def forecast(phase: Phase, job: Job) -> Forecast:
     )
 
 
-def beat(phase: Phase) -> Beat:
+def beat(phase: DaemonPhase) -> Beat:
     """The sign of life for the supervisor: how far trainer and engine are."""
     if isinstance(phase, Loading):
         return Beat(False, Activity(False, 0), Activity(False, 0))

@@ -26,7 +26,7 @@ from arcd.daemon import phases, server
 from arcd.daemon.heartbeat import PREDECESSOR_DIED, Failure, Pulse, prepare_child
 from arcd.daemon.kept_rates import KeptRates
 from arcd.daemon.options import Options
-from arcd.daemon.phases import Loading, Phase, Platform, Ready
+from arcd.daemon.phases import DaemonPhase, Loading, Platform, Ready
 from arcd.daemon.publisher import Publisher
 from arcd.daemon.schema import Forecast, Health
 from arcd.errors import EngineFailed, known
@@ -79,7 +79,7 @@ class Daemon:
         )
         self._publisher = Publisher(self._service, self._home)
         self._service.subscribe(self._log)
-        self._phase: Phase = Loading()
+        self._phase: DaemonPhase = Loading()
         self._stopping = False
 
     async def run(
@@ -139,12 +139,13 @@ class Daemon:
         rates: KeptRates,
         begun: float,
     ) -> Scheduler:
+        seconds = time.monotonic() - begun
         scheduler = Scheduler(
             self._service, runtime, self._options.config, self._home.adapters, estimator
         )
         self._phase = Ready(platform, runtime, estimator, scheduler)
         self._service.subscribe(rates.subscriber(estimator))
-        self._service.emit(None, events.DaemonReady(time.monotonic() - begun))
+        self._service.emit(None, events.DaemonReady(seconds))
         if self._pulse:
             # At once: from now on the supervisor allows less time, and should not be the last to
             # know.
@@ -193,7 +194,7 @@ class Daemon:
             # A kill by the user, a power cut or a preemption is not the task's fault.
             charged = self._predecessor_died
             self._service.emit(job, events.Interrupted(task) if charged else events.Released(task))
-        for number in sorted(self._recovery.waiting):
+        for number in sorted(self._recovery.waiting_for_base):
             other = self._recovery.foreign[number]
             log.warning("job %d waits for a daemon with its base, %s", number, other)
         AdapterFolder(self._home.adapters).keep_only(self._recovery.adapters)

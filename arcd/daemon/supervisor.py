@@ -58,7 +58,7 @@ Progress = Literal["loading", "ready"]
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A daemon ended and nobody had asked for it; `life` is its number, from 1.
+    """A daemon ended without a request; `number` counts the daemons from 1.
 
     death: the process ended by itself. stall: it was killed because its steps stopped. kill: it was
     killed because it did not stop when asked, or because it was asked twice.
@@ -66,7 +66,7 @@ class Incident:
 
     kind: Literal["death", "stall", "kill"]
     text: str
-    life: int
+    number: int
 
 
 class Supervisor:
@@ -116,41 +116,41 @@ class Supervisor:
         for number in itertools.count(1):
             if self._asked.is_set():
                 break
-            life = await self._live(number)
-            code = self._exit_code(life)
+            daemon = await self._run_one(number)
+            code = self._exit_code(daemon)
             if code is not None:
                 return code
-            unready = 0 if life.ready else unready + 1
+            unready = 0 if daemon.ready else unready + 1
             if unready == MOST_UNREADY_RUNS:
                 raise DaemonFailed(self._never_ready())
         return 0
 
-    def _exit_code(self, life: "DaemonRun") -> int | None:
-        """The exit code if this was the last daemon; reports an end that nobody asked for."""
-        if life.failure:
-            raise DaemonFailed(life.failure.message, life.failure.exit_code)
-        if life.code == 0:
+    def _exit_code(self, daemon: "DaemonRun") -> int | None:
+        """The exit code if this was the last daemon; reports an end without a request."""
+        if daemon.failure:
+            raise DaemonFailed(daemon.failure.message, daemon.failure.exit_code)
+        if daemon.code == 0:
             return 0
         asked = self._asked.is_set()
         # A daemon that has no signal handler yet dies of the SIGTERM itself.
-        if asked and life.code == -signal.SIGTERM and not life.killed:
+        if asked and daemon.code == -signal.SIGTERM and not daemon.killed:
             return 0
-        self._report(life.killed or Incident("death", _told(life.code), life.number))
+        self._report(daemon.killed or Incident("death", _told(daemon.code), daemon.number))
         return 1 if asked else None
 
     def _never_ready(self) -> str:
         ended = f"the daemon ended {MOST_UNREADY_RUNS} times before it was ready"
         return f"{ended}, see {self._log}: {_last_line(self._log)}"
 
-    async def _live(self, number: int) -> "DaemonRun":
-        async with self._spawn(number) as life:
+    async def _run_one(self, number: int) -> "DaemonRun":
+        async with self._spawn(number) as daemon:
             self._watchdog.begin(anyio.current_time())
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch, life, name="watch")
-                tasks.start_soon(self._stop, life, name="stop")
-                await life.process.wait()
+                tasks.start_soon(self._watch, daemon, name="watch")
+                tasks.start_soon(self._stop, daemon, name="stop")
+                await daemon.process.wait()
                 tasks.cancel_scope.cancel()
-        return life
+        return daemon
 
     @asynccontextmanager
     async def _spawn(self, number: int) -> AsyncIterator["DaemonRun"]:
@@ -161,13 +161,13 @@ class Supervisor:
                 process = await self._start(number, writing)
             finally:
                 os.close(writing)
-            life = DaemonRun(number, process, reading)
+            daemon = DaemonRun(number, process, reading)
             try:
-                self._lock.record(life.identity)
-                yield life
+                self._lock.record(daemon.identity)
+                yield daemon
             finally:
-                await life.end()
-                self._hear(life)
+                await daemon.end()
+                self._hear(daemon)
         finally:
             os.close(reading)
 
@@ -179,7 +179,7 @@ class Supervisor:
             PREDECESSOR_DIED: died,
         }
         try:
-            # Shielded: a cancellation in between would leave a process that nobody knows.
+            # Shielded: a cancellation in between would leave a process without an owner.
             with _open_log(self._log) as log, anyio.CancelScope(shield=True):
                 process = await anyio.open_process(
                     self._command,
@@ -194,42 +194,42 @@ class Supervisor:
             raise DaemonFailed(f"the daemon cannot be started: {error}") from error
         return process
 
-    async def _watch(self, life: "DaemonRun") -> None:
+    async def _watch(self, daemon: "DaemonRun") -> None:
         """Read beats until the daemon stalls, then kill it. While it stops, `_stop` watches it."""
         while True:
             stopping = self._asked.is_set()
             deadline = math.inf if stopping else self._watchdog.deadline()
-            await life.news(deadline)
+            await daemon.news(deadline)
             # Beats that have arrived count first: this process may have slept, not the daemon.
-            self._hear(life)
+            self._hear(daemon)
             reason = self._watchdog.stalled(anyio.current_time())
             if reason and not self._asked.is_set():
                 break
-        life.killed = Incident("stall", reason, life.number)
-        send(life.identity, signal.SIGUSR1)
+        daemon.killed = Incident("stall", reason, daemon.number)
+        send(daemon.identity, signal.SIGUSR1)
         await anyio.sleep(DUMP_S)
-        kill_group(life.identity)
+        kill_group(daemon.identity)
 
-    async def _stop(self, life: "DaemonRun") -> None:
+    async def _stop(self, daemon: "DaemonRun") -> None:
         """Ask the daemon to end when `stop` is called, kill it when it does not."""
         await self._asked.wait()
-        send(life.identity, signal.SIGTERM)
+        send(daemon.identity, signal.SIGTERM)
         allowed = self._grace + STOP_MARGIN_S
         reason = f"not ended {allowed:.0f} s after it was asked to"
         with anyio.move_on_after(allowed):
             await self._urged.wait()
             reason = "killed on request"
-        life.killed = Incident("kill", reason, life.number)
-        kill_group(life.identity)
+        daemon.killed = Incident("kill", reason, daemon.number)
+        kill_group(daemon.identity)
 
-    def _hear(self, life: "DaemonRun") -> None:
-        for message in life.hear():
+    def _hear(self, daemon: "DaemonRun") -> None:
+        for message in daemon.hear():
             if isinstance(message, Beat):
                 self._watchdog.hear(message, anyio.current_time())
                 now: Progress = "ready" if message.ready else "loading"
-                if now != life.progress:
-                    life.progress = now
-                    self._progress(now, life.process.pid)
+                if now != daemon.progress:
+                    daemon.progress = now
+                    self._progress(now, daemon.process.pid)
 
 
 class DaemonRun:

@@ -1,4 +1,4 @@
-"""Messages: one line for each transition of a job, for logs and for whoever has no live screen.
+"""Messages: one line for each transition of a job, for logs and where there is no live screen.
 
 Pure functions of a record and the state after it. Knows nothing of where the lines go.
 """

@@ -19,7 +19,7 @@ class Recovery:
     """Jobs that were given to another base model, with its name."""
     held: frozenset[int]
     """Jobs that this daemon leaves alone until they are resumed."""
-    waiting: frozenset[int]
+    waiting_for_base: frozenset[int]
     """Unfinished jobs that need a daemon with their own base."""
     adapters: frozenset[int]
     """Serial numbers of the adapters that are still needed."""
@@ -28,8 +28,8 @@ class Recovery:
 def plan(state: State, bases: Mapping[int, str], base: str, since: int) -> Recovery:
     """The plan of a daemon with this base.
 
-    `bases` names the base of each job, where it is known. Jobs that nobody has asked for after
-    record number `since` are left alone.
+    `bases` names the base of each job, where it is known. A job whose last request has a record
+    number below `since` is left alone.
     """
     unfinished = {job.id: job for job in state.jobs.values() if not job.finished}
     foreign = {number: other for number, other in bases.items() if other != base}

@@ -1,7 +1,7 @@
 """The job service: the one place where things happen to jobs.
 
-An event is written to the store, then applied to the state, then told to the subscribers: whoever
-knows of it finds it on the disk. Used from the event loop alone. Knows nothing of trainers, engines
+An event is written to the store, then applied to the state, then told to the subscribers: what is
+known is on the disk. Used from the event loop alone. Knows nothing of trainers, engines
 or HTTP.
 """
 
@@ -44,7 +44,7 @@ class JobService:
     def open(cls, store: Store, base: str, since: int) -> tuple[Self, Recovery]:
         """The service of a daemon with this base, and what to do about earlier daemons.
 
-        Jobs that nobody has asked for after record number `since` are held, and those of another
+        A job is held if its last request has a record number below `since`, or if it is of another
         base.
         """
         service = cls(store)

@@ -27,6 +27,9 @@ DTypeName = Literal["bfloat16", "float16", "float32"]
 
 DEVICES = ("auto", "cpu", "cuda")
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The tensors in a PEFT folder."""
+
 MARKER = "arcd.json"
 """Beside a base's weights: its encoding; beside an adapter's: the fingerprint of its base."""
 
@@ -82,7 +85,7 @@ def check_training(path: Path, config: TrainConfig) -> None:
             raise BadConfig(f"train.target_modules: the base has no {target!r}")
     if config.start is None:
         return
-    if not (config.start / "adapter_model.safetensors").is_file():
+    if not (config.start / ADAPTER_WEIGHTS).is_file():
         raise BadConfig(f"train.start: {config.start}: no adapter in it")
     marker = config.start / MARKER
     if marker.is_file() and json.loads(marker.read_text())["base"] != fingerprint(path):

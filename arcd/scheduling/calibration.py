@@ -76,7 +76,8 @@ async def _train(
     async def train() -> None:
         request = TrainRequest(lessons, config.train, config.seed, runtime.serial())
         try:
-            done = await runtime.trainer.train(request, lambda _: None)
+            async with runtime.trainer.slots:
+                done = await runtime.trainer.train(request, lambda _: None)
         except TrainerFailed as error:
             failed.append(error)
         else:

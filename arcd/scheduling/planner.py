@@ -3,15 +3,15 @@
 Knows nothing of the order of tasks, and begins nothing.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from arcd import config as configuration
-from arcd.backends.runtime import Runtime
 from arcd.config import Config
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
 from arcd.scheduling.adapter_folder import AdapterFolder
+from arcd.scheduling.budget import allot, cheap
 from arcd.scheduling.fair_queue import Item
 from arcd.scheduling.forecast import Work
 from arcd.scheduling.predictor import InFlight, Predictor
@@ -26,15 +26,15 @@ class Planner:
     def __init__(
         self,
         service: JobService,
-        runtime: Runtime,
         config: Config,
         folder: AdapterFolder,
         groups: AdapterGroups,
         rounds: BudgetRounds,
         predictor: Predictor,
+        in_flight: Mapping[tuple[int, str], InFlight],
     ) -> None:
-        """`config` is the daemon's."""
-        self._service, self._runtime, self._config = service, runtime, config
+        """`config` is the daemon's; `in_flight` are the tasks in flight at any time."""
+        self._service, self._config, self._in_flight = service, config, in_flight
         self._folder, self._groups = folder, groups
         self._rounds, self._predictor = rounds, predictor
 
@@ -50,20 +50,17 @@ class Planner:
             for name, work in zip(names, works, strict=True)
         ]
 
-    def assignment(
-        self, job: Job, flight: InFlight, in_flight: Collection[InFlight], behind: Work
-    ) -> Assignment:
+    def assignment(self, job: Job, flight: InFlight, behind: Work) -> Assignment:
         """The assignment of a task that begins; notes in `flight` what it should take.
 
-        `in_flight` are all tasks in flight, this one among them; `behind` is the work of the job
-        that still waits.
+        `behind` is the work of the job that still waits.
         """
         name = flight.item.task
         state, store = job.tasks[name], self._service.store
         config = self.config_of(job)
         first_sample = state.round * config.sample.samples
         if job in self._rounds:
-            config = self._allot(job, flight, in_flight, behind, config)
+            config = self._allot(job, flight, behind, config)
         task = store.jobs.task(job.id, name)
         group = self._groups.of(job, name)
         adapter = self._folder.find(state.adapter)
@@ -82,23 +79,18 @@ class Planner:
             candidates=tuple(store.jobs.candidates(job.id, name)),
             notes=state.notes,
             predicted=self._predictor.beside_others(flight.alone),
-            sampling_timeout_s=lambda: self._predictor.start_sampling(flight, in_flight),
+            sampling_timeout_s=lambda: self._predictor.start_sampling(
+                flight, self._in_flight.values()
+            ),
         )
 
-    def _allot(
-        self,
-        job: Job,
-        flight: InFlight,
-        in_flight: Collection[InFlight],
-        behind: Work,
-        config: Config,
-    ) -> Config:
+    def _start_sampling(self, flight: InFlight) -> float:
+        return self._predictor.start_sampling(flight, self._in_flight.values())
+
+    def _allot(self, job: Job, flight: InFlight, behind: Work, config: Config) -> Config:
         """The configuration with the steps and samples that the budget leaves for a task."""
-        training = sum(other.alone.train for other in in_flight if not other.trained)
-        return self._rounds.allotment(
-            job,
-            job.tasks[flight.item.task],
-            training / self._runtime.trainer.capacity,
-            self._predictor.busy(flight.item.work + behind),
-            config,
-        ).of(config)
+        if job.tasks[flight.item.task].round == 0:
+            return cheap(config).of(config)
+        before = self._predictor.training_left(self._in_flight.values())
+        left = self._rounds.seconds_left(job) - before
+        return allot(left, self._predictor.busy(flight.item.work + behind), config).of(config)

@@ -60,21 +60,21 @@ class Predictor:
 
     def work_of(self, job: Job, task: str, config: Config) -> Work:
         """The work that a waiting task will be, with the training for those of its group."""
-        found = self._work(job, task, config)
+        found = self._task_work(job, task, config)
         if not job.tasks[task].needs_training:
             return found.untrained
         for other in self._groups.of(job, task):
             if other != task:
-                theirs = self._work(job, other, config)
+                theirs = self._task_work(job, other, config)
                 found += replace(theirs - theirs.untrained, trainings=0)
         return found
 
-    def _work(self, job: Job, task: str, config: Config) -> Work:
+    def _task_work(self, job: Job, task: str, config: Config) -> Work:
         return work(self._service.store.jobs.task(job.id, task), config, self._sizes)
 
-    def alone(self, work: Work) -> Times:
+    def alone(self, amount: Work) -> Times:
         """Seconds of this work with trainer and engine for itself."""
-        return times(work, self._estimator.rates)
+        return times(amount, self._estimator.rates)
 
     def task_alone(self, task: Task, config: Config) -> Times:
         """Seconds of a task with trainer and engine for itself."""
@@ -84,10 +84,15 @@ class Predictor:
         """Seconds from the first step to the last of what takes these alone."""
         return self._pace.of_task(alone)
 
-    def busy(self, work: Work) -> Times:
+    def busy(self, amount: Work) -> Times:
         """Seconds that all this work keeps the trainer, and the engine, busy."""
-        found = self._pace.of_work(self.alone(work))
+        found = self._pace.of_work(self.alone(amount))
         return replace(found, train=found.train / self._runtime.trainer.capacity)
+
+    def training_left(self, in_flight: Iterable[InFlight]) -> float:
+        """Seconds that the trainer still needs for tasks in flight."""
+        training = sum(flight.alone.train for flight in in_flight if not flight.trained)
+        return training / self._runtime.trainer.capacity
 
     def start_sampling(self, flight: InFlight, others: Iterable[InFlight]) -> float:
         """Called when a task begins to be sampled; returns after how many seconds to end it."""

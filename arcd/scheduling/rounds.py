@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterable
 import anyio
 
 from arcd.arc.selection import NO_LIKELIHOODS, verdict
-from arcd.config import Config
 from arcd.jobs import events
-from arcd.jobs.events import Times
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, Phase, TaskState
-from arcd.scheduling.budget import Allotment, allot, cheap
 from arcd.scheduling.sharing import AdapterGroups
 
 MOST_DEATHS = 3
@@ -66,18 +63,9 @@ class BudgetRounds:
         now = anyio.current_time()
         return min((at for at in self._deadlines.values() if at > now), default=math.inf)
 
-    def allotment(
-        self, job: Job, task: TaskState, before: float, busy: Times, config: Config
-    ) -> Allotment:
-        """What a task gets of steps and samples in the round that begins now.
-
-        `busy` are the seconds that full rounds of it and of all behind it take, `before` those that
-        the trainer still needs for tasks in flight.
-        """
-        if task.round == 0:
-            return cheap(config)
-        left = self._deadlines[job.id] - anyio.current_time() - before
-        return allot(left, busy, config)
+    def seconds_left(self, job: Job) -> float:
+        """Until the deadline of a job with a budget."""
+        return self._deadlines[job.id] - anyio.current_time()
 
     def advance(self) -> None:
         """Take each job to its next round, or end it."""

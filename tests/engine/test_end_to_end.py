@@ -104,7 +104,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Done]:
     return [run_once(tmp_path_factory.mktemp(name)) for name in ("first", "second")]
 
 
-def test_every_task_and_test_is_in_the_submission(runs: list[Done]):
+def test_every_task_and_test_is_in_the_submission(runs: list[Done]) -> None:
     run = runs[0]
     read = submission.read(Path(run.document["submission"]))
     assert {name: len(tests) for name, tests in read.items()} == {
@@ -113,7 +113,7 @@ def test_every_task_and_test_is_in_the_submission(runs: list[Done]):
     assert read == submission.parse("stored", json.loads(run.store.jobs.submission(run.job)))
 
 
-def test_every_sample_was_drawn_once_with_the_adapter_of_its_task(runs: list[Done]):
+def test_every_sample_was_drawn_once_with_the_adapter_of_its_task(runs: list[Done]) -> None:
     run = runs[0]
     adapters = {event.task: event.adapter for event in run.records(events.Trained)}
     assert len(set(adapters.values())) == 2
@@ -123,7 +123,7 @@ def test_every_sample_was_drawn_once_with_the_adapter_of_its_task(runs: list[Don
     assert sorted(found) == sorted(wanted)
 
 
-def test_a_task_that_fits_nowhere_is_blank_with_a_line_that_says_so(runs: list[Done]):
+def test_a_task_that_fits_nowhere_is_blank_with_a_line_that_says_so(runs: list[Done]) -> None:
     run = runs[0]
     attempts = submission.read(Path(run.document["submission"]))
     assert attempts["toolong"] == [[submission.BLANK] * 2]
@@ -132,7 +132,7 @@ def test_a_task_that_fits_nowhere_is_blank_with_a_line_that_says_so(runs: list[D
     assert "toolong  note: " in run.progress
 
 
-def test_progress_is_one_line_for_each_transition_and_nothing_else(runs: list[Done]):
+def test_progress_is_one_line_for_each_transition_and_nothing_else(runs: list[Done]) -> None:
     lines = runs[0].progress.splitlines()
     assert sum("trained 4 steps" in line for line in lines) == 2
     assert sum("answered" in line and "/3:" in line for line in lines) == 3
@@ -141,7 +141,7 @@ def test_progress_is_one_line_for_each_transition_and_nothing_else(runs: list[Do
     assert [line for line in others if not line.startswith("models loaded in ")] == []
 
 
-def test_the_same_seed_gives_the_same_lessons_and_questions(runs: list[Done]):
+def test_the_same_seed_gives_the_same_lessons_and_questions(runs: list[Done]) -> None:
     def provenance(run: Done) -> object:
         return sorted(
             (c.task, c.test, c.sample, c.view.flip, c.view.turns, c.view.colours, c.shown)
@@ -160,7 +160,7 @@ def test_the_same_seed_gives_the_same_lessons_and_questions(runs: list[Done]):
         assert one.loss == pytest.approx(two.loss, abs=0.01)
 
 
-def test_the_ledger_accounts_for_the_wall_time_of_each_lane(runs: list[Done]):
+def test_the_ledger_accounts_for_the_wall_time_of_each_lane(runs: list[Done]) -> None:
     ledger = runs[0].document["ledger"]
     for lane in ledger["lanes"].values():
         spent = sum(seconds for kind, seconds in lane.items() if kind != "load")
@@ -169,11 +169,11 @@ def test_the_ledger_accounts_for_the_wall_time_of_each_lane(runs: list[Done]):
     assert ledger["lanes"]["engine"]["step"] > 0
 
 
-def test_no_adapter_is_left_behind(runs: list[Done]):
+def test_no_adapter_is_left_behind(runs: list[Done]) -> None:
     assert list((runs[0].home / "adapters").iterdir()) == []
 
 
-def test_a_daemon_killed_in_training_and_in_sampling_loses_nothing(tmp_path: Path):
+def test_a_daemon_killed_in_training_and_in_sampling_loses_nothing(tmp_path: Path) -> None:
     tasks, home = few_tasks(tmp_path), tmp_path / "home"
     command = ["run", tasks, "--home", home, "--json", *SMALL, *SHORT]
     with start(*command) as running:
@@ -191,7 +191,8 @@ def test_a_daemon_killed_in_training_and_in_sampling_loses_nothing(tmp_path: Pat
     assert len(sampled) == len(set(sampled)) == 9
 
 
-def test_a_run_killed_whole_leaves_a_valid_submission_and_is_taken_up_again(tmp_path: Path):
+@pytest.mark.full
+def test_a_run_killed_whole_leaves_a_valid_submission_and_is_taken_up_again(tmp_path: Path) -> None:
     tasks, home, out = few_tasks(tmp_path), tmp_path / "home", tmp_path / "submission.json"
     command = ["run", tasks, "--out", out, "--home", home, "--json", *SMALL, *SHORT]
     with start(*command) as running:
@@ -206,7 +207,7 @@ def test_a_run_killed_whole_leaves_a_valid_submission_and_is_taken_up_again(tmp_
     assert len(list(second.store.jobs.candidates(second.job))) == 9
 
 
-def test_serve_submit_status_result_and_stop(tmp_path: Path):
+def test_serve_submit_status_result_and_stop(tmp_path: Path) -> None:
     home, out = tmp_path / "home", tmp_path / "out.json"
     at = ("--home", home)
     with start("serve", *at, "--json", *SHORT) as daemon, Client(home) as client:
@@ -232,7 +233,8 @@ def test_serve_submit_status_result_and_stop(tmp_path: Path):
     assert json.loads(arcd("status", job, *at, "--json").stdout)["state"] == "done"
 
 
-def test_ctrl_c_sets_a_run_aside_and_the_same_command_goes_on(tmp_path: Path):
+@pytest.mark.full
+def test_ctrl_c_sets_a_run_aside_and_the_same_command_goes_on(tmp_path: Path) -> None:
     home = tmp_path / "home"
     command = ["run", "arc1-train:5", "--home", home, "--json", *SMALL]
     with start(*command) as running:
@@ -242,19 +244,21 @@ def test_ctrl_c_sets_a_run_aside_and_the_same_command_goes_on(tmp_path: Path):
     assert running.returncode == 130
     assert "the same command goes on from here" in stderr
     state = Store(home, "read").journal.state()
+    assert record.job is not None
     assert (state.daemon, state.jobs[record.job].state, state.in_flight()) == (None, "paused", [])
     done = arcd(*command)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["job"] == record.job
 
 
-def test_the_kaggle_notebook_runs_offline(tmp_path: Path):
+@pytest.mark.full
+def test_the_kaggle_notebook_runs_offline(tmp_path: Path) -> None:
     inputs = tmp_path / "input" / "competition"
     inputs.mkdir(parents=True)
     few_tasks(inputs).rename(inputs / "arc-agi_test_challenges.json")
     script = EXAMPLES.parent / "kaggle.py"
-    command = [sys.executable, script, "--input", tmp_path / "input", "--working", tmp_path]
-    command += ["--budget", "1h"]
+    command: list[str | Path] = [sys.executable, script, "--budget", "1h"]
+    command += ["--input", tmp_path / "input", "--working", tmp_path]
     settings = ["train.steps=2", "sample.samples=1", "train.max_seq_len=2000"]
     command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(
@@ -275,13 +279,14 @@ def test_the_kaggle_notebook_runs_offline(tmp_path: Path):
 
 def test_the_kaggle_notebook_leaves_a_submission_even_where_nothing_can_be_installed(
     tmp_path: Path,
-):
+) -> None:
     inputs = tmp_path / "input" / "competition"
     inputs.mkdir(parents=True)
     few_tasks(inputs).rename(inputs / "arc-agi_test_challenges.json")
     script = EXAMPLES.parent / "kaggle.py"
     # -S: without site-packages, so that neither arcd nor anything else is installed.
-    command = [sys.executable, "-S", script, "--input", tmp_path / "input", "--working", tmp_path]
+    command: list[str | Path] = [sys.executable, "-S", script]
+    command += ["--input", tmp_path / "input", "--working", tmp_path]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().endswith(
@@ -295,7 +300,9 @@ def test_the_kaggle_notebook_leaves_a_submission_even_where_nothing_can_be_insta
     assert submission.read(tmp_path / "submission.json")
 
 
-def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path):
+@pytest.mark.full
+@pytest.mark.timing
+def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path) -> None:
     begun = time.monotonic()
     out = tmp_path / "submission.json"
     limits = ("--budget", "60s", "--reserve", "15s")
@@ -306,7 +313,8 @@ def test_a_run_with_a_budget_ends_in_time_with_an_answer_for_all(tmp_path: Path)
     assert len(submission.read(out)) == 20
 
 
-def test_bench_compares_three_ways(tmp_path: Path):
+@pytest.mark.full
+def test_bench_compares_three_ways(tmp_path: Path) -> None:
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     for name in ("6ea4a07e.json", "2072aba6.json"):
@@ -319,7 +327,7 @@ def test_bench_compares_three_ways(tmp_path: Path):
     assert {"resident_over_arcd", "overlap_efficiency", "outside_compute_share"} <= set(found)
 
 
-def test_doctor_says_that_everything_works():
+def test_doctor_says_that_everything_works() -> None:
     done = arcd("doctor", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ async def answers(engine: VllmEngine, adapter: Adapter | None) -> tuple[tuple[in
 
 
 async def together(
-    engine: VllmEngine, adapters: list[Adapter | None]
+    engine: VllmEngine, adapters: Sequence[Adapter | None]
 ) -> dict[Adapter | None, tuple[tuple[int, ...], ...]]:
     """The answers with each adapter, all asked for at once."""
     found: dict[Adapter | None, tuple[tuple[int, ...], ...]] = {}
@@ -113,17 +113,23 @@ async def together(
     return found
 
 
-async def test_the_base_and_two_adapters_all_answer_differently(engine, adapters):
+async def test_the_base_and_two_adapters_all_answer_differently(
+    engine: VllmEngine, adapters: list[Adapter]
+) -> None:
     found = {await answers(engine, adapter) for adapter in (None, adapters[0], adapters[1])}
     assert len(found) == 3
 
 
-async def test_the_base_answers_as_ever_in_one_batch_with_as_many_adapters_as_fit(engine, adapters):
+async def test_the_base_answers_as_ever_in_one_batch_with_as_many_adapters_as_fit(
+    engine: VllmEngine, adapters: list[Adapter]
+) -> None:
     alone = {adapter: await answers(engine, adapter) for adapter in (None, *adapters[:2])}
     assert await together(engine, [*adapters[:2], None]) == alone
 
 
-async def test_an_adapter_retrained_in_the_same_folder_is_served_fresh(engine, adapters, tmp_path):
+async def test_an_adapter_retrained_in_the_same_folder_is_served_fresh(
+    engine: VllmEngine, adapters: list[Adapter], tmp_path: Path
+) -> None:
     folder = tmp_path / "adapter"
     shutil.copytree(adapters[0].path, folder)
     before = await answers(engine, Adapter(100, folder))
@@ -134,13 +140,17 @@ async def test_an_adapter_retrained_in_the_same_folder_is_served_fresh(engine, a
     assert after == await answers(engine, adapters[1]) != before
 
 
-async def test_more_adapters_than_places_wait_and_finish(engine, adapters):
+async def test_more_adapters_than_places_wait_and_finish(
+    engine: VllmEngine, adapters: list[Adapter]
+) -> None:
     alone = {adapter: await answers(engine, adapter) for adapter in adapters}
     assert await together(engine, adapters) == alone
 
 
 @opened_with(NARROW)
-async def test_adapters_take_turns_in_the_order_in_which_they_came(engine, adapters):
+async def test_adapters_take_turns_in_the_order_in_which_they_came(
+    engine: VllmEngine, adapters: list[Adapter]
+) -> None:
     order: list[int] = []
 
     async def call(adapter: Adapter) -> None:
@@ -154,7 +164,9 @@ async def test_adapters_take_turns_in_the_order_in_which_they_came(engine, adapt
 
 
 @opened_with(NARROW)
-async def test_calls_with_the_same_adapter_share_its_place(engine, adapters):
+async def test_calls_with_the_same_adapter_share_its_place(
+    engine: VllmEngine, adapters: list[Adapter]
+) -> None:
     slow, fast = ask(ENDLESS, 300), ask(CLOSING, 1, sample=1)
     with anyio.CancelScope() as scope:
 
@@ -168,7 +180,9 @@ async def test_calls_with_the_same_adapter_share_its_place(engine, adapters):
     assert scope.cancelled_caught
 
 
-async def test_callers_that_give_up_waiting_for_a_place_leave_it_to_the_others(engine, adapters):
+async def test_callers_that_give_up_waiting_for_a_place_leave_it_to_the_others(
+    engine: VllmEngine, adapters: list[Adapter]
+) -> None:
     async with anyio.create_task_group() as calls:
         for adapter in adapters[:2]:
             calls.start_soon(completions, engine, adapter, [ask(ENDLESS, 300)])
@@ -182,20 +196,24 @@ async def test_callers_that_give_up_waiting_for_a_place_leave_it_to_the_others(e
             assert len(await together(engine, adapters)) == 4
 
 
-async def test_an_adapter_that_cannot_be_loaded_fails_its_caller_alone(engine, adapters, tmp_path):
+async def test_an_adapter_that_cannot_be_loaded_fails_its_caller_alone(
+    engine: VllmEngine, adapters: list[Adapter], tmp_path: Path
+) -> None:
     with pytest.raises(SampleRefused, match=r"^adapter-77 was refused: \w+Error: [^\n]+$"):
         await answers(engine, Adapter(77, tmp_path / "missing"))
     assert await answers(engine, adapters[0])
 
 
-async def test_a_request_that_cannot_fit_fails_its_caller_alone(engine):
+async def test_a_request_that_cannot_fit_fails_its_caller_alone(engine: VllmEngine) -> None:
     too_long = ask(CLOSING * CONTEXT, 20)
     with pytest.raises(SampleRefused, match=r"^a request was refused: [^\n]+$"):
         await completions(engine, None, [*REQUESTS, too_long])
     assert await answers(engine, None)
 
 
-async def test_what_the_steps_did_is_told_once_and_adds_up(engine, adapters):
+async def test_what_the_steps_did_is_told_once_and_adds_up(
+    engine: VllmEngine, adapters: list[Adapter]
+) -> None:
     engine.usage()
     before, begun = engine.steps, time.monotonic()
     found = await together(engine, [None, adapters[0]])
@@ -209,14 +227,18 @@ async def test_what_the_steps_did_is_told_once_and_adds_up(engine, adapters):
     assert 0 < sum(did.seconds for did in told) < took
 
 
-async def test_answers_keep_to_the_answer_tokens(engine, adapters):
+async def test_answers_keep_to_the_answer_tokens(
+    engine: VllmEngine, adapters: list[Adapter]
+) -> None:
     for adapter in (None, adapters[0]):
         assert {token for tokens in await answers(engine, adapter) for token in tokens} <= {
             *ANSWER_TOKENS
         }
 
 
-async def test_logprobs_are_those_of_the_model_over_its_whole_vocabulary(engine, base, adapters):
+async def test_logprobs_are_those_of_the_model_over_its_whole_vocabulary(
+    engine: VllmEngine, base: Path, adapters: list[Adapter]
+) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -232,7 +254,7 @@ async def test_logprobs_are_those_of_the_model_over_its_whole_vocabulary(engine,
         assert completion.logprobs == pytest.approx(logprobs.tolist(), abs=0.1)
 
 
-async def test_with_a_temperature_the_seed_decides(engine):
+async def test_with_a_temperature_the_seed_decides(engine: VllmEngine) -> None:
     def seeded(seed: int, sample: int) -> Request:
         return Request(ask(ENDLESS, 20).question, sample, seed, temperature=1.0)
 
@@ -242,7 +264,7 @@ async def test_with_a_temperature_the_seed_decides(engine):
     assert first[2].tokens == again[1].tokens != first[0].tokens
 
 
-async def test_requests_of_one_batch_have_their_own_temperatures(engine):
+async def test_requests_of_one_batch_have_their_own_temperatures(engine: VllmEngine) -> None:
     def asked(sample: int, temperature: float) -> Request:
         return Request(ask(ENDLESS, 20).question, sample, sample, temperature)
 
@@ -254,7 +276,7 @@ async def test_requests_of_one_batch_have_their_own_temperatures(engine):
     assert warm.tokens != greedy.tokens
 
 
-async def test_steps_count_up_while_busy_and_stand_still_after(engine):
+async def test_steps_count_up_while_busy_and_stand_still_after(engine: VllmEngine) -> None:
     seen: list[tuple[int, bool]] = []
     before = engine.steps
     await engine.sample(
@@ -266,7 +288,7 @@ async def test_steps_count_up_while_busy_and_stand_still_after(engine):
     assert not engine.busy
 
 
-async def test_torch_is_left_as_it_was(engine):
+async def test_torch_is_left_as_it_was(engine: VllmEngine) -> None:
     import torch
 
     assert torch.get_default_dtype() == torch.float32
@@ -274,27 +296,31 @@ async def test_torch_is_left_as_it_was(engine):
     assert not torch._dynamo.config.disable
 
 
-async def test_nothing_is_compiled_on_a_cpu(engine):
+async def test_nothing_is_compiled_on_a_cpu(engine: VllmEngine) -> None:
     import torch
 
     assert await answers(engine, None)
     assert not torch._dynamo.utils.counters["stats"]
 
 
-def test_what_lasts_beyond_the_start_is_put_back(monkeypatch):
+def test_what_lasts_beyond_the_start_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
     import torch
 
     def state() -> tuple[object, ...]:
-        drawn = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+        numbers = np.random.get_state(legacy=False)["state"]["key"].tolist()
+        drawn = torch.get_rng_state().tolist(), numbers, random.getstate()
         return drawn, torch.set_num_threads, sys.excepthook
+
+    def other(*given: object, **named: object) -> None:
+        pass
 
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     before = state()
     with startup.process_state_kept():
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(12345)
-        torch.set_num_threads = sys.excepthook = print
+        torch.set_num_threads = sys.excepthook = other
         os.environ["LD_PRELOAD"] = "libgomp.so"
     assert state() == before
     assert "LD_PRELOAD" not in os.environ
@@ -314,11 +340,15 @@ class ScriptedOutput:
         return [self]
 
 
+Act = Callable[[list[str]], list[ScriptedOutput]]
+"""What a step does to the open requests, by their names."""
+
+
 @dataclass
 class ScriptedVllm:
-    """As much of `LLMEngine` as the engine uses; `act` is what a step does to the open requests."""
+    """As much of `LLMEngine` as the engine uses."""
 
-    act: "Callable[[list[str]], list[ScriptedOutput]]"
+    act: Act
     open: list[str] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     finished: int = 0
@@ -364,11 +394,14 @@ def fail(names: list[str]) -> list[ScriptedOutput]:
     raise RuntimeError("the device\nis gone")
 
 
+Script = Callable[[Act], ScriptedVllm]
+
+
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedVllm]:
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
     """Put a scripted vLLM in the place of the real one."""
 
-    def put(act: Callable[[list[str]], list[ScriptedOutput]]) -> ScriptedVllm:
+    def put(act: Act) -> ScriptedVllm:
         vllm = ScriptedVllm(act)
         monkeypatch.setattr(startup, "build_engine", lambda settings: vllm)
         return vllm
@@ -379,23 +412,25 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ScriptedVllm]:
 A, B, C = (Adapter(serial, Path("nowhere")) for serial in (10, 11, 12))
 
 
-async def test_an_engine_that_cannot_start_says_why_in_one_line(tmp_path):
+async def test_an_engine_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(EngineFailed, match=r"^the engine could not start: [^\n]+missing") as caught:
         async with toy_engine(tmp_path / "missing"):
             pass
     assert caught.value.__cause__ is not None
 
 
-async def test_when_a_step_fails_all_callers_hear_of_it_also_waiting_and_later_ones(script):
+async def test_when_a_step_fails_all_callers_hear_of_it_also_waiting_and_later_ones(
+    script: Script,
+) -> None:
     script(fail)
     heard: list[str] = []
-
-    async def call(adapter: Adapter | None) -> None:
-        with pytest.raises(EngineFailed) as caught:
-            await answers(engine, adapter)
-        heard.append(str(caught.value))
-
     async with toy_engine(Path("nowhere"), max_loras=1) as engine:
+
+        async def call(adapter: Adapter | None) -> None:
+            with pytest.raises(EngineFailed) as caught:
+                await answers(engine, adapter)
+            heard.append(str(caught.value))
+
         async with anyio.create_task_group() as calls:
             for adapter in (None, A, B, C):
                 calls.start_soon(call, adapter)
@@ -403,7 +438,7 @@ async def test_when_a_step_fails_all_callers_hear_of_it_also_waiting_and_later_o
     assert heard == ["RuntimeError: the device is gone"] * 5
 
 
-async def test_requests_that_vllm_forgets_are_not_waited_for(script):
+async def test_requests_that_vllm_forgets_are_not_waited_for(script: Script) -> None:
     def forget(names: list[str]) -> list[ScriptedOutput]:
         vllm.open.clear()
         return []
@@ -414,7 +449,7 @@ async def test_requests_that_vllm_forgets_are_not_waited_for(script):
             await answers(engine, None)
 
 
-async def test_a_request_that_vllm_gives_up_fails_its_caller_alone(script):
+async def test_a_request_that_vllm_gives_up_fails_its_caller_alone(script: Script) -> None:
     vllm = script(lambda names: [ScriptedOutput(name, "error") for name in names])
     async with toy_engine(Path("nowhere")) as engine:
         with pytest.raises(SampleRefused, match="vLLM gave a request up: error"):
@@ -423,7 +458,7 @@ async def test_a_request_that_vllm_gives_up_fails_its_caller_alone(script):
         assert len(await answers(engine, None)) == 2
 
 
-async def test_closing_the_engine_ends_the_calls_that_are_open(script):
+async def test_closing_the_engine_ends_the_calls_that_are_open(script: Script) -> None:
     vllm = script(finish_none)
     async with anyio.create_task_group() as calls:
         async with toy_engine(Path("nowhere")) as engine:
@@ -439,7 +474,7 @@ async def test_closing_the_engine_ends_the_calls_that_are_open(script):
     assert vllm.log == ["load adapter-10", "shut down"]
 
 
-async def test_the_engine_is_closed_under_an_error(script):
+async def test_the_engine_is_closed_under_an_error(script: Script) -> None:
     vllm = script(finish_none)
     with pytest.raises(ZeroDivisionError):
         async with toy_engine(Path("nowhere")):
@@ -447,7 +482,7 @@ async def test_the_engine_is_closed_under_an_error(script):
     assert vllm.log == ["shut down"]
 
 
-async def test_the_engine_is_closed_under_a_cancellation(script):
+async def test_the_engine_is_closed_under_a_cancellation(script: Script) -> None:
     vllm = script(finish_none)
     with anyio.CancelScope() as scope:
         async with toy_engine(Path("nowhere")):
@@ -456,7 +491,9 @@ async def test_the_engine_is_closed_under_a_cancellation(script):
     assert vllm.log == ["shut down"]
 
 
-async def test_closing_does_not_wait_for_a_step_that_never_ends(script, monkeypatch):
+async def test_closing_does_not_wait_for_a_step_that_never_ends(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stepping, release = threading.Event(), threading.Event()
 
     def hang(names: list[str]) -> list[ScriptedOutput]:
@@ -475,7 +512,9 @@ async def test_closing_does_not_wait_for_a_step_that_never_ends(script, monkeypa
     release.set()
 
 
-async def test_what_is_open_of_a_cancelled_call_is_aborted_and_its_adapter_removed(script):
+async def test_what_is_open_of_a_cancelled_call_is_aborted_and_its_adapter_removed(
+    script: Script,
+) -> None:
     def finish_one_and_then_only_the_next_call(names: list[str]) -> list[ScriptedOutput]:
         return finish_all(names[:1]) if not vllm.finished or len(names) <= 2 else []
 
@@ -489,7 +528,9 @@ async def test_what_is_open_of_a_cancelled_call_is_aborted_and_its_adapter_remov
     assert vllm.log == [*("load adapter-10", "remove 10") * 2, "shut down"]
 
 
-async def test_an_adapter_is_loaded_for_its_first_call_and_removed_after_its_last(script):
+async def test_an_adapter_is_loaded_for_its_first_call_and_removed_after_its_last(
+    script: Script,
+) -> None:
     vllm = script(finish_all)
     async with toy_engine(Path("nowhere"), max_loras=1) as engine:
         async with anyio.create_task_group() as calls:
@@ -503,7 +544,7 @@ async def test_an_adapter_is_loaded_for_its_first_call_and_removed_after_its_las
     ]
 
 
-def test_on_a_cpu_vllm_applies_adapters_our_way():
+def test_on_a_cpu_vllm_applies_adapters_our_way() -> None:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

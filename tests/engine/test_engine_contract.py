@@ -82,7 +82,9 @@ async def answers(
     return {completion.request: completion.tokens for completion in found}
 
 
-async def test_each_request_is_answered_exactly_once_with_its_own_provenance(subject: Subject):
+async def test_each_request_is_answered_exactly_once_with_its_own_provenance(
+    subject: Subject,
+) -> None:
     requests = [
         ask(prompt, limit, task=task, sample=sample)
         for task in ("a", "b")
@@ -96,11 +98,13 @@ async def test_each_request_is_answered_exactly_once_with_its_own_provenance(sub
     assert {completion.request for completion in found} == set(requests)
 
 
-async def test_nothing_asked_is_nothing_answered(subject: Subject):
+async def test_nothing_asked_is_nothing_answered(subject: Subject) -> None:
     assert await answers(subject, []) == {}
 
 
-async def test_a_completion_is_delivered_when_it_finishes_not_when_all_have(subject: Subject):
+async def test_a_completion_is_delivered_when_it_finishes_not_when_all_have(
+    subject: Subject,
+) -> None:
     slow, fast = ask(subject.endless, LONG), ask(subject.closing, LONG, sample=1)
     order: list[Request] = []
     with anyio.CancelScope() as scope:
@@ -113,7 +117,7 @@ async def test_a_completion_is_delivered_when_it_finishes_not_when_all_have(subj
     assert order == [fast]
 
 
-async def test_a_later_fast_call_does_not_wait_for_an_earlier_slow_one(subject: Subject):
+async def test_a_later_fast_call_does_not_wait_for_an_earlier_slow_one(subject: Subject) -> None:
     order: list[str] = []
 
     async def call(prompt: tuple[int, ...], task: str) -> None:
@@ -126,7 +130,7 @@ async def test_a_later_fast_call_does_not_wait_for_an_earlier_slow_one(subject: 
     assert order == ["fast", "slow"]
 
 
-async def test_two_tasks_at_once_get_the_answers_they_get_alone(subject: Subject):
+async def test_two_tasks_at_once_get_the_answers_they_get_alone(subject: Subject) -> None:
     requests = [ask(subject.endless, 20, sample=sample) for sample in range(3)]
     alone = [await answers(subject, requests, adapter) for adapter in subject.adapters]
     together: dict[Adapter, dict[Request, tuple[int, ...]]] = {}
@@ -140,14 +144,14 @@ async def test_two_tasks_at_once_get_the_answers_they_get_alone(subject: Subject
     assert [together[adapter] for adapter in subject.adapters] == alone
 
 
-async def test_the_same_requests_get_the_same_answers_again(subject: Subject):
+async def test_the_same_requests_get_the_same_answers_again(subject: Subject) -> None:
     requests = [ask(subject.closing, 9), ask(subject.endless, 30, sample=1)]
     for adapter in (None, subject.adapters[0]):
         first = await answers(subject, requests, adapter)
         assert await answers(subject, requests, adapter) == first
 
 
-async def test_there_is_one_logprob_for_each_token(subject: Subject):
+async def test_there_is_one_logprob_for_each_token(subject: Subject) -> None:
     found: list[Completion] = []
     requests = [ask(subject.closing, 9), ask(subject.endless, 30, sample=1)]
     await subject.engine.sample(requests, None, found.append)
@@ -156,7 +160,7 @@ async def test_there_is_one_logprob_for_each_token(subject: Subject):
         assert all(logprob <= 0 for logprob in completion.logprobs)
 
 
-async def test_a_given_answer_is_as_likely_as_when_it_was_sampled(subject: Subject):
+async def test_a_given_answer_is_as_likely_as_when_it_was_sampled(subject: Subject) -> None:
     # The last is read in more than one step.
     prompts = [(subject.closing, 9), (subject.endless, 30), (subject.closing * 200, 9)]
     requests = [ask(prompt, limit, sample=i) for i, (prompt, limit) in enumerate(prompts)]
@@ -184,7 +188,9 @@ async def test_a_given_answer_is_as_likely_as_when_it_was_sampled(subject: Subje
         assert sum(by_request[other].logprobs) < -1
 
 
-async def test_an_answer_closes_with_the_end_token_unless_the_limit_cut_it(subject: Subject):
+async def test_an_answer_closes_with_the_end_token_unless_the_limit_cut_it(
+    subject: Subject,
+) -> None:
     found: list[Completion] = []
     requests = [
         ask(subject.closing, LONG),
@@ -199,7 +205,9 @@ async def test_an_answer_closes_with_the_end_token_unless_the_limit_cut_it(subje
     assert (len(cut.tokens), len(endless.tokens)) == (1, 30)
 
 
-async def test_a_cancelled_call_gets_nothing_more_and_the_engine_serves_on(subject: Subject):
+async def test_a_cancelled_call_gets_nothing_more_and_the_engine_serves_on(
+    subject: Subject,
+) -> None:
     found: list[Completion] = []
     slow = [ask(subject.endless, LONG, sample=sample) for sample in range(4)]
     with anyio.CancelScope() as scope:
@@ -217,14 +225,14 @@ async def test_a_cancelled_call_gets_nothing_more_and_the_engine_serves_on(subje
     assert set(after) == set(slow)
 
 
-async def test_a_call_that_is_cancelled_at_once_does_no_harm(subject: Subject):
+async def test_a_call_that_is_cancelled_at_once_does_no_harm(subject: Subject) -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
         await answers(subject, [ask(subject.endless, LONG)], subject.adapters[0])
     assert len(await answers(subject, [ask(subject.closing, 9)], subject.adapters[0])) == 1
 
 
-async def test_an_error_of_the_caller_in_delivery_reaches_the_caller(subject: Subject):
+async def test_an_error_of_the_caller_in_delivery_reaches_the_caller(subject: Subject) -> None:
     def deliver(completion: Completion) -> None:
         raise ZeroDivisionError
 

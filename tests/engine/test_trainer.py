@@ -3,20 +3,25 @@
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import anyio
 import anyio.to_thread
 import pytest
 
-torch = pytest.importorskip("torch")
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file
 
 from arcd.arc.tasks import load
 from arcd.backends.lora_adapter import TrainableAdapter
 from arcd.backends.lora_trainer import LoraTrainer, learning_rate_factor
-from arcd.backends.protocols import Trained, TrainingStep, TrainRequest
+from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import TrainConfig, resolve
 from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed
@@ -43,6 +48,22 @@ def trainer(base: Path, folder: Path) -> LoraTrainer:
     return LoraTrainer(load_model(base, DEVICE), base, folder, DEVICE, 0, Ledger(), cores=lambda: 1)
 
 
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Settings(TypedDict, total=False):
+    """What the tests change of a TrainConfig, beside the steps."""
+
+    batch_size: int
+    lr: float
+    schedule: Schedule
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    dropout: float
+    start: Path
+
+
 def wanted(
     base: Path,
     task: str = "25ff71a9",
@@ -51,9 +72,10 @@ def wanted(
     seed: int = 1,
     serial: int = 0,
     frugal: bool = False,
-    **settings: object,
+    **settings: Unpack[Settings],
 ) -> TrainRequest:
-    config = TrainConfig(**{"steps": steps, "lr": 2e-2, "rank": 8, **settings})
+    asked: Settings = {"lr": 2e-2, "rank": 8, **settings}
+    config = TrainConfig(steps=steps, **asked)
     return TrainRequest(lessons(base, task, steps), config, seed, serial, frugal)
 
 
@@ -64,8 +86,10 @@ def lessons(base: Path, task: str, steps: int) -> list[Lesson]:
     return built
 
 
-def weights(trained: Trained) -> dict[str, "torch.Tensor"]:
-    return load_file(trained.adapter.path / "adapter_model.safetensors")
+def weights(trained: Trained) -> "dict[str, torch.Tensor]":
+    file = trained.adapter.path / "adapter_model.safetensors"
+    found: dict[str, torch.Tensor] = load_file(file)
+    return found
 
 
 def same(a: Trained, b: Trained) -> bool:
@@ -84,7 +108,7 @@ def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     threads: list[int] = []
     step = TrainableAdapter.step
 
-    def counted(self, batch, lr) -> float:
+    def counted(self: TrainableAdapter, batch: Sequence[Lesson], lr: float) -> float:
         threads.append(threading.get_ident())
         return step(self, batch, lr)
 
@@ -92,7 +116,7 @@ def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return threads
 
 
-async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: Path):
+async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: Path) -> None:
     steps: list[TrainingStep] = []
     request = wanted(base, steps=20)
     used = TrainerPool([trainer(base, tmp_path)])
@@ -104,13 +128,13 @@ async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: P
     assert (used.steps, used.busy) == (20 + 1, False), "its end counts, too"
 
 
-async def test_an_adapter_has_the_number_it_was_asked_for(base: Path, tmp_path: Path):
+async def test_an_adapter_has_the_number_it_was_asked_for(base: Path, tmp_path: Path) -> None:
     trained = await trainer(base, tmp_path).train(wanted(base, serial=41), ignore)
     assert trained.adapter.serial == 41
     assert trained.adapter.path == tmp_path / "adapter-41"
 
 
-async def test_nothing_of_a_task_is_left_for_the_next(base: Path, tmp_path: Path):
+async def test_nothing_of_a_task_is_left_for_the_next(base: Path, tmp_path: Path) -> None:
     used = trainer(base, tmp_path / "used")
     await used.train(wanted(base, "d037b0a7"), ignore)
     second = await used.train(wanted(base, seed=2, serial=1), ignore)
@@ -124,8 +148,8 @@ async def test_nothing_of_a_task_is_left_for_the_next(base: Path, tmp_path: Path
     ids=lambda settings: next(iter(settings)),
 )
 async def test_nothing_of_a_job_with_other_tensors_is_left_for_the_next(
-    base: Path, tmp_path: Path, settings: dict[str, object]
-):
+    base: Path, tmp_path: Path, settings: Settings
+) -> None:
     used = trainer(base, tmp_path / "used")
     await used.train(wanted(base, "d037b0a7", **settings), ignore)
     second = await used.train(wanted(base, serial=1), ignore)
@@ -133,7 +157,9 @@ async def test_nothing_of_a_job_with_other_tensors_is_left_for_the_next(
     assert same(second, fresh)
 
 
-async def test_jobs_that_differ_in_their_course_alone_share_the_tensors(base: Path, tmp_path: Path):
+async def test_jobs_that_differ_in_their_course_alone_share_the_tensors(
+    base: Path, tmp_path: Path
+) -> None:
     used = trainer(base, tmp_path / "used")
     await used.train(wanted(base, lr=1e-3, schedule="constant"), ignore)
     second = await used.train(wanted(base, serial=1, batch_size=1), ignore)
@@ -141,14 +167,14 @@ async def test_jobs_that_differ_in_their_course_alone_share_the_tensors(base: Pa
     assert same(second, fresh)
 
 
-async def test_another_seed_gives_another_adapter(base: Path, tmp_path: Path):
+async def test_another_seed_gives_another_adapter(base: Path, tmp_path: Path) -> None:
     used = trainer(base, tmp_path)
     first = await used.train(wanted(base), ignore)
     second = await used.train(wanted(base, seed=2, serial=1), ignore)
     assert not same(first, second)
 
 
-async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path):
+async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path) -> None:
     model = load_model(base, DEVICE)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     used = LoraTrainer(model, base, tmp_path, DEVICE, 0, Ledger(), cores=lambda: 1)
@@ -158,7 +184,9 @@ async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-async def test_recomputing_activations_changes_nothing_but_the_time(base: Path, tmp_path: Path):
+async def test_recomputing_activations_changes_nothing_but_the_time(
+    base: Path, tmp_path: Path
+) -> None:
     used = trainer(base, tmp_path)
     plain = await used.train(wanted(base), ignore)
     frugal = await used.train(wanted(base, serial=1, frugal=True), ignore)
@@ -166,7 +194,7 @@ async def test_recomputing_activations_changes_nothing_but_the_time(base: Path, 
         torch.testing.assert_close(value, weights(frugal)[name], rtol=1e-3, atol=1e-4)
 
 
-async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Path):
+async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Path) -> None:
     first = await trainer(base, tmp_path / "a").train(wanted(base, steps=20), ignore)
     steps: list[TrainingStep] = []
     going_on = wanted(base, seed=2, start=first.adapter.path)
@@ -176,7 +204,7 @@ async def test_a_given_adapter_is_where_training_starts(base: Path, tmp_path: Pa
     assert steps[0].loss < 0.95 * fresh[0].loss
 
 
-async def test_a_start_that_does_not_fit_fails_its_task_alone(base: Path, tmp_path: Path):
+async def test_a_start_that_does_not_fit_fails_its_task_alone(base: Path, tmp_path: Path) -> None:
     first = await trainer(base, tmp_path / "a").train(wanted(base), ignore)
     used = trainer(base, tmp_path / "b")
     with pytest.raises(TrainerFailed, match="another base, rank or set"):
@@ -188,16 +216,21 @@ async def test_a_start_that_does_not_fit_fails_its_task_alone(base: Path, tmp_pa
 
 async def test_a_training_that_is_cancelled_at_its_very_end_leaves_nothing(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     used = trainer(base, tmp_path)
     save, loop, scope = used._save, asyncio.get_running_loop(), anyio.CancelScope()
     saved: list[Path] = []
 
-    def save_and_cancel(*given):
-        adapter = save(*given)
+    def save_and_cancel(trained: TrainableAdapter, serial: int) -> Adapter:
+        adapter = save(trained, serial)
         saved.append(adapter.path)
         cancelled = threading.Event()
-        loop.call_soon_threadsafe(lambda: (scope.cancel(), cancelled.set()))
+
+        def cancel() -> None:
+            scope.cancel()
+            cancelled.set()
+
+        loop.call_soon_threadsafe(cancel)
         cancelled.wait()
         return adapter
 
@@ -211,7 +244,7 @@ async def test_a_training_that_is_cancelled_at_its_very_end_leaves_nothing(
 
 async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
     base: Path, tmp_path: Path
-):
+) -> None:
     used = TrainerPool([trainer(base, tmp_path)])
     steps: list[TrainingStep] = []
     with anyio.CancelScope() as scope:
@@ -231,7 +264,7 @@ async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
 
 async def test_what_goes_wrong_where_progress_is_told_ends_the_training(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def full(step: TrainingStep) -> None:
         raise StoreFailed("the disk is full")
 
@@ -245,7 +278,7 @@ async def test_what_goes_wrong_where_progress_is_told_ends_the_training(
 
 async def test_all_trainings_are_in_one_thread_whoever_else_needs_threads(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     """OpenMP keeps a team for each that has ever had one; too many make all of them slow."""
     threads = recorded_steps(monkeypatch)
     used = trainer(base, tmp_path)
@@ -257,14 +290,18 @@ async def test_all_trainings_are_in_one_thread_whoever_else_needs_threads(
     assert len(set(threads)) == 1
 
 
-async def test_target_modules_that_the_base_lacks_fail_their_task_alone(base: Path, tmp_path: Path):
+async def test_target_modules_that_the_base_lacks_fail_their_task_alone(
+    base: Path, tmp_path: Path
+) -> None:
     used = trainer(base, tmp_path)
     with pytest.raises(TrainerFailed, match="c_attn"):
         await used.train(wanted(base, target_modules=("c_attn",)), ignore)
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
 
 
-async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(base: Path, tmp_path: Path):
+async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(
+    base: Path, tmp_path: Path
+) -> None:
     place = tmp_path / "adapters"
     place.write_text("")
     used = trainer(base, place)
@@ -276,7 +313,7 @@ async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(base: Pa
 
 async def test_a_step_that_failed_leaves_no_scaler_that_refuses_the_next(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     half = Device("cpu", "float16")
     used = LoraTrainer(load_model(base, half), base, tmp_path, half, 0, Ledger(), cores=lambda: 1)
     with monkeypatch.context() as patched:
@@ -291,7 +328,7 @@ def _full(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_schedules_rise_to_the_full_rate_and_never_exceed_it(schedule: str):
+def test_schedules_rise_to_the_full_rate_and_never_exceed_it(schedule: Schedule) -> None:
     config = TrainConfig(schedule=schedule, warmup=0.1)
     factors = [learning_rate_factor(config, step, 100) for step in range(100)]
     assert factors[:10] == sorted(factors[:10])

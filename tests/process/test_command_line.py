@@ -14,7 +14,7 @@ from support.commands import arcd_process
 from support.homes import stored, write
 
 
-def test_a_bad_task_file_is_one_line_and_nothing_is_written(tmp_path: Path):
+def test_a_bad_task_file_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     pair = {"input": [[1, 2]], "output": [[2, 1]]}
     ragged = {"train": [pair], "test": [{"input": [[1], [1, 2]]}]}
     tasks = write(tmp_path / "tasks.json", {"bad": ragged})
@@ -27,21 +27,21 @@ def test_a_bad_task_file_is_one_line_and_nothing_is_written(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tasks.json"]
 
 
-def test_a_wrong_option_is_an_error_of_usage(tmp_path: Path):
+def test_a_wrong_option_is_an_error_of_usage(tmp_path: Path) -> None:
     done = arcd_process("run", "arc1-train:1", "--home", tmp_path / "home", "--wrong")
     assert done.returncode == 2
     assert "No such option: --wrong" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("verb", ["status", "stop"])
-def test_where_nothing_is_a_verb_says_so_in_one_line(tmp_path: Path, verb: str):
+def test_where_nothing_is_a_verb_says_so_in_one_line(tmp_path: Path, verb: str) -> None:
     done = arcd_process(verb, "--home", tmp_path / "home")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert str(tmp_path / "home") in done.stderr
 
 
-def test_a_pipe_gets_a_drawing_without_colour_and_json(tmp_path: Path):
+def test_a_pipe_gets_a_drawing_without_colour_and_json(tmp_path: Path) -> None:
     stored(tmp_path)
     drawn = arcd_process("show", "a", "--job", "1", "--home", tmp_path)
     assert drawn.returncode == 0
@@ -51,7 +51,7 @@ def test_a_pipe_gets_a_drawing_without_colour_and_json(tmp_path: Path):
     assert (status["state"], status["answered"], status["started"]) == ("running", 1, 1)
 
 
-def test_show_in_colours_of_either_palette(tmp_path: Path):
+def test_show_in_colours_of_either_palette(tmp_path: Path) -> None:
     stored(tmp_path)
     show = (sys.executable, "-m", "arcd", "show", "a", "--job", "1", "--home", str(tmp_path))
     plain = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "COLORTERM")}

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -51,18 +52,18 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 @given(st.one_of(beats, failures))
-def test_a_message_survives_the_wire(message):
+def test_a_message_survives_the_wire(message) -> None:
     assert from_line(to_line(message)) == message
 
 
 @given(st.one_of(beats, failures))
-def test_a_message_is_one_line(message):
+def test_a_message_is_one_line(message) -> None:
     assert to_line(message).count(b"\n") == 1
     assert to_line(message).endswith(b"}\n")
 
 
 @given(st.one_of(beats, failures), st.data())
-def test_a_torn_line_is_ignored(message, data):
+def test_a_torn_line_is_ignored(message, data) -> None:
     line = to_line(message).strip()
     cut = data.draw(st.integers(0, len(line) - 1))
     assert from_line(line[:cut]) is None
@@ -70,7 +71,7 @@ def test_a_torn_line_is_ignored(message, data):
 
 
 @given(st.one_of(st.binary(), st.text().map(str.encode)))
-def test_foreign_bytes_are_ignored(line):
+def test_foreign_bytes_are_ignored(line) -> None:
     assert from_line(line) is None
 
 
@@ -88,23 +89,23 @@ def test_foreign_bytes_are_ignored(line):
         to_line(BEAT).replace(b"true", b"1"),
     ],
 )
-def test_foreign_documents_are_ignored(line):
+def test_foreign_documents_are_ignored(line) -> None:
     assert from_line(line) is None
 
 
 @given(st.text(min_size=LONGEST_MESSAGE))
-def test_a_long_failure_is_cut_so_that_a_pipe_takes_it_whole(text):
+def test_a_long_failure_is_cut_so_that_a_pipe_takes_it_whole(text) -> None:
     line = to_line(Failure(text, 2))
     assert len(line) <= PIPE_BUF
     assert isinstance(from_line(line), Failure)
 
 
 @pytest.mark.parametrize("character", ["\0", "\U0001f600", "\ud800", '"'])
-def test_no_character_makes_a_failure_too_long(character):
+def test_no_character_makes_a_failure_too_long(character) -> None:
     assert len(to_line(Failure(character * 9999, 255))) <= PIPE_BUF
 
 
-def test_what_is_sent_is_heard(pipe):
+def test_what_is_sent_is_heard(pipe) -> None:
     pulse, reading = pipe
     pulse.send(BEAT)
     pulse.send(Failure("no such base", 2))
@@ -112,7 +113,7 @@ def test_what_is_sent_is_heard(pipe):
     assert heard == [BEAT, Failure("no such base", 2)]
 
 
-def test_a_full_pipe_drops_whole_beats_without_waiting(pipe):
+def test_a_full_pipe_drops_whole_beats_without_waiting(pipe) -> None:
     pulse, reading = pipe
     for _ in range(9999):
         pulse.send(BEAT)
@@ -121,12 +122,12 @@ def test_a_full_pipe_drops_whole_beats_without_waiting(pipe):
     assert {from_line(line) for line in lines} == {BEAT}
 
 
-def test_a_process_without_a_supervisor_has_no_pulse(monkeypatch):
+def test_a_process_without_a_supervisor_has_no_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PULSE_FD, raising=False)
     assert Pulse.from_environment() is None
 
 
-def test_the_pulse_is_found_in_the_environment(monkeypatch):
+def test_the_pulse_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     monkeypatch.setenv(PULSE_FD, str(writing))
     os.set_inheritable(writing, True)
@@ -137,7 +138,7 @@ def test_the_pulse_is_found_in_the_environment(monkeypatch):
     os.close(writing)
 
 
-def test_without_a_supervisor_a_beat_ends_the_process_at_once():
+def test_without_a_supervisor_a_beat_ends_the_process_at_once() -> None:
     code = """
 import os
 from arcd.daemon.heartbeat import *
@@ -161,11 +162,11 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
-def prepared(tmp_path, supervisor: int) -> subprocess.CompletedProcess:
+def prepared(tmp_path: Path, supervisor: int) -> subprocess.CompletedProcess:
     return python(PREPARE, str(tmp_path / "stacks"), **{SUPERVISOR_PID: str(supervisor)})
 
 
-def test_a_child_writes_its_stacks_when_asked_and_goes_on(tmp_path):
+def test_a_child_writes_its_stacks_when_asked_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "stacks").write_text("of the last life\n")
     done = prepared(tmp_path, os.getpid())
     assert (done.returncode, done.stdout) == (0, "went on\n")
@@ -174,6 +175,6 @@ def test_a_child_writes_its_stacks_when_asked_and_goes_on(tmp_path):
     assert 'File "<string>", line 6' in stacks
 
 
-def test_a_child_whose_supervisor_is_gone_already_ends_at_once(tmp_path):
+def test_a_child_whose_supervisor_is_gone_already_ends_at_once(tmp_path: Path) -> None:
     done = prepared(tmp_path, os.getppid())
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "")

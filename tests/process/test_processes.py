@@ -77,7 +77,7 @@ def holders(home: Path) -> dict:
     return json.loads((home / "lock").read_text())
 
 
-def test_a_process_keeps_its_identity_and_no_other_has_it(start):
+def test_a_process_keeps_its_identity_and_no_other_has_it(start: Start) -> None:
     one, other = start(), start()
     assert identity(one) == identity(one)
     assert identity(one).started <= identity(other).started
@@ -90,13 +90,13 @@ def since_boot() -> float:
     return float(Path("/proc/uptime").read_text().split()[0]) * os.sysconf("SC_CLK_TCK")
 
 
-def test_a_start_is_told_in_clock_ticks_since_the_boot(start):
+def test_a_start_is_told_in_clock_ticks_since_the_boot(start: Start) -> None:
     before = since_boot()
     assert before - 2 <= identity(start()).started <= since_boot() + 2
 
 
 @pytest.mark.parametrize("name", ["a) S 1 (b", "((", "9 9 9"])
-def test_the_name_of_a_program_cannot_confuse(start, tmp_path, name):
+def test_the_name_of_a_program_cannot_confuse(start: Start, tmp_path: Path, name) -> None:
     program = tmp_path / name
     program.symlink_to("/bin/sleep")
     before = since_boot()
@@ -105,13 +105,13 @@ def test_the_name_of_a_program_cannot_confuse(start, tmp_path, name):
     assert alive(identity(process))
 
 
-def test_a_process_that_is_gone_has_no_identity(start):
+def test_a_process_that_is_gone_has_no_identity(start: Start) -> None:
     was = dead(start)
     assert identify(was.pid) is None
     assert not alive(was)
 
 
-def test_a_zombie_is_not_alive_but_still_itself(start):
+def test_a_zombie_is_not_alive_but_still_itself(start: Start) -> None:
     process = start()
     was = identity(process)
     process.kill()
@@ -120,7 +120,7 @@ def test_a_zombie_is_not_alive_but_still_itself(start):
     assert not alive(was)
 
 
-def test_another_process_with_the_same_pid_is_not_touched(start):
+def test_another_process_with_the_same_pid_is_not_touched(start: Start) -> None:
     process = start()
     earlier = replace(identity(process), started=identity(process).started - 1)
     assert not alive(earlier)
@@ -130,7 +130,7 @@ def test_another_process_with_the_same_pid_is_not_touched(start):
     assert alive(identity(process))
 
 
-def test_a_signal_reaches_the_process(start):
+def test_a_signal_reaches_the_process(start: Start) -> None:
     process = start()
     send(identity(process), signal.SIGTERM)
     assert process.wait(10) == -signal.SIGTERM
@@ -140,7 +140,7 @@ def test_a_signal_reaches_the_process(start):
 FAMILY = "sleep 1000 & echo $!; wait"
 
 
-def test_a_group_is_killed_whole(start):
+def test_a_group_is_killed_whole(start: Start) -> None:
     leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
     child = int(leader.stdout.readline())
     kill_group(identity(leader))
@@ -148,7 +148,7 @@ def test_a_group_is_killed_whole(start):
     wait_for_end(child)
 
 
-def test_the_group_of_a_zombie_is_killed_too(start):
+def test_the_group_of_a_zombie_is_killed_too(start: Start) -> None:
     leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
     child = int(leader.stdout.readline())
     leader.kill()
@@ -157,7 +157,7 @@ def test_the_group_of_a_zombie_is_killed_too(start):
     wait_for_end(child)
 
 
-def test_what_a_reaped_leader_left_behind_is_swept(start):
+def test_what_a_reaped_leader_left_behind_is_swept(start: Start) -> None:
     leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
     child, was = int(leader.stdout.readline()), identity(leader)
     leader.kill()
@@ -168,7 +168,9 @@ def test_what_a_reaped_leader_left_behind_is_swept(start):
     wait_for_end(child)
 
 
-def test_without_proc_the_pid_has_to_do(start, monkeypatch, tmp_path):
+def test_without_proc_the_pid_has_to_do(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(processes, "PROC", tmp_path)
     process = start()
     was = identity(process)
@@ -181,7 +183,7 @@ def test_without_proc_the_pid_has_to_do(start, monkeypatch, tmp_path):
     assert identify(-1) is None
 
 
-def test_a_home_is_made_for_its_owner_only(tmp_path):
+def test_a_home_is_made_for_its_owner_only(tmp_path: Path) -> None:
     home = tmp_path / "not" / "there"
     with HomeLock.take(home) as lock:
         assert stat.S_IMODE(home.stat().st_mode) == 0o700
@@ -189,13 +191,13 @@ def test_a_home_is_made_for_its_owner_only(tmp_path):
         assert lock.home == home
 
 
-def test_a_home_that_was_open_to_others_is_closed_to_them(tmp_path):
+def test_a_home_that_was_open_to_others_is_closed_to_them(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with HomeLock.take(tmp_path):
         assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
 
 
-def test_a_home_that_cannot_be_is_told_in_a_line(tmp_path):
+def test_a_home_that_cannot_be_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArcdError, match=rf"^{tmp_path}/file: File exists$"):
         HomeLock.take(tmp_path / "file")
@@ -203,7 +205,7 @@ def test_a_home_that_cannot_be_is_told_in_a_line(tmp_path):
         HomeLock.take(tmp_path / "file" / "home")
 
 
-def test_the_holders_are_written_down(tmp_path, start):
+def test_the_holders_are_written_down(tmp_path: Path, start: Start) -> None:
     me = {"pid": os.getpid(), "started": identify(os.getpid()).started}
     with HomeLock.take(tmp_path) as lock:
         assert holders(tmp_path) == {"supervisor": me, "daemon": None}
@@ -214,7 +216,7 @@ def test_the_holders_are_written_down(tmp_path, start):
         assert holders(tmp_path) == {"supervisor": me, "daemon": None}
 
 
-def test_a_second_lock_is_refused_with_the_pid_of_the_first(tmp_path):
+def test_a_second_lock_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     with (
         HomeLock.take(tmp_path),
         pytest.raises(HomeInUse, match=rf"^{tmp_path}: in use by arcd with pid {os.getpid()}$"),
@@ -222,12 +224,12 @@ def test_a_second_lock_is_refused_with_the_pid_of_the_first(tmp_path):
         HomeLock.take(tmp_path)
 
 
-def test_a_lock_that_was_closed_can_be_taken_again(tmp_path):
+def test_a_lock_that_was_closed_can_be_taken_again(tmp_path: Path) -> None:
     HomeLock.take(tmp_path).close()
     HomeLock.take(tmp_path).close()
 
 
-def test_a_refused_lock_leaves_no_file_open(tmp_path):
+def test_a_refused_lock_leaves_no_file_open(tmp_path: Path) -> None:
     with HomeLock.take(tmp_path):
         before = os.listdir("/proc/self/fd")
         with pytest.raises(HomeInUse):
@@ -249,7 +251,7 @@ def blame(home: Path, role: str, process: Process) -> None:
     (home / "lock").write_text(json.dumps(changed))
 
 
-def test_a_daemon_holds_the_lock_after_its_supervisor_let_go(tmp_path, start):
+def test_a_daemon_holds_the_lock_after_its_supervisor_let_go(tmp_path: Path, start: Start) -> None:
     with HomeLock.take(tmp_path) as lock:
         daemon = start(pass_fds=[lock.fd])
     with open(tmp_path / "lock") as file, pytest.raises(BlockingIOError):
@@ -259,13 +261,15 @@ def test_a_daemon_holds_the_lock_after_its_supervisor_let_go(tmp_path, start):
     HomeLock.take(tmp_path).close()
 
 
-def test_an_orphan_is_killed_and_its_home_is_taken(tmp_path, start):
+def test_an_orphan_is_killed_and_its_home_is_taken(tmp_path: Path, start: Start) -> None:
     orphan = leave_orphan(tmp_path, start)
     with HomeLock.take(tmp_path):
         assert orphan.wait(10) == -signal.SIGKILL
 
 
-def test_a_foreign_process_with_the_pid_of_the_orphan_is_never_touched(tmp_path, start):
+def test_a_foreign_process_with_the_pid_of_the_orphan_is_never_touched(
+    tmp_path: Path, start
+) -> None:
     leave_orphan(tmp_path, start)
     stranger = start()
     earlier = replace(identity(stranger), started=identity(stranger).started - 1)
@@ -275,7 +279,9 @@ def test_a_foreign_process_with_the_pid_of_the_orphan_is_never_touched(tmp_path,
     assert alive(identity(stranger))
 
 
-def test_without_start_times_nobody_is_killed(tmp_path, start, monkeypatch):
+def test_without_start_times_nobody_is_killed(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     orphan = leave_orphan(tmp_path, start)
     blame(tmp_path, "daemon", Process(orphan.pid, None))
     monkeypatch.setattr(processes, "PROC", tmp_path)
@@ -285,14 +291,16 @@ def test_without_start_times_nobody_is_killed(tmp_path, start, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", '{"supervisor": {"pid": 1', "[]", '{"daemon": null}'])
-def test_a_holder_that_is_not_written_down_yet_is_waited_for(tmp_path, start, text):
+def test_a_holder_that_is_not_written_down_yet_is_waited_for(
+    tmp_path: Path, start: Start, text
+) -> None:
     leave_orphan(tmp_path, start)
     (tmp_path / "lock").write_text(text)
     with pytest.raises(HomeInUse, match=rf"^{tmp_path}: in use by arcd$"):
         HomeLock.take(tmp_path, timeout=0.1)
 
 
-def test_a_folder_that_is_everybodys_is_not_made_private(tmp_path: Path):
+def test_a_folder_that_is_everybodys_is_not_made_private(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)

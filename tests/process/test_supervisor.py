@@ -113,7 +113,7 @@ class Rig:
 
     @property
     def kinds(self) -> list[tuple[str, int]]:
-        return [(incident.kind, incident.life) for incident in self.incidents]
+        return [(incident.kind, incident.number) for incident in self.incidents]
 
     def close(self) -> None:
         self.lock.close()
@@ -121,7 +121,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path) -> Iterator[Rig]:
+def rig(tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path)
     yield rig
     rig.close()
@@ -165,24 +165,24 @@ async def running(
             yield tasks.cancel_scope
 
 
-async def test_a_daemon_that_ends_with_0_was_asked_to(rig):
+async def test_a_daemon_that_ends_with_0_was_asked_to(rig: "Rig") -> None:
     assert await rig.run("raise SystemExit(0)") == 0
     assert (rig.lives, rig.incidents) == (1, [])
 
 
-async def test_a_daemon_that_dies_is_started_again(rig):
+async def test_a_daemon_that_dies_is_started_again(rig: "Rig") -> None:
     assert await rig.run("beat(); sys.exit(0 if life == 5 else 3)") == 0
     assert rig.lives == 5
     assert rig.incidents[0] == Incident("death", "ended with exit code 3", 1)
     assert rig.kinds == [("death", 1), ("death", 2), ("death", 3), ("death", 4)]
 
 
-async def test_a_death_by_a_signal_is_named(rig):
+async def test_a_death_by_a_signal_is_named(rig: "Rig") -> None:
     await rig.run("beat()\nif life == 1: os.kill(os.getpid(), signal.SIGSEGV)")
     assert rig.incidents == [Incident("death", "died of signal 11 (Segmentation fault)", 1)]
 
 
-async def test_a_daemon_that_is_never_ready_is_given_up(rig):
+async def test_a_daemon_that_is_never_ready_is_given_up(rig: "Rig") -> None:
     with pytest.raises(DaemonFailed) as failed:
         await rig.run("beat(ready=False)\nprint('life', life)\nprint('no space')\nsys.exit(4)")
     expected = f"the daemon ended 3 times before it was ready, see {rig.log}: no space"
@@ -193,25 +193,25 @@ async def test_a_daemon_that_is_never_ready_is_given_up(rig):
     assert "life 1\nno space\nlife 2\n" in rig.log.read_text()
 
 
-async def test_a_life_that_was_ready_resets_the_count(rig):
+async def test_a_life_that_was_ready_resets_the_count(rig: "Rig") -> None:
     with pytest.raises(DaemonFailed):
         await rig.run("beat(ready=life == 3)\nsys.exit(4)")
     assert rig.lives == 6
 
 
-async def test_an_empty_log_is_named_too(rig):
+async def test_an_empty_log_is_named_too(rig: "Rig") -> None:
     with pytest.raises(DaemonFailed, match=r"log: \(it is empty\)$"):
         await rig.run("os._exit(1)")
 
 
-async def test_a_failure_is_told_once_with_its_exit_code(rig):
+async def test_a_failure_is_told_once_with_its_exit_code(rig: "Rig") -> None:
     with pytest.raises(DaemonFailed, match=r"^no such base$") as failed:
         await rig.run("beat(); pulse.send(Failure('no such base', 2)); sys.exit(7)")
     assert failed.value.exit_code == 2
     assert (rig.lives, rig.incidents) == (1, [])
 
 
-async def test_a_command_that_cannot_be_started_is_told(rig):
+async def test_a_command_that_cannot_be_started_is_told(rig: "Rig") -> None:
     nothing = Supervisor(
         [str(rig.home / "nothing")], rig.lock, PATIENT, log=rig.log, report=rig.incidents.append
     )
@@ -219,7 +219,7 @@ async def test_a_command_that_cannot_be_started_is_told(rig):
         await nothing.run()
 
 
-async def test_a_daemon_that_stands_still_is_replaced(rig):
+async def test_a_daemon_that_stands_still_is_replaced(rig: "Rig") -> None:
     script = "beat()\nif life == 1: os.kill(os.getpid(), signal.SIGSTOP)"
     assert await rig.run(script, STRICT) == 0
     assert rig.kinds == [("stall", 1)]
@@ -233,7 +233,7 @@ beat_for_ever(Activity(True, 1))
 """
 
 
-async def test_a_lane_without_steps_is_a_stall_though_the_loop_lives(rig):
+async def test_a_lane_without_steps_is_a_stall_though_the_loop_lives(rig: "Rig") -> None:
     assert await rig.run(LIVING_LOOP, STRICT) == 0
     assert rig.kinds == [("stall", 1)]
     assert rig.stall == "no engine step (limit 1.0 s)"
@@ -252,7 +252,7 @@ frozen_native_call()
 """
 
 
-async def test_a_daemon_that_holds_the_gil_leaves_its_stacks(rig):
+async def test_a_daemon_that_holds_the_gil_leaves_its_stacks(rig: "Rig") -> None:
     assert await rig.run(HELD_GIL, STRICT) == 0
     assert rig.kinds == [("stall", 1)]
     stacks = (rig.home / "stacks").read_text()
@@ -260,19 +260,19 @@ async def test_a_daemon_that_holds_the_gil_leaves_its_stacks(rig):
     assert "in beat_for_ever" in stacks
 
 
-async def test_a_daemon_without_a_sign_of_life_at_its_start_is_replaced(rig):
+async def test_a_daemon_without_a_sign_of_life_at_its_start_is_replaced(rig: "Rig") -> None:
     limits = Limits(floor=0.5, ceiling=2)
     assert await rig.run("if life == 1: wait()", limits) == 0
     assert rig.stall == "no sign of life (limit 2.0 s)"
 
 
-async def test_a_daemon_that_closes_its_pulse_is_a_silent_one(rig):
+async def test_a_daemon_that_closes_its_pulse_is_a_silent_one(rig: "Rig") -> None:
     script = "if life == 1: beat(); os.close(pulse._fd); wait()"
     assert await rig.run(script, STRICT) == 0
     assert rig.stall == "no sign of life (limit 1.0 s)"
 
 
-async def test_a_failure_counts_also_when_the_daemon_then_hangs(rig):
+async def test_a_failure_counts_also_when_the_daemon_then_hangs(rig: "Rig") -> None:
     with pytest.raises(DaemonFailed, match=r"^out of ideas$"):
         await rig.run("beat(); pulse.send(Failure('out of ideas', 1)); wait()", STRICT)
 
@@ -287,14 +287,16 @@ beat()
 
 
 @pytest.mark.parametrize("end", ["os._exit(1)", "wait()"])
-async def test_nobody_of_the_group_is_left_behind(rig, end):
+async def test_nobody_of_the_group_is_left_behind(rig: "Rig", end) -> None:
     async with running(rig.supervisor(GRANDCHILD.format(end=end), STRICT)):
         (pid,) = await rig.told.words()
         await gone(int(pid))
     assert rig.lives == 2
 
 
-async def test_the_daemon_gets_its_environment_and_its_output_goes_to_the_log(rig, monkeypatch):
+async def test_the_daemon_gets_its_environment_and_its_output_goes_to_the_log(
+    rig: "Rig", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OURS", "here")
     script = "print(os.environ['OURS'], os.environ['THEIRS'], repr(sys.stdin.read()), flush=True)"
     await rig.run(script + "\nprint('on stderr', file=sys.stderr)", env={"THEIRS": "there"})
@@ -303,7 +305,7 @@ async def test_the_daemon_gets_its_environment_and_its_output_goes_to_the_log(ri
     assert SUPERVISOR_PID not in os.environ
 
 
-async def test_a_daemon_leads_a_session_of_its_own_and_is_written_down(rig):
+async def test_a_daemon_leads_a_session_of_its_own_and_is_written_down(rig: "Rig") -> None:
     script = "tell(os.getpid(), os.getsid(0)); wait()"
     async with running(rig.supervisor(script)) as scope:
         pid, session = await rig.told.words()
@@ -314,7 +316,7 @@ async def test_a_daemon_leads_a_session_of_its_own_and_is_written_down(rig):
         scope.cancel()
 
 
-async def test_a_long_log_is_put_aside(rig, monkeypatch):
+async def test_a_long_log_is_put_aside(rig: "Rig", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LOG_BYTES", 10)
     rig.log.write_text("12345678\n")
     await rig.run("print('of the first')")
@@ -343,7 +345,7 @@ wait()
 """
 
 
-async def test_a_daemon_asked_to_stop_ends_in_its_own_way(rig):
+async def test_a_daemon_asked_to_stop_ends_in_its_own_way(rig: "Rig") -> None:
     codes = []
     daemon = rig.supervisor(GRACEFUL)
     async with running(daemon, codes.append):
@@ -353,7 +355,7 @@ async def test_a_daemon_asked_to_stop_ends_in_its_own_way(rig):
     assert rig.log.read_text() == "stopped\n"
 
 
-async def test_a_daemon_too_young_to_know_better_may_die_of_the_request(rig):
+async def test_a_daemon_too_young_to_know_better_may_die_of_the_request(rig: "Rig") -> None:
     codes = []
     daemon = rig.supervisor("tell('up'); wait()")
     async with running(daemon, codes.append):
@@ -362,7 +364,7 @@ async def test_a_daemon_too_young_to_know_better_may_die_of_the_request(rig):
     assert (codes, rig.lives, rig.incidents) == ([0], 1, [])
 
 
-async def test_a_second_request_kills(rig):
+async def test_a_second_request_kills(rig: "Rig") -> None:
     codes = []
     daemon = rig.supervisor(STUBBORN)
     async with running(daemon, codes.append):
@@ -374,7 +376,9 @@ async def test_a_second_request_kills(rig):
     assert rig.incidents == [Incident("kill", "killed on request", 1)]
 
 
-async def test_a_daemon_that_does_not_stop_in_time_is_killed(rig, monkeypatch):
+async def test_a_daemon_that_does_not_stop_in_time_is_killed(
+    rig: "Rig", monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor, "STOP_MARGIN_S", 0.25)
     codes = []
     daemon = rig.supervisor(STUBBORN, grace=0.25)
@@ -385,7 +389,7 @@ async def test_a_daemon_that_does_not_stop_in_time_is_killed(rig, monkeypatch):
     assert rig.kinds == [("kill", 1)]
 
 
-async def test_a_daemon_that_dies_while_stopping_is_not_started_again(rig):
+async def test_a_daemon_that_dies_while_stopping_is_not_started_again(rig: "Rig") -> None:
     codes = []
     script = "signal.signal(signal.SIGTERM, lambda *_: os._exit(5)); beat(); tell('up'); wait()"
     daemon = rig.supervisor(script)
@@ -396,7 +400,7 @@ async def test_a_daemon_that_dies_while_stopping_is_not_started_again(rig):
     assert rig.incidents == [Incident("death", "ended with exit code 5", 1)]
 
 
-async def test_a_supervisor_that_overslept_listens_before_it_judges(rig):
+async def test_a_supervisor_that_overslept_listens_before_it_judges(rig: "Rig") -> None:
     daemon = rig.supervisor("beat(); tell('up'); beat_for_ever()", STRICT)
     async with running(daemon):
         await rig.told.words()
@@ -418,7 +422,7 @@ wait()
 """
 
 
-async def test_a_daemon_that_is_stopping_may_be_silent(rig):
+async def test_a_daemon_that_is_stopping_may_be_silent(rig: "Rig") -> None:
     codes = []
     daemon = rig.supervisor(SLOW_TO_STOP, STRICT)
     async with running(daemon, codes.append):
@@ -429,7 +433,7 @@ async def test_a_daemon_that_is_stopping_may_be_silent(rig):
     assert time.process_time() - before < 0.25, "the supervisor sleeps while it waits"
 
 
-async def test_a_request_before_the_start_is_not_lost(rig):
+async def test_a_request_before_the_start_is_not_lost(rig: "Rig") -> None:
     daemon = rig.supervisor("wait()")
     daemon.stop()
     with anyio.fail_after(SECONDS):
@@ -437,7 +441,7 @@ async def test_a_request_before_the_start_is_not_lost(rig):
     assert not rig.log.exists()
 
 
-async def test_a_cancelled_supervisor_takes_its_daemon_along(rig):
+async def test_a_cancelled_supervisor_takes_its_daemon_along(rig: "Rig") -> None:
     daemon = rig.supervisor(
         "child = subprocess.Popen(['sleep', '1000'])\ntell(os.getpid(), child.pid); wait()"
     )
@@ -465,7 +469,7 @@ with HomeLock.take(home) as lock:
 
 
 @pytest.fixture
-def other(rig, monkeypatch) -> Iterator[subprocess.Popen]:
+def other(rig: "Rig", monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen]:
     """A supervisor in a process of its own, with a daemon that tells its pid."""
     monkeypatch.setenv("PYTHONPATH", str(Path(arcd.__file__).parents[1]))
     rig.lock.close()
@@ -477,7 +481,9 @@ def other(rig, monkeypatch) -> Iterator[subprocess.Popen]:
     rig.lock = HomeLock.take(rig.home)
 
 
-async def test_a_supervisor_that_is_killed_takes_its_daemon_along(rig, other):
+async def test_a_supervisor_that_is_killed_takes_its_daemon_along(
+    rig: "Rig", other: "subprocess.Popen[bytes]"
+) -> None:
     with anyio.fail_after(SECONDS):
         (pid,) = await rig.told.words()
         other.kill()
@@ -485,7 +491,9 @@ async def test_a_supervisor_that_is_killed_takes_its_daemon_along(rig, other):
     HomeLock.take(rig.home).close()
 
 
-async def test_a_home_with_a_supervisor_is_refused(rig, other):
+async def test_a_home_with_a_supervisor_is_refused(
+    rig: "Rig", other: "subprocess.Popen[bytes]"
+) -> None:
     with anyio.fail_after(SECONDS):
         await rig.told.words()
     with pytest.raises(HomeInUse, match=rf"in use by arcd with pid {other.pid}$"):

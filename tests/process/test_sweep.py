@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.commands import arcd
 from support.fakedaemon import SOLUTIONS
-from test_daemon import Running
+from support.running import Running
 
 from arcd.arc.grids import to_lists
 from arcd.arc.tasks import load
@@ -24,11 +24,11 @@ def config(tmp_path: Path) -> Path:
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A daemon that never gets a job."""
     found = Running(tmp_path_factory.mktemp("sweep") / "home")
-    yield found.wait("loading")
+    yield found.wait(ready=False)
     found.close()
 
 
-def test_a_sweep_does_each_point_once(tmp_path: Path, config: Path):
+def test_a_sweep_does_each_point_once(tmp_path: Path, config: Path) -> None:
     running = Running(tmp_path / "home").wait()
     try:
         sweep = ("sweep", config, "--over", "train.share=1,2,train.lr=1e-3,2e-3")
@@ -52,7 +52,7 @@ def test_a_sweep_does_each_point_once(tmp_path: Path, config: Path):
         running.close()
 
 
-def test_tasks_without_solutions_are_refused(tmp_path: Path, idle: Running, config: Path):
+def test_tasks_without_solutions_are_refused(tmp_path: Path, idle: Running, config: Path) -> None:
     (task,) = load("arc1-train:1").tasks
     asked = [{"input": to_lists(test)} for test in task.tests]
     shown = [{"input": to_lists(p.input), "output": to_lists(p.output)} for p in task.train]
@@ -74,7 +74,7 @@ def test_tasks_without_solutions_are_refused(tmp_path: Path, idle: Running, conf
 )
 def test_bad_input_is_refused_before_anything_is_tried(
     idle: Running, config: Path, arguments: tuple[str, ...], said: str
-):
+) -> None:
     done = arcd("sweep", config, *arguments, "--home", idle.home)
     assert (done.returncode, said in done.stderr) == (2, True)
     assert idle.client.jobs() == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.fakedaemon import SOLUTIONS, Plan
-from test_daemon import ENDLESS, SETTINGS, Running
+from support.running import ENDLESS, SETTINGS, Running
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux here")
 
@@ -29,7 +29,9 @@ class Terminal:
         self.until(lambda: "READY>" in self.seen())
 
     def tmux(self, *arguments: str) -> str:
-        env = {key: value for key, value in os.environ.items() if key != "TMUX"}
+        # COLUMNS and LINES, which pytest-xdist sets, would hide the size of the terminal.
+        hidden = {"TMUX", "COLUMNS", "LINES"}
+        env = {key: value for key, value in os.environ.items() if key not in hidden}
         command = ["tmux", "-S", self._socket, *arguments]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
         return done.stdout
@@ -64,11 +66,9 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
-    home = tmp_path / "home"
-    home.mkdir(mode=0o700)
-    found = Running(home, Plan(str(tmp_path / "marker"), seconds_per_step=0.3))
-    yield found.wait()
-    found.close()
+    plan = Plan(str(tmp_path / "marker"), seconds_per_step=0.3)
+    with Running(tmp_path / "home", plan) as found:
+        yield found.wait()
 
 
 def arcd(running: Running, *arguments: object) -> str:
@@ -78,7 +78,7 @@ def arcd(running: Running, *arguments: object) -> str:
 
 def test_the_screen_appears_moves_resizes_and_leaves_a_clean_terminal(
     running: Running, terminal: Terminal
-):
+) -> None:
     job = running.client.submit(SOLUTIONS, settings=ENDLESS)
     terminal.type("echo before", "Enter", arcd(running, "watch", job), "Enter")
     first = terminal.until(lambda: "step" in terminal.seen())
@@ -103,7 +103,9 @@ def test_the_screen_appears_moves_resizes_and_leaves_a_clean_terminal(
     assert running.client.job(job)["state"] == "running"
 
 
-def test_a_job_that_is_watched_to_its_end_leaves_its_status(running: Running, terminal: Terminal):
+def test_a_job_that_is_watched_to_its_end_leaves_its_status(
+    running: Running, terminal: Terminal
+) -> None:
     submit = arcd(running, "submit", SOLUTIONS, "--watch", "--set", "sample.samples=2")
     terminal.type(f"{submit} --set train.steps=2", "Enter")
     terminal.until(lambda: terminal.flag("alternate_on") == "1")
@@ -112,7 +114,7 @@ def test_a_job_that_is_watched_to_its_end_leaves_its_status(running: Running, te
     assert "4 of 4 tasks answered" in end
 
 
-def test_killed_it_leaves_a_clean_terminal(running: Running, terminal: Terminal):
+def test_killed_it_leaves_a_clean_terminal(running: Running, terminal: Terminal) -> None:
     job = running.client.submit(SOLUTIONS, settings=ENDLESS)
     terminal.type(f"{arcd(running, 'watch', job)} & wait", "Enter")
     terminal.until(lambda: terminal.flag("alternate_on") == "1")
@@ -123,7 +125,7 @@ def test_killed_it_leaves_a_clean_terminal(running: Running, terminal: Terminal)
     assert terminal.flag("cursor_flag") == "1"
 
 
-def test_without_a_job_it_waits_for_one(running: Running, terminal: Terminal):
+def test_without_a_job_it_waits_for_one(running: Running, terminal: Terminal) -> None:
     terminal.type(arcd(running, "watch"), "Enter")
     terminal.until(lambda: "no job yet" in terminal.seen())
     job = running.client.submit(SOLUTIONS, settings=SETTINGS)
@@ -134,7 +136,9 @@ def test_without_a_job_it_waits_for_one(running: Running, terminal: Terminal):
     terminal.until(lambda: terminal.flag("alternate_on") == "0")
 
 
-def test_a_run_of_fakes_shows_the_screen_and_then_the_report(tmp_path: Path, terminal: Terminal):
+def test_a_run_of_fakes_shows_the_screen_and_then_the_report(
+    tmp_path: Path, terminal: Terminal
+) -> None:
     tasks = Path(__file__).parents[2] / "examples" / "tasks"
     run = (sys.executable, "-m", "arcd", "run", tasks, "--backend", "fake")
     command = " ".join(map(str, (*run, "--home", tmp_path / "home")))

@@ -3,7 +3,7 @@
 Run by a supervisor as `python tests/support/fakedaemon.py OPTIONS PLAN`. Everything else is the
 real thing: store, job service, scheduler, server, publisher, signals. A plan's harm is done once:
 the file `marker` remembers it over restarts. `answered.log` gets a line for each sample that the
-engine finishes.
+engine finishes. A test may also run this daemon in its own process, with points of its own.
 """
 
 import json
@@ -12,8 +12,8 @@ import re
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,34 +21,53 @@ import anyio
 
 from arcd.arc.tasks import load
 from arcd.backends.fake import FakeEngine, FakeTrainer
-from arcd.backends.protocols import Completion
+from arcd.backends.protocols import Adapter, Completion, Request
 from arcd.backends.runtime import Runtime
 from arcd.daemon import process
 from arcd.daemon.options import Options
 from arcd.jobs import database, events
 from arcd.jobs.daemon_facts import DaemonFacts
 from arcd.jobs.journal import Journal
+from arcd.jobs.store import Store
 from arcd.model.base_model import Device
 from arcd.model.encoding import CellEncoding
 from arcd.system import files
 from arcd.system.home import Home
+from arcd.system.ledger import Ledger
 
 SOLUTIONS = "arc1-train:4"
 """Tasks whose solutions the fake engine knows."""
 
-POISONED = load(SOLUTIONS).tasks[1].id
+KNOWN = load(SOLUTIONS)
+
+POISONED = KNOWN.tasks[1].id
 """The task with which an engine reaches the point `poison`."""
+
+EVENTS = (
+    *("DaemonStarted", "DaemonReady", "Submitted", "Started", "Training"),
+    *("Trained", "Sampled", "Answered", "DaemonStopped"),
+)
+ACTS = ("serial", "adapter", "rates", "write", "replace")
+"""A number for an adapter and its folder; rates are kept; a submission is written and put in its
+place."""
+
+POINTS = (
+    *(f"{when} {what}" for what in (*EVENTS, *ACTS) for when in ("before", "after")),
+    "calibration",
+    "hand-over",
+)
+"""All points that every job reaches, beside `poison`."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What happens at the `count`th time that the point of this name is reached."""
 
-    marker: str
+    marker: str = ""
     point: str = ""
     count: int = 1
     harm: str = "kill"
-    """kill, stop (SIGSTOP), gil (a thread that never lets go of it) or hang (one lane)."""
+    """kill, stop (SIGSTOP), gil (a thread that never lets go of it) or hang (the engine alone)."""
     seconds_per_step: float = 0.01
     seconds_per_token: float = 0.0005
     always: bool = False
@@ -66,27 +85,52 @@ OF_RUNTIME = ("serial", "adapter", "hand-over", "poison")
 
 
 class Points:
-    """Named points in the life of a daemon; harm is done at one of them.
+    """Named points in the life of a daemon; here nothing happens at any of them.
 
     What trainer and engine reach before the daemon is ready is the point `calibration`.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._left = plan.count
+    def __init__(self) -> None:
         self.ready = False
+        self.writing: AbstractContextManager[object] = nullcontext()
+        """Held while the store is written to, and at the points before and after."""
 
     def reach(self, name: str) -> None:
         if name == "before DaemonReady":
             self.ready = True
         if not self.ready and name.split()[-1] in OF_RUNTIME:
             name = "calibration"
+        self.at(name)
+
+    def at(self, name: str) -> None:
+        """Called at each point."""
+
+    def hang(self) -> bool:
+        """Whether the engine is to stand still from now on."""
+        return False
+
+
+class Harm(Points):
+    """Does the harm of a plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self._plan, self._marker = plan, Path(plan.marker)
+        self._left = plan.count
+
+    def at(self, name: str) -> None:
         if name != self._plan.point:
             return
         self._left -= 1
-        if self._left == 0 and (self._plan.always or not Path(self._plan.marker).exists()):
-            Path(self._plan.marker).touch()
+        if self._left == 0 and (self._plan.always or not self._marker.exists()):
+            self._marker.touch()
             self._harm()
+
+    def hang(self) -> bool:
+        if not self.ready or self._plan.harm != "hang" or self._marker.exists():
+            return False
+        self._marker.touch()
+        return True
 
     def _harm(self) -> None:
         match self._plan.harm:
@@ -99,34 +143,8 @@ class Points:
                 re.match("(a+)+b", "a" * 64)
 
 
-def surround(owner: object, method: str, points: Points, name: Callable[..., str]) -> None:
-    """Make a method reach `before NAME` and `after NAME`."""
-    original = getattr(owner, method)
-
-    def surrounded(*args: object, **kwargs: object) -> object:
-        what = name(*args)
-        points.reach(f"before {what}")
-        result = original(*args, **kwargs)
-        points.reach(f"after {what}")
-        return result
-
-    setattr(owner, method, surrounded)
-
-
-def limit_pages(pages: int) -> None:
-    connect = database._connect
-
-    def limited(path: Path, mode: database.Mode) -> sqlite3.Connection:
-        connection = connect(path, mode)
-        if mode == "write":
-            connection.execute(f"PRAGMA max_page_count = {pages}")
-        return connection
-
-    database._connect = limited
-
-
 class Trainer(FakeTrainer):
-    """Hangs if it is planned, and tells when an adapter is being written."""
+    """Tells when an adapter is being written."""
 
     points: Points
 
@@ -138,30 +156,37 @@ class Trainer(FakeTrainer):
 
 
 class Engine(FakeEngine):
-    """Writes down what it finished."""
+    """Hangs if it is planned, and writes down what it finished.
+
+    A line of `answered.log`: the last record of the store when this engine was opened, then task,
+    test and sample.
+    """
 
     points: Points
     home: Path
+    since: int
     hanging = False
 
     @property
     def busy(self) -> bool:
         return self.hanging or super().busy
 
-    async def sample(self, requests, adapter, deliver) -> None:
+    async def sample(
+        self,
+        requests: Sequence[Request],
+        adapter: Adapter | None,
+        deliver: Callable[[Completion], None],
+    ) -> None:
         self.points.reach("hand-over")
         if requests[0].question.task == POISONED:
             self.points.reach("poison")
-        hang = self.points.ready and self.points._plan.harm == "hang"
-        if hang and not Path(self.points._plan.marker).exists():
-            Path(self.points._plan.marker).touch()
-            self.hanging = True
+        self.hanging = self.hanging or self.points.hang()
 
         def noted(completion: Completion) -> None:
             question, sample = completion.request.question, completion.request.sample
             if self.points.ready:
                 with (self.home / "answered.log").open("a") as log:
-                    log.write(f"{os.getpid()} {question.task} {question.test} {sample}\n")
+                    log.write(f"{self.since} {question.task} {question.test} {sample}\n")
             deliver(completion)
 
         if self.hanging:
@@ -169,19 +194,58 @@ class Engine(FakeEngine):
         await super().sample(requests, adapter, noted)
 
 
-def runtime_of(plan: Plan):
-    points = Points(plan)
-    surround(Journal, "append", points, lambda _, job, *new: events.kind(new[0]))
-    if plan.pages:
-        limit_pages(plan.pages)
-    surround(Journal, "submit", points, lambda *_: "Submitted")
-    surround(DaemonFacts, "serial", points, lambda *_: "serial")
-    surround(os, "replace", points, lambda *_: "replace")
-    surround(files, "_write_durably", points, lambda *_: "write")
+Patch = Callable[[object, str, object], None]
+"""Like setattr; in a test, one that is undone after it."""
+
+
+def instrument(points: Points, patch: Patch = setattr) -> None:
+    """Have the store and the files reach their points."""
+
+    def surround(owner: object, method: str, name: Callable[..., str]) -> None:
+        original = getattr(owner, method)
+
+        def surrounded(*args: object, **kwargs: object) -> object:
+            what = name(*args)
+            with points.writing if owner in (Journal, DaemonFacts) else nullcontext():
+                points.reach(f"before {what}")
+                result = original(*args, **kwargs)
+                points.reach(f"after {what}")
+            return result
+
+        patch(owner, method, surrounded)
+
+    surround(Journal, "append", lambda _, job, *new: events.kind(new[0]))
+    surround(Journal, "submit", lambda *_: "Submitted")
+    surround(DaemonFacts, "serial", lambda *_: "serial")
+    surround(DaemonFacts, "keep_measured", lambda *_: "rates")
+    surround(os, "replace", lambda *_: "replace")
+    surround(files, "_write_durably", lambda *_: "write")
+
+
+def limit_pages(pages: int) -> None:
+    """Let no store grow beyond so many pages."""
+    connect = database._connect
+
+    def limited(path: Path, mode: database.Mode) -> sqlite3.Connection:
+        connection = connect(path, mode)
+        if mode == "write":
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    vars(database)["_connect"] = limited
+
+
+def runtime_of(plan: Plan, points: Points) -> process.OpenRuntime:
+    """Opens fakes at the pace of a plan, which reach these points."""
 
     @asynccontextmanager
     async def open_runtime(
-        options: Options, platform, *, rank, ledger, serial
+        options: Options,
+        platform: process.Platform,
+        *,
+        rank: int,
+        ledger: Ledger,
+        serial: Callable[[], int],
     ) -> AsyncIterator[Runtime]:
         await anyio.sleep(plan.loading)
         encoding = CellEncoding()
@@ -191,11 +255,14 @@ def runtime_of(plan: Plan):
         trainer.points = points
         engine = Engine(
             encoding,
-            load(SOLUTIONS).solutions,
+            KNOWN.solutions,
             trainer.trained,
             seconds_per_token=plan.seconds_per_token,
         )
         engine.points, engine.home = points, options.home
+        reader = Store(options.home, "read")
+        engine.since = reader.journal.last()
+        reader.close()
         yield Runtime(trainer, engine, encoding, ledger, serial)
 
     return open_runtime
@@ -205,6 +272,14 @@ def find_platform(options: Options) -> process.Platform:
     return process.Platform("fake", Device("cpu", "float32"))
 
 
+def main(plan: Plan) -> int:
+    """Be a daemon of fakes; returns the exit code."""
+    points = Harm(plan)
+    instrument(points)
+    if plan.pages:
+        limit_pages(plan.pages)
+    return process.main(runtime_of(plan, points), find_platform)
+
+
 if __name__ == "__main__":
-    plan = Plan(**json.loads(sys.argv[2]))
-    sys.exit(process.main(runtime_of(plan), find_platform))
+    sys.exit(main(Plan(**json.loads(sys.argv[2]))))

@@ -2,8 +2,7 @@
 tokenizer without a model."""
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from hypothesis import strategies as st
 
@@ -55,7 +54,9 @@ class FakeTokenizer:
         pieces = list(self._ids)
         return "".join(pieces[token] for token in token_ids)
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool = True) -> str:
+    def apply_chat_template(
+        self, conversation: Sequence[Mapping[str, str]], *, tokenize: bool = True
+    ) -> str:
         return "".join(
             f"<|start|>{turn['role']}\n{turn['content']}<|end|>\n" for turn in conversation
         )
@@ -158,7 +159,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
 
 _NAMES = st.lists(st.text(), max_size=3).map(tuple)
 
-EVENTS: dict[type, st.SearchStrategy[events.Event]] = {
+EVENTS: dict[type[events.Event], st.SearchStrategy[events.Event]] = {
     events.Submitted: st.builds(events.Submitted, st.text(), _counts(), _NAMES),
     events.Paused: st.builds(events.Paused),
     events.Resumed: st.builds(events.Resumed),
@@ -209,6 +210,7 @@ def lives(draw: st.DrawFn, max_size: int = 60) -> list[Happening]:
     for seq in range(1, draw(st.integers(1, max_size)) + 1):
         job, event = draw(st.sampled_from(list(_possible(state, samples))))
         if isinstance(event, events.Sampled):
+            assert job is not None
             samples.setdefault((job, event.task), []).append(event.candidate)
         lived.append((job, event))
         state.apply(events.Record(seq, float(seq), job, event))

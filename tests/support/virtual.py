@@ -5,7 +5,7 @@ nothing but timers and its own tasks: a test that would wait for ever fails at o
 would be taken for that. A module has all its tests on it with
 
     @pytest.fixture
-    def anyio_backend():
+    def anyio_backend() -> virtual.Backend:
         return virtual.BACKEND
 """
 
@@ -49,4 +49,5 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._clock.now
 
 
-BACKEND = ("asyncio", {"loop_factory": VirtualLoop})
+Backend = tuple[str, dict[str, type[VirtualLoop]]]
+BACKEND: Backend = ("asyncio", {"loop_factory": VirtualLoop})

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import virtual
 from support.small import candidate, task, task_set
-from test_scheduler import Trainer, Works
+from support.works import Progress, Trainer, Works
 
+from arcd.arc.grids import Grid
 from arcd.arc.selection import Candidate, verdict
 from arcd.arc.tasks import Task
 from arcd.backends.fake import FakeEngine
@@ -23,6 +24,7 @@ from arcd.errors import BadConfig
 from arcd.jobs import events
 from arcd.jobs.events import Times
 from arcd.jobs.state import JobState
+from arcd.model.prompts import Question
 from arcd.scheduling.budget import LEAST_ALLOTMENT, Pace, allot, cheap, seconds
 from arcd.scheduling.rounds import MOST_ROUNDS, TIME_IS_UP
 
@@ -35,25 +37,29 @@ all_times = st.builds(Times, st.floats(0.01, 1e4), st.floats(0.01, 1e4))
     ("text", "expected"),
     [("90s", 90), ("4m", 240), ("11h30m", 41400), ("45", 45), ("1h0m5s", 3605), ("0.5m", 30)],
 )
-def test_durations_are_read_as_people_write_them(text: str, expected: float):
+def test_durations_are_read_as_people_write_them(text: str, expected: float) -> None:
     assert seconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "m", "4x", "4 m", "-4m", "4m-", "h4", "1e3"])
-def test_anything_else_is_no_duration(text: str):
+def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(BadConfig, match="is not a duration"):
         seconds(text)
 
 
 @given(st.floats(-100, 1e6), all_times)
-def test_a_share_is_never_more_than_a_full_round_nor_less_than_the_least(left, waiting):
+def test_a_share_is_never_more_than_a_full_round_nor_less_than_the_least(
+    left: float, waiting: Times
+) -> None:
     found = allot(left, waiting, CONFIG)
     assert LEAST_ALLOTMENT * 100 <= found.steps <= 100
     assert LEAST_ALLOTMENT * 40 <= found.samples <= 40
 
 
 @given(st.floats(1, 1e4), st.floats(1, 1e4), all_times)
-def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiting):
+def test_more_time_never_means_less_and_more_tasks_never_more(
+    left: float, extra: float, waiting: Times
+) -> None:
     now = allot(left, waiting, CONFIG)
     assert allot(left + extra, waiting, CONFIG).steps >= now.steps
     more = Times(waiting.train + extra, waiting.infer + extra)
@@ -61,11 +67,11 @@ def test_more_time_never_means_less_and_more_tasks_never_more(left, extra, waiti
 
 
 @given(all_times)
-def test_with_time_for_all_each_gets_all(waiting):
+def test_with_time_for_all_each_gets_all(waiting: Times) -> None:
     assert allot(2 * waiting.total, waiting, CONFIG).of(CONFIG) == CONFIG
 
 
-def test_a_cheap_round_trains_nothing():
+def test_a_cheap_round_trains_nothing() -> None:
     assert (cheap(CONFIG).steps, cheap(CONFIG).samples) == (0, 2)
 
 
@@ -78,7 +84,7 @@ def measured(ratios: list[float]) -> Pace:
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=1, max_size=50))
-def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
+def test_the_pace_is_not_led_astray_by_a_straggler(ratios: list[float]) -> None:
     pace = measured(ratios)
     middle = sorted(ratios[-32:])
     low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
@@ -88,7 +94,9 @@ def test_the_pace_is_not_led_astray_by_a_straggler(ratios):
 
 
 @given(st.lists(st.floats(0.1, 100), min_size=5, max_size=40), st.floats(0.1, 1e4))
-def test_the_timeout_outlasts_what_was_seen_and_moves_with_what_is_expected(ratios, expected):
+def test_the_timeout_outlasts_what_was_seen_and_moves_with_what_is_expected(
+    ratios: list[float], expected: float
+) -> None:
     pace = measured(ratios)
     timeout = pace.timeout(expected)
     middle = sorted(ratios[-32:])[len(ratios[-32:]) // 2]
@@ -96,7 +104,7 @@ def test_the_timeout_outlasts_what_was_seen_and_moves_with_what_is_expected(rati
     assert pace.timeout(2 * expected) - 10 == pytest.approx(2 * (timeout - 10))
 
 
-def test_nobody_is_called_slow_before_the_pace_is_known():
+def test_nobody_is_called_slow_before_the_pace_is_known() -> None:
     assert measured([1.0] * 4).timeout(1) == float("inf")
 
 
@@ -106,18 +114,18 @@ pytestmark: list[pytest.MarkDecorator] = []
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Moody(Trainer):
     """Its pace drifts, and now and then a step takes many times as long."""
 
-    rng: random.Random = None
+    rng: random.Random
     drift: float = 1.0
 
-    async def _train(self, wanted: TrainRequest, progress) -> Trained:
+    async def _train(self, wanted: TrainRequest, progress: Progress) -> Trained:
         self.drift *= self.rng.uniform(0.9, 1.12)
         straggler = 10 if self.rng.random() < 0.05 else 1
         tokens = sum(len(lesson.tokens) for lesson in wanted.lessons)
@@ -129,7 +137,7 @@ class Moody(Trainer):
 class Disagreeing(FakeEngine):
     """No two of its answers are alike, so that every task stays doubtful."""
 
-    def _solution(self, question) -> list[int]:
+    def _solution(self, question: Question) -> list[int]:
         rng = random.Random(f"{question.view}")
         grid = tuple(tuple(rng.randrange(10) for _ in range(3)) for _ in range(3))
         return self.encoding.answer(grid)
@@ -161,7 +169,7 @@ def tasks(count: int, rng: random.Random) -> list[Task]:
 @pytest.mark.parametrize("seed", range(20))
 async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_all(
     tmp_path: Path, made: list[Works], seed: int
-):
+) -> None:
     rng = random.Random(seed)
     chosen = tasks(rng.randint(3, 30), rng)
     engine = rng.choice([FakeEngine, Disagreeing])
@@ -191,7 +199,7 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
 @pytest.mark.anyio
 async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_more(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     works = Works(tmp_path, task_set(*(task(f"t{i}") for i in range(6))), seconds_per_token=0.01)
     made.append(works)
     number = job(works, 10_000)
@@ -199,7 +207,7 @@ async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_m
     assert took < 1000
     rounds = [t.round for t in works.service.state.jobs[number].tasks.values()]
     assert rounds == [1] * 6
-    first = [r.event for r in works.records(events.Answered)][:6]
+    first = works.of_kind(events.Answered)[:6]
     assert all(e.verdict.adapter is None for e in first), "a cheap answer for all comes first"
     assert all(len(v.ranked[0]) == 1 for v in works.store.jobs.verdicts(number))
 
@@ -207,11 +215,11 @@ async def test_with_time_to_spare_all_are_answered_cheaply_then_in_full_and_no_m
 @pytest.mark.anyio
 async def test_a_later_round_goes_on_from_the_adapter_and_none_is_left_at_the_end(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     asked: list[TrainRequest] = []
 
     class Noting(Trainer):
-        async def _train(self, wanted: TrainRequest, progress) -> Trained:
+        async def _train(self, wanted: TrainRequest, progress: Progress) -> Trained:
             asked.append(wanted)
             assert wanted.start is None or wanted.start.is_dir()
             return await super()._train(wanted, progress)
@@ -240,12 +248,16 @@ async def test_a_later_round_goes_on_from_the_adapter_and_none_is_left_at_the_en
     ids=["nobody doubts the answer", "the disk is almost full"],
 )
 async def test_an_adapter_that_is_not_gone_on_with_is_not_kept(
-    tmp_path: Path, made: list[Works], monkeypatch: pytest.MonkeyPatch, engine: type, room: int
-):
+    tmp_path: Path,
+    made: list[Works],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: type[FakeEngine],
+    room: int,
+) -> None:
     left: list[int] = []
 
     class Counting(Trainer):
-        async def _train(self, wanted: TrainRequest, progress) -> Trained:
+        async def _train(self, wanted: TrainRequest, progress: Progress) -> Trained:
             left.append(len(list((tmp_path / "adapters").glob("*"))))
             return await super()._train(wanted, progress)
 
@@ -267,7 +279,7 @@ async def test_an_adapter_that_is_not_gone_on_with_is_not_kept(
 @pytest.mark.anyio
 async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     works = Works(
         tmp_path,
         task_set(*(task(f"t{i}") for i in range(10))),
@@ -279,7 +291,7 @@ async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
     # In full 10 tasks take 200 s.
     job(works, 130)
     await works.finish()
-    trained = [r.event for r in works.records(events.Trained)]
+    trained = works.of_kind(events.Trained)
     assert {e.task for e in trained} == {f"t{i}" for i in range(10)}
     assert all(5 <= e.steps < 20 for e in trained[3:10])
 
@@ -287,7 +299,7 @@ async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
 @pytest.mark.anyio
 async def test_what_is_in_hand_when_the_time_is_up_is_answered_from_the_samples_it_has(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     works = Works(
         tmp_path,
         task_set(task("a"), task("b")),
@@ -306,7 +318,7 @@ async def test_what_is_in_hand_when_the_time_is_up_is_answered_from_the_samples_
 @pytest.mark.anyio
 async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is_up(
     tmp_path: Path, made: list[Works]
-):
+) -> None:
     works = Works(
         tmp_path,
         task_set(task("a"), task("b")),
@@ -322,7 +334,7 @@ async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is
 
 
 @pytest.mark.anyio
-async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works]):
+async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works]) -> None:
     chosen = task_set(*(task(f"t{i}") for i in range(20)))
     first = Works(tmp_path, chosen, trainer=Trainer(seconds_per_step=1.0), engine=Disagreeing)
     made.append(first)
@@ -338,7 +350,9 @@ async def test_a_deadline_outlives_the_daemon(tmp_path: Path, made: list[Works])
 
 
 @pytest.mark.anyio
-async def test_a_retry_after_the_end_is_not_bound_by_the_budget(tmp_path: Path, made: list[Works]):
+async def test_a_retry_after_the_end_is_not_bound_by_the_budget(
+    tmp_path: Path, made: list[Works]
+) -> None:
     works = Works(tmp_path, task_set(task("a"), task("b")), engine=Disagreeing)
     made.append(works)
     number = job(works, 30)
@@ -349,13 +363,13 @@ async def test_a_retry_after_the_end_is_not_bound_by_the_budget(tmp_path: Path, 
     assert len(works.records(events.Answered)) == before + 2
 
 
-def test_a_reserve_that_takes_the_whole_budget_is_refused():
+def test_a_reserve_that_takes_the_whole_budget_is_refused() -> None:
     with pytest.raises(BadConfig, match="the reserve takes the whole budget"):
         resolve(settings=["budget.seconds=5", "budget.reserve=5"])
 
 
-def test_the_bases_own_votes_do_not_count_where_an_adapter_answered():
-    def of(sample: int, adapter: int | None, grid: object) -> Candidate:
+def test_the_bases_own_votes_do_not_count_where_an_adapter_answered() -> None:
+    def of(sample: int, adapter: int | None, grid: Grid | None) -> Candidate:
         return candidate(task(), sample=sample, adapter=adapter, grid=grid)
 
     base, taught = ((1,),), ((2,),)

@@ -21,9 +21,13 @@ from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.anyio
 
+NOTHING: frozenset[str] = frozenset()
+CALIBRATION = frozenset({"calibration"})
+"""The tasks that are trained and sampled to calibrate."""
+
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
 
 
@@ -59,7 +63,7 @@ class Machine:
         return await calibrate(runtime, resolve(settings=self.settings))
 
 
-async def test_the_speed_of_the_machine_is_known_afterwards(tmp_path: Path):
+async def test_the_speed_of_the_machine_is_known_afterwards(tmp_path: Path) -> None:
     settings = ["train.steps=10", "train.batch_size=1"]
     measured = await Machine(tmp_path, settings=settings).calibrate()
     assert measured.known
@@ -69,7 +73,7 @@ async def test_the_speed_of_the_machine_is_known_afterwards(tmp_path: Path):
     assert found.infer == pytest.approx(13 * 0.002, rel=0.3)
 
 
-async def test_a_machine_a_hundred_times_slower_is_found_to_be_so(tmp_path: Path):
+async def test_a_machine_a_hundred_times_slower_is_found_to_be_so(tmp_path: Path) -> None:
     fast = await Machine(tmp_path / "a").calibrate()
     slow = await Machine(tmp_path / "b", 0.2, 0.04).calibrate()
     for rate in ("step", "token", "round"):
@@ -77,12 +81,12 @@ async def test_a_machine_a_hundred_times_slower_is_found_to_be_so(tmp_path: Path
         assert after == pytest.approx(20 * before, rel=0.01)
 
 
-async def test_it_leaves_no_adapter_behind(tmp_path: Path):
+async def test_it_leaves_no_adapter_behind(tmp_path: Path) -> None:
     await Machine(tmp_path).calibrate()
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_it_takes_no_longer_than_it_may(tmp_path: Path):
+async def test_it_takes_no_longer_than_it_may(tmp_path: Path) -> None:
     begun = anyio.current_time()
     measured = await Machine(tmp_path, seconds_per_step=5.0).calibrate()
     assert anyio.current_time() - begun == pytest.approx(TIMEOUT_S)
@@ -90,13 +94,15 @@ async def test_it_takes_no_longer_than_it_may(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_without_training_only_the_engine_is_measured(tmp_path: Path):
+async def test_without_training_only_the_engine_is_measured(tmp_path: Path) -> None:
     measured = await Machine(tmp_path, settings=["train.steps=0"]).calibrate()
     assert measured.rates.token == COLD.token
     assert measured.rates.round != COLD.round
 
 
-async def test_as_many_trainings_as_there_will_be_at_once_are_measured_at_once(tmp_path: Path):
+async def test_as_many_trainings_as_there_will_be_at_once_are_measured_at_once(
+    tmp_path: Path,
+) -> None:
     begun = anyio.current_time()
     await Machine(tmp_path / "a").calibrate()
     one, begun = anyio.current_time() - begun, anyio.current_time()
@@ -107,10 +113,14 @@ async def test_as_many_trainings_as_there_will_be_at_once_are_measured_at_once(t
 
 
 @pytest.mark.parametrize("trainings", [1, 2])
-@pytest.mark.parametrize("trouble", ["broken", "refused"])
+@pytest.mark.parametrize(
+    ("broken", "refused"),
+    [(CALIBRATION, NOTHING), (NOTHING, CALIBRATION)],
+    ids=["broken", "refused"],
+)
 async def test_where_nothing_works_the_daemon_starts_all_the_same(
-    tmp_path: Path, trouble: str, trainings: int
-):
-    machine = Machine(tmp_path, trainings=trainings, **{trouble: frozenset({"calibration"})})
+    tmp_path: Path, broken: frozenset[str], refused: frozenset[str], trainings: int
+) -> None:
+    machine = Machine(tmp_path, broken=broken, refused=refused, trainings=trainings)
     assert not (await machine.calibrate()).known
     assert list(tmp_path.iterdir()) == []

@@ -31,7 +31,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_bad_task_file_is_one_line_and_nothing_is_written(tmp_path: Path, kind: str):
+def test_a_bad_task_file_is_one_line_and_nothing_is_written(tmp_path: Path, kind: str) -> None:
     content, expected = BROKEN[kind]
     tasks = write(tmp_path / "tasks.json", content)
     done = arcd("run", tasks, "--out", tmp_path / "out.json", "--home", tmp_path / "home")
@@ -59,7 +59,7 @@ def test_a_bad_task_file_is_one_line_and_nothing_is_written(tmp_path: Path, kind
 )
 def test_a_bad_option_is_refused_before_anything_is_written(
     tmp_path: Path, arguments: list[str], expected: str
-):
+) -> None:
     tasks = write(tmp_path / "tasks.json", {"t": TASK})
     if arguments[0] == "--base" and arguments[1] == ".":
         arguments = ["--base", str(tmp_path)]
@@ -70,7 +70,7 @@ def test_a_bad_option_is_refused_before_anything_is_written(
     assert not (tmp_path / "home").exists()
 
 
-def test_a_base_without_weights_is_named(tmp_path: Path):
+def test_a_base_without_weights_is_named(tmp_path: Path) -> None:
     tasks = write(tmp_path / "tasks.json", {"t": TASK})
     base = tmp_path / "base"
     base.mkdir()
@@ -80,7 +80,7 @@ def test_a_base_without_weights_is_named(tmp_path: Path):
     assert f"{base}: a base model without weights" in done.stderr
 
 
-def test_eval_prints_a_table_and_json(tmp_path: Path):
+def test_eval_prints_a_table_and_json(tmp_path: Path) -> None:
     attempts = {"attempt_1": [[5]], "attempt_2": [[0]]}
     submission = write(tmp_path / "submission.json", {"a": [attempts]})
     solutions = write(tmp_path / "solutions.json", {"a": [[[5]]], "b": [[[1]]]})
@@ -93,7 +93,7 @@ def test_eval_prints_a_table_and_json(tmp_path: Path):
     assert document["tasks"]["b"]["unanswered"] == 1
 
 
-def test_eval_of_a_job_counts_all_its_samples(tmp_path: Path):
+def test_eval_of_a_job_counts_all_its_samples(tmp_path: Path) -> None:
     stored(tmp_path)
     document = json.loads(arcd("eval", "1", "--home", tmp_path, "--json").stdout)
     assert set(document["tasks"]) == {"a", "b"}
@@ -104,7 +104,7 @@ def test_eval_of_a_job_counts_all_its_samples(tmp_path: Path):
     assert document["total"]["pass_2"] == 0.5
 
 
-def test_eval_without_solutions_says_what_is_missing(tmp_path: Path):
+def test_eval_without_solutions_says_what_is_missing(tmp_path: Path) -> None:
     submission = write(
         tmp_path / "submission.json", {"a": [{"attempt_1": [[5]], "attempt_2": [[0]]}]}
     )
@@ -112,7 +112,7 @@ def test_eval_without_solutions_says_what_is_missing(tmp_path: Path):
     assert (done.returncode, "give --solutions" in done.stderr) == (2, True)
 
 
-def test_merge_writes_the_first_attempts_of_both(tmp_path: Path):
+def test_merge_writes_the_first_attempts_of_both(tmp_path: Path) -> None:
     first = write(tmp_path / "a.json", {"x": [{"attempt_1": [[1]], "attempt_2": [[2]]}]})
     second = write(tmp_path / "b.json", {"x": [{"attempt_1": [[3]], "attempt_2": [[4]]}]})
     out = tmp_path / "c.json"
@@ -120,7 +120,7 @@ def test_merge_writes_the_first_attempts_of_both(tmp_path: Path):
     assert json.loads(out.read_text()) == {"x": [{"attempt_1": [[1]], "attempt_2": [[3]]}]}
 
 
-def test_show_draws_a_job_without_colour_into_a_pipe(tmp_path: Path):
+def test_show_draws_a_job_without_colour_into_a_pipe(tmp_path: Path) -> None:
     stored(tmp_path)
     done = arcd("show", "a", "--job", "1", "--home", tmp_path)
     assert done.returncode == 0
@@ -133,7 +133,7 @@ def test_show_draws_a_job_without_colour_into_a_pipe(tmp_path: Path):
     assert arcd("show", "a", "--job", "2", "--home", tmp_path).returncode == 2
 
 
-def test_report_and_trace_are_written_whole_or_not_at_all(tmp_path: Path):
+def test_report_and_trace_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     stored(tmp_path)
     page, trace = tmp_path / "report.html", tmp_path / "trace.json"
     home = ("--home", tmp_path)
@@ -148,13 +148,13 @@ def test_report_and_trace_are_written_whole_or_not_at_all(tmp_path: Path):
     assert (done.returncode, "not written" in done.stderr) == (1, True)
 
 
-def test_show_draws_a_task_of_a_bundled_set():
+def test_show_draws_a_task_of_a_bundled_set() -> None:
     done = arcd("show", "arc1-eval:6ea4a07e")
     assert done.returncode == 0
     assert "task 6ea4a07e" in done.stdout
 
 
-def test_without_a_daemon_the_store_answers(tmp_path: Path):
+def test_without_a_daemon_the_store_answers(tmp_path: Path) -> None:
     tasks = stored(tmp_path)
     home = ("--home", tmp_path)
     status = json.loads(arcd("status", "1", *home, "--json").stdout)
@@ -172,7 +172,7 @@ def test_without_a_daemon_the_store_answers(tmp_path: Path):
     assert json.loads(arcd("result", "1", *home).stdout) == json.loads(out.read_text())
 
 
-def test_a_job_that_is_not_there_is_named(tmp_path: Path):
+def test_a_job_that_is_not_there_is_named(tmp_path: Path) -> None:
     stored(tmp_path)
     for verb in ("status", "result", "eval"):
         done = arcd(verb, "7", "--home", tmp_path)
@@ -196,7 +196,9 @@ def test_a_job_that_is_not_there_is_named(tmp_path: Path):
         ["stop"],
     ],
 )
-def test_where_nothing_is_every_verb_says_so_in_one_line(tmp_path: Path, command: list[str]):
+def test_where_nothing_is_every_verb_says_so_in_one_line(
+    tmp_path: Path, command: list[str]
+) -> None:
     done = arcd(*command, "--home", tmp_path / "home")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
@@ -204,7 +206,7 @@ def test_where_nothing_is_every_verb_says_so_in_one_line(tmp_path: Path, command
     assert not (tmp_path / "home").exists()
 
 
-def test_a_bench_without_training_is_refused(tmp_path: Path):
+def test_a_bench_without_training_is_refused(tmp_path: Path) -> None:
     tasks = write(tmp_path / "tasks.json", {"a": TASK})
     done = arcd("bench", tasks, "--set", "train.steps=0")
     assert (done.returncode, done.stderr) == (2, "arcd: bench: train.steps: at least 1\n")

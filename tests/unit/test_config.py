@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -5,20 +7,20 @@ from arcd.config import DAEMON_KEYS, LORA_RANKS, Config, for_job, on_daemon, res
 from arcd.errors import BadConfig
 
 
-def refusal(*settings, **given):
+def refusal(*settings: str, file: Path | None = None) -> str:
     """The one line with which a configuration is refused."""
     with pytest.raises(BadConfig) as caught:
-        resolve(settings=settings, **given)
+        resolve(file, settings)
     line = str(caught.value)
     assert "\n" not in line
     return line
 
 
-def test_without_anything_said_the_defaults_stand():
+def test_without_anything_said_the_defaults_stand() -> None:
     assert resolve() == Config()
 
 
-def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "arcd.toml"
     file.write_text('seed = 3\n[train]\nsteps = 7\nschedule = "cosine"\n', encoding="utf-8")
     config = resolve(file)
@@ -27,18 +29,18 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
     assert config.train.lr == Config().train.lr
 
 
-def test_a_setting_wins_over_the_file_and_an_override_over_both(tmp_path):
+def test_a_setting_wins_over_the_file_and_an_override_over_both(tmp_path: Path) -> None:
     file = tmp_path / "arcd.toml"
     file.write_text("seed = 1\n[train]\nsteps = 7\nbatch_size = 4\n", encoding="utf-8")
     config = resolve(file, ["seed=2", "train.steps=8"], seed=3)
     assert (config.seed, config.train.steps, config.train.batch_size) == (3, 8, 4)
 
 
-def test_an_override_that_is_not_given_changes_nothing():
+def test_an_override_that_is_not_given_changes_nothing() -> None:
     assert resolve(settings=["seed=2"], seed=None).seed == 2
 
 
-def test_the_last_setting_of_a_key_wins():
+def test_the_last_setting_of_a_key_wins() -> None:
     assert resolve(settings=["train.steps=8", "train.steps=9"]).train.steps == 9
 
 
@@ -54,7 +56,9 @@ def test_the_last_setting_of_a_key_wins():
         ("engine.max_loras=4", "engine", "max_loras", 4),
     ],
 )
-def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, value):
+def test_a_setting_is_read_as_toml_or_as_a_bare_word(
+    setting: str, section: str, key: str, value: object
+) -> None:
     assert getattr(getattr(resolve(settings=[setting]), section), key) == value
 
 
@@ -83,27 +87,29 @@ def test_a_setting_is_read_as_toml_or_as_a_bare_word(setting, section, key, valu
         ("engine.gpu_memory=1.0", "engine.gpu_memory: Input should be less than 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line_naming_the_key(setting, reason):
+def test_what_makes_no_sense_is_refused_in_one_line_naming_the_key(
+    setting: str, reason: str
+) -> None:
     assert refusal(setting).startswith(reason)
 
 
-def test_what_the_engine_cannot_judge_is_refused():
+def test_what_the_engine_cannot_judge_is_refused() -> None:
     settings = ['train.target_modules=["lm_head"]', "sample.judging_views=1"]
     assert refusal(*settings).startswith("config: vLLM does not judge with adapters of lm_head")
     assert resolve(settings=settings[:1]).sample.judging_views == 0
 
 
-def test_a_value_is_not_a_section():
+def test_a_value_is_not_a_section() -> None:
     assert refusal("train.steps=1", "train.steps.x=1") == "train.steps.x: steps is not a section"
 
 
-def test_views_may_be_fewer_than_samples_where_sampling_is_not_greedy():
+def test_views_may_be_fewer_than_samples_where_sampling_is_not_greedy() -> None:
     config = resolve(settings=["sample.views=8", "sample.temperature=0.5"])
     assert config.sample.views == 8
 
 
 @pytest.mark.parametrize("rank", LORA_RANKS)
-def test_every_rank_that_the_engine_serves_is_allowed(rank):
+def test_every_rank_that_the_engine_serves_is_allowed(rank: int) -> None:
     assert resolve(settings=[f"train.rank={rank}"]).train.rank == rank
 
 
@@ -115,30 +121,30 @@ def test_every_rank_that_the_engine_serves_is_allowed(rank):
         (b"seed = '\xff'", "not TOML: "),
     ],
 )
-def test_a_file_that_is_not_toml_is_refused(tmp_path, content, reason):
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "arcd.toml"
     file.write_bytes(content)
     assert refusal(file=file).startswith(f"{file}: {reason}")
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert (
         refusal(file=tmp_path / "none.toml") == f"{tmp_path}/none.toml: No such file or directory"
     )
     assert refusal(file=tmp_path) == f"{tmp_path}: Is a directory"
 
 
-def test_a_configuration_survives_its_json_form():
+def test_a_configuration_survives_its_json_form() -> None:
     config = resolve(settings=["train.steps=8", "train.start=some/adapter", "sample.views=16"])
     assert Config.model_validate_json(config.model_dump_json()) == config
 
 
-def test_a_configuration_does_not_change():
+def test_a_configuration_does_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         resolve().seed = 1
 
 
-def test_a_job_has_the_daemons_settings_but_for_its_own():
+def test_a_job_has_the_daemons_settings_but_for_its_own() -> None:
     daemon = resolve(settings=["train.steps=8", "train.rank=8", "sample.samples=4"], seed=3)
     config = for_job(daemon, {"train": {"steps": 9}, "order": "file"})
     assert (config.seed, config.order) == (3, "file")
@@ -146,7 +152,7 @@ def test_a_job_has_the_daemons_settings_but_for_its_own():
     assert config.sample == daemon.sample
 
 
-def test_a_job_that_says_nothing_has_the_daemons_configuration():
+def test_a_job_that_says_nothing_has_the_daemons_configuration() -> None:
     daemon = resolve(settings=["train.steps=8", "engine.max_loras=3"])
     assert for_job(daemon, {}) == daemon
     assert for_job(Config(), tree(settings=["train.steps=8"])) == resolve(
@@ -155,7 +161,7 @@ def test_a_job_that_says_nothing_has_the_daemons_configuration():
 
 
 @pytest.mark.parametrize("key", sorted(DAEMON_KEYS))
-def test_what_only_a_daemon_can_settle_is_refused_in_a_job(key):
+def test_what_only_a_daemon_can_settle_is_refused_in_a_job(key: str) -> None:
     value = {"max_loras": 4} if key == "engine" else getattr(Config(), key)
     with pytest.raises(BadConfig) as caught:
         for_job(Config(), {key: value})
@@ -174,19 +180,21 @@ def test_what_only_a_daemon_can_settle_is_refused_in_a_job(key):
         ({"seed": {"x": 1}}, "seed: Input should be a valid integer"),
     ],
 )
-def test_settings_of_a_job_that_make_no_sense_are_refused_in_one_line(settings, reason):
+def test_settings_of_a_job_that_make_no_sense_are_refused_in_one_line(
+    settings: dict[str, object], reason: str
+) -> None:
     with pytest.raises(BadConfig) as caught:
         for_job(Config(), settings)
     assert str(caught.value).startswith(reason)
     assert "\n" not in str(caught.value)
 
 
-def test_settings_of_daemon_and_job_are_judged_together():
+def test_settings_of_daemon_and_job_are_judged_together() -> None:
     daemon = resolve(settings=["sample.temperature=1"])
     assert for_job(daemon, {"sample": {"views": 3}}).sample.views == 3
 
 
-def test_a_stored_job_is_done_with_what_its_present_daemon_was_started_with():
+def test_a_stored_job_is_done_with_what_its_present_daemon_was_started_with() -> None:
     job = resolve(settings=["train.steps=8", "engine.max_loras=3", "lookahead=5"], seed=4)
     daemon = resolve(settings=["train.steps=1", "engine.max_loras=1", "precision=fp32"])
     found = on_daemon(job, daemon)
@@ -198,6 +206,6 @@ def test_a_stored_job_is_done_with_what_its_present_daemon_was_started_with():
     )
 
 
-def test_a_jobs_configuration_survives_the_store():
+def test_a_jobs_configuration_survives_the_store() -> None:
     config = for_job(resolve(settings=["lookahead=0"]), {"train": {"steps": 5}})
     assert Config.model_validate_json(config.model_dump_json()) == config

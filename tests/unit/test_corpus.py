@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +14,13 @@ from support.corpora import small_sources
 from support.small import grid, task
 from support.strategies import grids, pairs, views
 
-from arcd.arc.grids import MAX_SIDE, shape, to_grid, to_lists
+from arcd.arc.grids import MAX_SIDE, Grid, shape, to_grid, to_lists
 from arcd.arc.tasks import Pair, TaskSet, load
 from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.errors import BadTask
 from arcd.model.encoding import CellEncoding
 from arcd.model.prompts import IGNORED
-from arcd.pretrain.compose import STEPS, compose
+from arcd.pretrain.compose import STEPS, Step, compose
 from arcd.pretrain.corpus import HELD_OUT_EXAMPLES, MIN_EXAMPLES, Corpus, batch, open_corpus
 from arcd.pretrain.decontamination import EvaluationSet, canonical
 from arcd.system.seeds import generator
@@ -35,7 +37,7 @@ def corpus() -> Corpus:
 # The evaluation tasks.
 
 
-def test_no_evaluation_task_is_in_the_real_corpus():
+def test_no_evaluation_task_is_in_the_real_corpus() -> None:
     corpus = open_corpus(None)
     evaluation = corpus.evaluation
     assert len(evaluation.ids) == 514  # 400 and 120, six of which are in both
@@ -48,12 +50,14 @@ def test_no_evaluation_task_is_in_the_real_corpus():
 
 
 @given(st.sampled_from(sorted(SMALL.evaluation.pairs, key=str)), views())
-def test_a_pair_of_an_evaluation_task_is_known_again_in_every_view(pair: Pair, view: View):
+def test_a_pair_of_an_evaluation_task_is_known_again_in_every_view(pair: Pair, view: View) -> None:
     assert SMALL.evaluation.has(view.pair(pair))
 
 
 @given(pairs(max_side=5), views(), pairs(max_side=5))
-def test_canonical_is_the_same_for_views_of_a_pair_and_for_nothing_else(pair, view, other):
+def test_canonical_is_the_same_for_views_of_a_pair_and_for_nothing_else(
+    pair: Pair, view: View, other: Pair
+) -> None:
     assert canonical(view.pair(pair)) == canonical(pair)
     ways = (View(flip, turns, PLAIN_COLOURS, ()) for flip in (False, True) for turns in range(4))
     alike = any(_painted_alike(way.pair(pair), other) for way in ways)
@@ -77,13 +81,13 @@ def packed(path: Path, task_id: str, *found: Pair) -> Path:
 
 
 @pytest.mark.parametrize("name", ["arc1-eval", "arc2-eval"])
-def test_a_file_with_an_evaluation_task_is_refused_whole(tmp_path: Path, name: str):
+def test_a_file_with_an_evaluation_task_is_refused_whole(tmp_path: Path, name: str) -> None:
     task = load(f"{name}:1").tasks[0]
     with pytest.raises(BadTask, match=f"task {task.id}: not an ARC-AGI-1 training task"):
         open_corpus(packed(tmp_path / "a.json.gz", task.id, task.train[0]), SMALL)
 
 
-def test_a_pair_of_an_evaluation_task_under_another_name_is_dropped(tmp_path: Path):
+def test_a_pair_of_an_evaluation_task_under_another_name_is_dropped(tmp_path: Path) -> None:
     pair = load("arc1-eval:1").tasks[0].train[0]
     turned = View(True, 3, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1), ()).pair(pair)
     mine = tuple(Pair(grid(3, 4, i), grid(4, 3, i)) for i in range(MIN_EXAMPLES))
@@ -91,7 +95,7 @@ def test_a_pair_of_an_evaluation_task_under_another_name_is_dropped(tmp_path: Pa
     assert found.generated == {"007bbfb7": mine}
 
 
-def test_too_few_examples_of_a_task_are_refused(tmp_path: Path):
+def test_too_few_examples_of_a_task_are_refused(tmp_path: Path) -> None:
     pair = load("arc1-eval:1").tasks[0].train[0]
     mine = [Pair(grid(3, 4, i), grid(4, 3, i)) for i in range(MIN_EXAMPLES - 1)]
     with pytest.raises(
@@ -100,7 +104,7 @@ def test_too_few_examples_of_a_task_are_refused(tmp_path: Path):
         open_corpus(packed(tmp_path / "a.json.gz", "007bbfb7", pair, *mine), SMALL)
 
 
-def test_a_file_that_is_cut_off_or_damaged_is_refused_in_a_line(tmp_path: Path):
+def test_a_file_that_is_cut_off_or_damaged_is_refused_in_a_line(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.json.gz", "007bbfb7", *[Pair(grid(3, 4), grid(4, 3))] * 99)
     whole = path.read_bytes()
     for wrong in (whole[:40], whole[:30] + bytes(9) + whole[39:], b"{}"):
@@ -109,7 +113,7 @@ def test_a_file_that_is_cut_off_or_damaged_is_refused_in_a_line(tmp_path: Path):
             open_corpus(path, SMALL)
 
 
-def test_a_training_task_that_shares_a_pair_in_another_view_is_left_out():
+def test_a_training_task_that_shares_a_pair_in_another_view_is_left_out() -> None:
     pair = load("arc1-train:007bbfb7").tasks[0].train[0]
     turned = View(True, 1, (0, 9, 8, 7, 6, 5, 4, 3, 2, 1), ()).pair(pair)
     other = replace(task("else"), train=(turned,))
@@ -120,7 +124,7 @@ def test_a_training_task_that_shares_a_pair_in_another_view_is_left_out():
 
 def test_a_composed_task_that_comes_out_as_an_evaluation_task_is_drawn_again(
     corpus: Corpus,
-):
+) -> None:
     asked: list[Pair] = []
 
     class Strict(EvaluationSet):
@@ -139,7 +143,9 @@ def test_a_composed_task_that_comes_out_as_an_evaluation_task_is_drawn_again(
 
 
 @given(st.sampled_from(STEPS), SEEDS, grids(max_side=10), grids(max_side=10))
-def test_a_step_makes_grids_and_forgets_nothing(make, seed, first, second):
+def test_a_step_makes_grids_and_forgets_nothing(
+    make: Callable[[random.Random], Step], seed: int, first: Grid, second: Grid
+) -> None:
     step = make(generator(seed))
     changed = step(first)
     assert to_grid(to_lists(changed)) == changed
@@ -147,7 +153,7 @@ def test_a_step_makes_grids_and_forgets_nothing(make, seed, first, second):
 
 
 @given(SEEDS, st.lists(pairs(max_side=MAX_SIDE), min_size=1, max_size=3))
-def test_one_side_of_all_pairs_is_changed_or_none(seed: int, given_pairs: list[Pair]):
+def test_one_side_of_all_pairs_is_changed_or_none(seed: int, given_pairs: list[Pair]) -> None:
     found = compose(given_pairs, generator(seed))
     assert len(found) == len(given_pairs)
     same_inputs = [p.input for p in given_pairs] == [p.input for p in found]
@@ -157,7 +163,7 @@ def test_one_side_of_all_pairs_is_changed_or_none(seed: int, given_pairs: list[P
         assert max(*shape(pair.input), *shape(pair.output)) <= MAX_SIDE
 
 
-def test_every_kind_of_step_is_drawn_and_changes_something():
+def test_every_kind_of_step_is_drawn_and_changes_something() -> None:
     pair = Pair(((1, 2, 0), (3, 4, 5)), ((6, 7, 8), (9, 0, 1)))
     found = {compose([pair], generator(i)) for i in range(300)}
     assert len(found) > 100
@@ -168,7 +174,9 @@ def test_every_kind_of_step_is_drawn_and_changes_something():
 # Lessons and batches.
 
 
-def test_a_batch_is_a_pure_function_of_seed_worker_and_step_and_keeps_its_limit(corpus: Corpus):
+def test_a_batch_is_a_pure_function_of_seed_worker_and_step_and_keeps_its_limit(
+    corpus: Corpus,
+) -> None:
     def drawn(worker: int, step: int, composed: float = 0.5) -> object:
         return batch(corpus, 0, worker, step, tokens=4096, limit=2048, composed=composed)
 
@@ -182,7 +190,7 @@ def test_a_batch_is_a_pure_function_of_seed_worker_and_step_and_keeps_its_limit(
         assert max(len(lesson.tokens) for lesson in found) * len(found) <= 4096
 
 
-def test_short_and_long_lessons_come_in_batches_of_their_own(corpus: Corpus):
+def test_short_and_long_lessons_come_in_batches_of_their_own(corpus: Corpus) -> None:
     found = [batch(corpus, 0, 0, step, tokens=4096, limit=2048) for step in range(60)]
     longest = [max(len(lesson.tokens) for lesson in each) for each in found]
     assert sum(length <= 512 for length in longest) >= 20
@@ -190,7 +198,7 @@ def test_short_and_long_lessons_come_in_batches_of_their_own(corpus: Corpus):
     assert sum(len(each) >= 8 for each in found) >= 20
 
 
-def test_what_is_held_out_is_not_trained_on():
+def test_what_is_held_out_is_not_trained_on() -> None:
     kept = tuple(Pair(grid(2, 2, i), grid(1, 1, i)) for i in range(HELD_OUT_EXAMPLES))
     used = tuple(Pair(grid(3, 3, i), grid(2, 2, i)) for i in range(20))
     mine = Corpus({"a": used, "b": used}, {"a": kept + used}, (), EvaluationSet([]))
@@ -203,7 +211,7 @@ def test_what_is_held_out_is_not_trained_on():
             assert lesson.task in ("a" if held_out else "ab")
 
 
-def test_a_drawn_lesson_learns_all_outputs_but_the_first(corpus: Corpus):
+def test_a_drawn_lesson_learns_all_outputs_but_the_first(corpus: Corpus) -> None:
     lesson = corpus.lesson(generator(0), 3000)
     learnt = [token for token in lesson.labels if token != IGNORED]
     assert learnt.count(CellEncoding.end) == len(lesson.shown)

@@ -1,6 +1,7 @@
 """The queue: Johnson's order, shares by priority, and nothing lost or given twice."""
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import permutations
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from arcd.jobs.events import Times
-from arcd.scheduling.fair_queue import FairQueue, Item, makespan, ordered
+from arcd.scheduling.fair_queue import FairQueue, Item, Order, makespan, ordered
 
 
 def seconds() -> st.SearchStrategy[float]:
@@ -27,11 +28,13 @@ def plain(job: int, tasks: int, each: float = 1.0) -> list[Item]:
     return [Item(job, f"t{i}", Times(each / 2, each / 2)) for i in range(tasks)]
 
 
-def given_out(queue: FairQueue, tasks: int, **options) -> list[Item]:
+def given_out(
+    queue: FairQueue, tasks: int, runnable: Callable[[int], bool] = lambda job: True
+) -> list[Item]:
     """The next so many tasks, taken."""
     found = []
     for _ in range(tasks):
-        item = queue.next(**options)
+        item = queue.next(runnable)
         assert item is not None
         queue.take(item, item.times.total)
         found.append(item)
@@ -51,13 +54,13 @@ def makespan_of(found: list[Item]) -> float:
 
 @settings(max_examples=60)
 @given(items())
-def test_no_order_is_shorter_than_johnsons(found):
+def test_no_order_is_shorter_than_johnsons(found: list[Item]) -> None:
     best = min(makespan_of(list(order)) for order in permutations(found))
     assert makespan_of(ordered(found, "johnson")) == best
 
 
 @given(items(max_size=30))
-def test_no_schedule_is_shorter_than_the_bound_of_two_machines(found):
+def test_no_schedule_is_shorter_than_the_bound_of_two_machines(found: list[Item]) -> None:
     a = [item.times.train for item in found]
     b = [item.times.infer for item in found]
     span = makespan_of(ordered(found, "johnson"))
@@ -72,26 +75,26 @@ def test_no_schedule_is_shorter_than_the_bound_of_two_machines(found):
 
 @pytest.mark.parametrize("order", ["johnson", "file", "cheapest"])
 @given(found=items(max_size=30))
-def test_an_order_gives_each_item_once(order, found):
+def test_an_order_gives_each_item_once(order: Order, found: list[Item]) -> None:
     assert Counter(ordered(found, order)) == Counter(found)
 
 
 @given(items(max_size=30))
-def test_the_file_is_kept_and_the_cheapest_comes_first_when_asked_for(found):
+def test_the_file_is_kept_and_the_cheapest_comes_first_when_asked_for(found: list[Item]) -> None:
     assert ordered(found, "file") == found
     totals = [item.times.total for item in ordered(found, "cheapest")]
     assert totals == sorted(totals)
 
 
 @pytest.mark.parametrize("order", ["johnson", "cheapest"])
-def test_equals_stay_in_the_order_of_the_file(order):
+def test_equals_stay_in_the_order_of_the_file(order: Order) -> None:
     assert ordered(plain(1, 5), order) == plain(1, 5)
 
 
 # Shares.
 
 
-def test_a_single_job_is_worked_off_in_its_order():
+def test_a_single_job_is_worked_off_in_its_order() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 3))
     queue.add(1, 10, [Item(1, "later", Times(0, 0))])
@@ -99,7 +102,7 @@ def test_a_single_job_is_worked_off_in_its_order():
     assert queue.next() is None
 
 
-def test_what_is_asked_for_but_not_taken_stays():
+def test_what_is_asked_for_but_not_taken_stays() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 2))
     assert queue.next() == queue.next() == plain(1, 1)[0]
@@ -107,7 +110,9 @@ def test_what_is_asked_for_but_not_taken_stays():
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), items(max_size=40)), min_size=2, max_size=4))
-def test_shares_follow_the_priorities_within_one_task_of_each_job(found):
+def test_shares_follow_the_priorities_within_one_task_of_each_job(
+    found: list[tuple[int, list[Item]]],
+) -> None:
     queue = FairQueue()
     left: dict[int, list[Item]] = {}
     for job, (priority, waiting) in enumerate(found):
@@ -128,21 +133,21 @@ def test_shares_follow_the_priorities_within_one_task_of_each_job(found):
                 assert charged[one] - charged[other] <= largest[one] + 1e-9
 
 
-def test_a_job_of_twice_the_priority_gets_twice_the_time():
+def test_a_job_of_twice_the_priority_gets_twice_the_time() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 100))
     queue.add(2, 20, plain(2, 100))
     assert Counter(jobs(given_out(queue, 90))) == {"1": 30, "2": 60}
 
 
-def test_a_job_of_large_tasks_gets_fewer_of_them():
+def test_a_job_of_large_tasks_gets_fewer_of_them() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 100, each=1))
     queue.add(2, 10, plain(2, 100, each=4))
     assert Counter(jobs(given_out(queue, 50))) == {"1": 40, "2": 10}
 
 
-def test_a_job_that_comes_late_shares_from_then_on():
+def test_a_job_that_comes_late_shares_from_then_on() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 200))
     given_out(queue, 100)
@@ -150,7 +155,7 @@ def test_a_job_that_comes_late_shares_from_then_on():
     assert Counter(jobs(given_out(queue, 20))) == {"1": 10, "2": 10}
 
 
-def test_a_job_that_had_nothing_to_do_has_no_claim_to_the_time_in_between():
+def test_a_job_that_had_nothing_to_do_has_no_claim_to_the_time_in_between() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 200))
     queue.add(2, 10, plain(2, 1))
@@ -159,7 +164,7 @@ def test_a_job_that_had_nothing_to_do_has_no_claim_to_the_time_in_between():
     assert Counter(jobs(given_out(queue, 20))) == {"1": 10, "2": 10}
 
 
-def test_a_job_that_was_paused_has_no_claim_to_the_time_in_between():
+def test_a_job_that_was_paused_has_no_claim_to_the_time_in_between() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 200))
     queue.add(2, 10, plain(2, 100))
@@ -168,7 +173,7 @@ def test_a_job_that_was_paused_has_no_claim_to_the_time_in_between():
     assert Counter(jobs(given_out(queue, 21))) == {"1": 10, "2": 11}
 
 
-def test_a_job_of_which_nobody_may_begin_a_task_is_passed_over():
+def test_a_job_of_which_nobody_may_begin_a_task_is_passed_over() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 3))
     queue.add(2, 10, plain(2, 3))
@@ -177,7 +182,7 @@ def test_a_job_of_which_nobody_may_begin_a_task_is_passed_over():
     assert jobs(given_out(queue, 3)) == "111"
 
 
-def test_a_job_that_is_dropped_is_forgotten():
+def test_a_job_that_is_dropped_is_forgotten() -> None:
     queue = FairQueue()
     queue.add(1, 10, plain(1, 3))
     queue.add(2, 10, plain(2, 3))

@@ -30,7 +30,7 @@ def submit(store: Store, tasks: TaskSet, base: str = "fake") -> None:
     store.journal.submit(NewJob("a job", 10, tasks, resolve(), base=base))
 
 
-def test_the_solutions_of_a_job_are_known_as_soon_as_it_is_submitted(store: Store):
+def test_the_solutions_of_a_job_are_known_as_soon_as_it_is_submitted(store: Store) -> None:
     answers = StoredAnswers(store, "fake")
     assert "t" not in answers
     tasks = task_set(task())
@@ -39,7 +39,7 @@ def test_the_solutions_of_a_job_are_known_as_soon_as_it_is_submitted(store: Stor
     assert len(answers) == 1
 
 
-def test_a_task_of_several_jobs_is_answered_as_in_the_last(store: Store):
+def test_a_task_of_several_jobs_is_answered_as_in_the_last(store: Store) -> None:
     first, last = task_set(task(side=3)), task_set(task(side=2))
     submit(store, first)
     answers = StoredAnswers(store, "fake")
@@ -48,12 +48,12 @@ def test_a_task_of_several_jobs_is_answered_as_in_the_last(store: Store):
     assert answers["t"] == last.solutions["t"]
 
 
-def test_jobs_of_a_model_are_left_alone(store: Store):
+def test_jobs_of_a_model_are_left_alone(store: Store) -> None:
     submit(store, task_set(task()), base="/a/base")
     assert dict(StoredAnswers(store, "fake")) == {}
 
 
-def test_without_solutions_the_answer_has_a_likely_shape(store: Store):
+def test_without_solutions_the_answer_has_a_likely_shape(store: Store) -> None:
     same = task(tests=2)
     submit(store, TaskSet("same", (same,), {}))
     assert StoredAnswers(store, "fake")["t"] == same.tests
@@ -65,19 +65,19 @@ def options(home: Path) -> Options:
     return Options(home=home, base=Path("/a/base"), backend="fake")
 
 
-def test_jobs_of_fakes_are_not_taken_for_those_of_a_model(tmp_path: Path):
+def test_jobs_of_fakes_are_not_taken_for_those_of_a_model(tmp_path: Path) -> None:
     fake = options(tmp_path)
     real = fake.model_copy(update={"backend": "real"})
     assert (fake.base_name, real.base_name) == ("fake", "/a/base")
 
 
-def test_a_command_without_a_backend_is_one_for_the_real_ones():
+def test_a_command_without_a_backend_is_one_for_the_real_ones() -> None:
     """Commands of before the option stay valid."""
     assert Options.model_validate_json('{"home": "/h", "base": "/b"}').backend == "real"
 
 
 @pytest.mark.anyio
-async def test_a_step_is_a_batch_and_some_of_them_are_reported(tmp_path: Path):
+async def test_a_step_is_a_batch_and_some_of_them_are_reported(tmp_path: Path) -> None:
     tasks = task_set(task())
     Store(tmp_path).close()
     config = resolve(settings=["train.steps=25", "train.batch_size=2"])

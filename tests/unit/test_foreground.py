@@ -33,7 +33,9 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 @pytest.mark.parametrize("before", [None, "{}"], ids=["missing", "of an earlier answer"])
-def test_a_submission_that_the_daemon_could_not_write_is_written(home: Home, before: str | None):
+def test_a_submission_that_the_daemon_could_not_write_is_written(
+    home: Home, before: str | None
+) -> None:
     out = home.path / "out.json"
     if before is not None:
         out.write_text(before)
@@ -41,7 +43,7 @@ def test_a_submission_that_the_daemon_could_not_write_is_written(home: Home, bef
     assert submission.read(out).keys() == {task.id for task in TASKS.tasks}
 
 
-def test_one_that_is_as_it_should_be_is_left_alone(home: Home):
+def test_one_that_is_as_it_should_be_is_left_alone(home: Home) -> None:
     out = home.path / "out.json"
     write(home, schema.order(TASKS, outs=(out,)), 1)
     before = out.stat()
@@ -49,7 +51,7 @@ def test_one_that_is_as_it_should_be_is_left_alone(home: Home):
     assert out.stat().st_ino == before.st_ino
 
 
-def test_one_that_cannot_be_written_is_an_error_that_names_it(home: Home):
+def test_one_that_cannot_be_written_is_an_error_that_names_it(home: Home) -> None:
     out = home.path / "gone" / "out.json"
     with pytest.raises(ArcdError, match=r"gone/out\.json: not written"):
         write(home, schema.order(TASKS, outs=(out,)), 1)

@@ -2,21 +2,21 @@ import pytest
 from hypothesis import given
 from support.strategies import grids
 
-from arcd.arc.grids import shape, to_grid, to_lists
+from arcd.arc.grids import Grid, shape, to_grid, to_lists
 from arcd.errors import BadGrid
 
 
 @given(grids())
-def test_a_grid_survives_its_json_form(grid):
+def test_a_grid_survives_its_json_form(grid: Grid) -> None:
     assert to_grid(to_lists(grid)) == grid
 
 
 @given(grids())
-def test_a_grid_is_a_value_that_can_be_a_key(grid):
+def test_a_grid_is_a_value_that_can_be_a_key(grid: Grid) -> None:
     assert {grid: 1}[to_grid(to_lists(grid))] == 1
 
 
-def test_shape_is_rows_then_columns():
+def test_shape_is_rows_then_columns() -> None:
     assert shape(((1, 2, 3), (4, 5, 6))) == (2, 3)
 
 
@@ -43,13 +43,13 @@ def test_shape_is_rows_then_columns():
         ([[0] * 31], "row 0 has 31 cells, at most 30 are allowed"),
     ],
 )
-def test_what_is_not_a_grid_is_refused_with_the_reason(value, reason):
+def test_what_is_not_a_grid_is_refused_with_the_reason(value: object, reason: str) -> None:
     with pytest.raises(BadGrid) as caught:
         to_grid(value)
     assert str(caught.value) == reason
 
 
-def test_a_long_value_is_named_in_short():
+def test_a_long_value_is_named_in_short() -> None:
     with pytest.raises(BadGrid) as caught:
         to_grid([["x" * 1000]])
     assert len(str(caught.value)) < 100

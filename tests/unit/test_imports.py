@@ -79,13 +79,13 @@ def own_imports(module: str) -> set[str]:
     return found
 
 
-def test_every_room_has_a_floor():
+def test_every_room_has_a_floor() -> None:
     # `arcd` itself hands its client on, and `__main__` starts the command line.
     assert {room_of(module) for module in MODULES} - {"", "__main__"} == set(FLOOR)
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in ("", "__main__")])
-def test_a_room_imports_only_rooms_below_it(module):
+def test_a_room_imports_only_rooms_below_it(module: str) -> None:
     room = room_of(module)
     for other in own_imports(module):
         if room_of(other) != room:
@@ -93,21 +93,21 @@ def test_a_room_imports_only_rooms_below_it(module):
 
 
 @pytest.mark.parametrize("room", sorted(FLOOR))
-def test_inside_a_room_no_imports_go_round_in_a_circle(room):
+def test_inside_a_room_no_imports_go_round_in_a_circle(room: str) -> None:
     inside = {module for module in MODULES if room_of(module) == room}
     graph = {module: own_imports(module) & inside - {module} for module in inside}
     assert list(TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_what_is_heavy_is_imported_in_its_rooms_alone(module):
+def test_what_is_heavy_is_imported_in_its_rooms_alone(module: str) -> None:
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for name in imported(tree):
         rooms = HEAVY.get(name.partition(".")[0])
         assert rooms is None or room_of(module) in rooms, f"{module} must not import {name}"
 
 
-def test_imports_are_seen_wherever_they_stand():
+def test_imports_are_seen_wherever_they_stand() -> None:
     tree = ast.parse(
         "import arcd.arc.grids\nfrom arcd.arc import tasks\n"
         "def f():\n    from arcd.backends.fake import FakeTrainer\n    import json"
@@ -129,7 +129,7 @@ def test_imports_are_seen_wherever_they_stand():
         "jobs.store",
     ],
 )
-def test_a_light_module_does_not_import_anything_heavy(module):
+def test_a_light_module_does_not_import_anything_heavy(module: str) -> None:
     heavy = "{'torch', 'numpy', 'transformers', 'peft', 'vllm', 'ray'}"
     code = f"import sys, arcd.{module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(

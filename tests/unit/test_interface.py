@@ -62,12 +62,12 @@ def without_prose(value: Any) -> Any:
     return [without_prose(inner) for inner in value] if isinstance(value, list) else value
 
 
-def test_the_verbs_are_those_of_0_1_0():
+def test_the_verbs_are_those_of_0_1_0() -> None:
     assert sorted(COMMANDS) == sorted(STORED)
 
 
 @pytest.mark.parametrize("verb", sorted(STORED))
-def test_the_options_of_a_verb_are_those_of_0_1_0(verb: str):
+def test_the_options_of_a_verb_are_those_of_0_1_0(verb: str) -> None:
     found = COMMANDS[verb].params
     assert [surface(each) for each in found if not is_hidden(each)] == STORED[verb]
     assert {name for each in found if is_hidden(each) for name in each.opts} == HIDDEN.get(
@@ -75,7 +75,7 @@ def test_the_options_of_a_verb_are_those_of_0_1_0(verb: str):
     )
 
 
-def test_the_http_api_is_that_of_0_1_0(tmp_path: Path):
+def test_the_http_api_is_that_of_0_1_0(tmp_path: Path) -> None:
     store = Store(tmp_path)
     # Nothing is asked here: the document follows from the routes alone.
     asked: Any = None

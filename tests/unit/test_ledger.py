@@ -25,11 +25,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def ledger(clock) -> Ledger:
+def ledger(clock: Clock) -> Ledger:
     return Ledger(clock)
 
 
-def test_a_ledger_counts_from_its_making(ledger, clock):
+def test_a_ledger_counts_from_its_making(ledger: Ledger, clock: Clock) -> None:
     clock.sleep(5)
     account = ledger.account()
     assert account.wall == 5
@@ -37,7 +37,7 @@ def test_a_ledger_counts_from_its_making(ledger, clock):
     assert [account.idle(resource) for resource in RESOURCES] == [5, 5, 5]
 
 
-def test_time_is_accounted_by_resource_and_kind(ledger, clock):
+def test_time_is_accounted_by_resource_and_kind(ledger: Ledger, clock: Clock) -> None:
     for seconds in (1, 2):
         with ledger.span("trainer", "step"):
             clock.sleep(seconds)
@@ -49,7 +49,7 @@ def test_time_is_accounted_by_resource_and_kind(ledger, clock):
     assert account.idle("host") == 3
 
 
-def test_the_overlap_of_two_resources_is_in_steps_once(ledger, clock):
+def test_the_overlap_of_two_resources_is_in_steps_once(ledger: Ledger, clock: Clock) -> None:
     with ledger.span("trainer", "step"):
         clock.sleep(2)
         with ledger.span("engine", "step"):
@@ -62,7 +62,7 @@ def test_the_overlap_of_two_resources_is_in_steps_once(ledger, clock):
     assert account.outside_steps == 0.5
 
 
-def test_steps_that_take_turns_in_overlapping_are_one_stretch(ledger, clock):
+def test_steps_that_take_turns_in_overlapping_are_one_stretch(ledger: Ledger, clock: Clock) -> None:
     trainer, engine = ledger.span("trainer", "step"), ledger.span("engine", "step")
     with trainer:
         clock.sleep(1)
@@ -75,7 +75,9 @@ def test_steps_that_take_turns_in_overlapping_are_one_stretch(ledger, clock):
     assert account.outside_steps == 0
 
 
-def test_other_work_is_outside_steps_unless_a_step_runs_beside_it(ledger, clock):
+def test_other_work_is_outside_steps_unless_a_step_runs_beside_it(
+    ledger: Ledger, clock: Clock
+) -> None:
     with ledger.span("engine", "hand-over"):
         clock.sleep(1)
     with ledger.span("trainer", "step"), ledger.span("host", "parse"):
@@ -83,7 +85,7 @@ def test_other_work_is_outside_steps_unless_a_step_runs_beside_it(ledger, clock)
     assert ledger.account().outside_steps == 0.25
 
 
-def test_start_up_is_kept_apart(ledger, clock):
+def test_start_up_is_kept_apart(ledger: Ledger, clock: Clock) -> None:
     with ledger.span("host", "load"):
         clock.sleep(6)
     with ledger.span("engine", "step"):
@@ -96,7 +98,7 @@ def test_start_up_is_kept_apart(ledger, clock):
     assert account.idle("host") == 4
 
 
-def test_a_span_that_fails_is_accounted_all_the_same(ledger, clock):
+def test_a_span_that_fails_is_accounted_all_the_same(ledger: Ledger, clock: Clock) -> None:
     def fail() -> None:
         with ledger.span("trainer", "step"):
             clock.sleep(2)
@@ -109,14 +111,14 @@ def test_a_span_that_fails_is_accounted_all_the_same(ledger, clock):
     assert ledger.account().in_steps == 3
 
 
-def test_an_open_span_is_not_in_the_account_yet(ledger, clock):
+def test_an_open_span_is_not_in_the_account_yet(ledger: Ledger, clock: Clock) -> None:
     with ledger.span("trainer", "step"):
         clock.sleep(2)
         assert ledger.account().seconds["trainer"] == {}
     assert ledger.account().seconds["trainer"] == {"step": 2}
 
 
-def test_an_account_does_not_change_after_it_is_given(ledger, clock):
+def test_an_account_does_not_change_after_it_is_given(ledger: Ledger, clock: Clock) -> None:
     account = ledger.account()
     with ledger.span("trainer", "step"):
         clock.sleep(2)
@@ -125,7 +127,7 @@ def test_an_account_does_not_change_after_it_is_given(ledger, clock):
     assert account.seconds["trainer"] == {}
 
 
-def test_the_json_of_an_account_adds_up(ledger, clock):
+def test_the_json_of_an_account_adds_up(ledger: Ledger, clock: Clock) -> None:
     with ledger.span("host", "load"):
         clock.sleep(1)
     with ledger.span("engine", "step"):
@@ -142,7 +144,7 @@ def test_the_json_of_an_account_adds_up(ledger, clock):
     }
 
 
-def test_many_threads_lose_nothing(ledger, clock):
+def test_many_threads_lose_nothing(ledger: Ledger, clock: Clock) -> None:
     def work() -> None:
         for _ in range(500):
             with ledger.span("trainer", "step"), ledger.span("engine", "parse"):

@@ -44,7 +44,7 @@ def shown(*, terminal: bool, screen: bool) -> str:
     return file.getvalue()
 
 
-def test_elsewhere_a_line_for_each_transition_and_no_escape_codes():
+def test_elsewhere_a_line_for_each_transition_and_no_escape_codes() -> None:
     assert shown(terminal=False, screen=True).splitlines() == [
         "models loaded in 6.0 s",
         "a  trained 10 steps in 10.0 s, loss 0.200",
@@ -54,20 +54,20 @@ def test_elsewhere_a_line_for_each_transition_and_no_escape_codes():
     ]
 
 
-def test_lines_on_a_terminal_where_no_screen_is_wanted():
+def test_lines_on_a_terminal_where_no_screen_is_wanted() -> None:
     text = shown(terminal=True, screen=False)
     assert ENTER not in text
     assert "✓ solved" in text
 
 
-def test_lines_in_a_notebook(monkeypatch: pytest.MonkeyPatch):
+def test_lines_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JPY_PARENT_PID", "7")
     text = shown(terminal=True, screen=True)
     assert ENTER not in text
     assert "✓ solved" in text
 
 
-def test_the_terminal_is_left_as_it_was_but_for_what_went_wrong():
+def test_the_terminal_is_left_as_it_was_but_for_what_went_wrong() -> None:
     text = shown(terminal=True, screen=True)
     assert text.index(ENTER) < text.index("score 100.0%") < text.rindex(LEAVE)
     assert text.rindex(HIDE) < text.rindex(UNHIDE)
@@ -78,7 +78,7 @@ def test_the_terminal_is_left_as_it_was_but_for_what_went_wrong():
 
 
 @pytest.mark.parametrize("job", [None, 1])
-def test_an_error_leaves_the_terminal_too_and_what_was_said_before(job: int | None):
+def test_an_error_leaves_the_terminal_too_and_what_was_said_before(job: int | None) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80, height=24, _environ={})
 
@@ -95,7 +95,7 @@ def test_an_error_leaves_the_terminal_too_and_what_was_said_before(job: int | No
     assert text.index(ENTER) < text.rindex(LEAVE) < text.rindex("note: the daemon died")
 
 
-def test_the_forecast_is_asked_for_every_now_and_then():
+def test_the_forecast_is_asked_for_every_now_and_then() -> None:
     asked = []
 
     def ask() -> float:

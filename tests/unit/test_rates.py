@@ -55,7 +55,7 @@ def learnt(
 
 @settings(max_examples=30)
 @given(machines, st.integers(0, 1000))
-def test_what_made_the_times_is_found_again(rates, seed):
+def test_what_made_the_times_is_found_again(rates: Rates, seed: int) -> None:
     found = learnt(rates, seed).rates
     for steps, tokens in trainings(random.Random(seed + 1), 20):
         assert of(found, steps, tokens) == pytest.approx(of(rates, steps, tokens), rel=0.2)
@@ -65,14 +65,14 @@ def test_what_made_the_times_is_found_again(rates, seed):
 
 @settings(max_examples=30)
 @given(machines, st.integers(0, 1000))
-def test_stragglers_are_not_believed(rates, seed):
+def test_stragglers_are_not_believed(rates: Rates, seed: int) -> None:
     found = learnt(rates, seed, noise=0.1, stragglers=0.15).rates
     for steps, tokens in trainings(random.Random(seed + 1), 20):
         assert of(found, steps, tokens) == pytest.approx(of(rates, steps, tokens), rel=0.4)
 
 
 @given(machines)
-def test_one_measurement_sets_the_scale_of_all(rates):
+def test_one_measurement_sets_the_scale_of_all(rates: Rates) -> None:
     measured = RateEstimator()
     measured.trained(10, 5000, of(rates, 10, 5000))
     assert of(measured.rates, 10, 5000) == pytest.approx(of(rates, 10, 5000), rel=0.01)
@@ -82,7 +82,7 @@ def test_one_measurement_sets_the_scale_of_all(rates):
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 10**6), st.floats(1e-3, 1e5))))
-def test_nothing_ever_costs_less_than_nothing(seen):
+def test_nothing_ever_costs_less_than_nothing(seen: list[tuple[int, int, float]]) -> None:
     measured = RateEstimator()
     for steps, tokens, seconds in seen:
         measured.trained(steps, tokens, seconds)
@@ -91,7 +91,7 @@ def test_nothing_ever_costs_less_than_nothing(seen):
     assert max(rates.task, rates.step, rates.token) > 0
 
 
-def test_a_machine_that_has_become_slower_is_believed():
+def test_a_machine_that_has_become_slower_is_believed() -> None:
     fast, slow = COLD, Rates(*(3 * rate for rate in (COLD.task, COLD.step, COLD.token)))
     measured = RateEstimator()
     for rates in (fast, slow):
@@ -100,11 +100,11 @@ def test_a_machine_that_has_become_slower_is_believed():
     assert of(measured.rates, 60, 60_000) == pytest.approx(of(slow, 60, 60_000), rel=0.02)
 
 
-def test_before_anything_is_measured_the_rates_are_the_assumed_ones():
+def test_before_anything_is_measured_the_rates_are_the_assumed_ones() -> None:
     assert RateEstimator().rates == COLD
 
 
-def test_what_took_no_time_or_did_nothing_is_no_measurement():
+def test_what_took_no_time_or_did_nothing_is_no_measurement() -> None:
     fit = LinearFit((1.0, 1.0))
     fit.add((0.0, 0.0), 1.0)
     fit.add((1.0, 1.0), 0.0)
@@ -112,13 +112,13 @@ def test_what_took_no_time_or_did_nothing_is_no_measurement():
 
 
 @given(machines)
-def test_what_is_kept_is_gone_on_from(rates):
+def test_what_is_kept_is_gone_on_from(rates: Rates) -> None:
     before = learnt(rates, 3)
     after = RateEstimator.from_json(json.loads(json.dumps(before.to_json())))
     assert after.rates == before.rates
 
 
-def test_a_prediction_is_what_the_fit_says_of_the_work():
+def test_a_prediction_is_what_the_fit_says_of_the_work() -> None:
     """The names of the coefficients and their order are the same on both sides."""
     from support.small import task
 

@@ -7,10 +7,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import jsonschema_rs
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    ViewportSize,
+    sync_playwright,
+)
 from playwright.sync_api import Error as PlaywrightError
 from support.past import DAEMON, Past
 from support.small import grid, solutions, task
@@ -92,9 +100,21 @@ class Opened:
         return self.page.locator("article:not([hidden]) h3").all_text_contents()
 
 
-def opened(browser: Browser, path: Path, text: str, **options: object) -> Opened:
+Scheme = Literal["light", "dark"]
+
+DESK: ViewportSize = {"width": 1200, "height": 900}
+PHONE: ViewportSize = {"width": 360, "height": 700}
+
+
+def opened(
+    browser: Browser,
+    path: Path,
+    text: str,
+    size: ViewportSize = DESK,
+    scheme: Scheme | None = None,
+) -> Opened:
     path.write_text(text, encoding="utf-8")
-    page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
+    page = browser.new_page(viewport=size, color_scheme=scheme)
     page.set_default_timeout(10_000)
     found = Opened(page)
     page.on("console", found.hear)
@@ -105,7 +125,9 @@ def opened(browser: Browser, path: Path, text: str, **options: object) -> Opened
 
 
 @needs_browser
-def test_it_says_nothing_asks_for_nothing_and_shows_every_task(browser: Browser, tmp_path: Path):
+def test_it_says_nothing_asks_for_nothing_and_shows_every_task(
+    browser: Browser, tmp_path: Path
+) -> None:
     found = opened(browser, tmp_path / "report.html", page_of(four(), SET))
     assert found.shown() == ["a", B.id, "c", "d"]
     assert found.page.title() == "arcd: job 1, small"
@@ -131,7 +153,7 @@ def test_it_says_nothing_asks_for_nothing_and_shows_every_task(browser: Browser,
 
 
 @needs_browser
-def test_filters_show_what_they_say(browser: Browser, tmp_path: Path):
+def test_filters_show_what_they_say(browser: Browser, tmp_path: Path) -> None:
     found = opened(browser, tmp_path / "report.html", page_of(four(), SET))
     buttons = found.page.locator("#filters button").all_inner_texts()
     assert buttons == ["all 4", "solved 2", "unsolved 1", "doubtful 1", "failed 1"]
@@ -152,7 +174,7 @@ def test_filters_show_what_they_say(browser: Browser, tmp_path: Path):
 
 
 @needs_browser
-def test_it_can_be_used_with_a_keyboard_alone(browser: Browser, tmp_path: Path):
+def test_it_can_be_used_with_a_keyboard_alone(browser: Browser, tmp_path: Path) -> None:
     found = opened(browser, tmp_path / "report.html", page_of(four(), SET))
     keys, at = found.page.keyboard, "document.activeElement.id"
     for key, where in (("j", "task-a"), ("j", f"task-{B.id}"), ("k", "task-a"), ("/", "find")):
@@ -174,9 +196,10 @@ def test_it_can_be_used_with_a_keyboard_alone(browser: Browser, tmp_path: Path):
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_follows_the_system(browser: Browser, tmp_path: Path, scheme: str):
-    narrow = {"viewport": {"width": 360, "height": 700}, "color_scheme": scheme}
-    found = opened(browser, tmp_path / "report.html", page_of(four(), SET), **narrow)
+def test_it_fits_a_phone_and_follows_the_system(
+    browser: Browser, tmp_path: Path, scheme: Scheme
+) -> None:
+    found = opened(browser, tmp_path / "report.html", page_of(four(), SET), PHONE, scheme)
     for width in ("document.documentElement.scrollWidth", "document.body.scrollWidth"):
         assert found.page.evaluate(width) <= 360
     ground = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -188,7 +211,7 @@ def test_it_fits_a_phone_and_follows_the_system(browser: Browser, tmp_path: Path
 
 
 @needs_browser
-def test_palettes_change_the_cells(browser: Browser, tmp_path: Path):
+def test_palettes_change_the_cells(browser: Browser, tmp_path: Path) -> None:
     found = opened(browser, tmp_path / "report.html", page_of(four(), SET))
     picture = "document.querySelector('canvas').toDataURL()"
     pictures = set()
@@ -214,8 +237,9 @@ def _changed(true: Grid, cell: int) -> Grid:
     return (first, *true[1:])
 
 
+@pytest.mark.timing
 @needs_browser
-def test_four_hundred_tasks_are_there_in_two_seconds(browser: Browser, tmp_path: Path):
+def test_four_hundred_tasks_are_there_in_two_seconds(browser: Browser, tmp_path: Path) -> None:
     found = opened(browser, tmp_path / "report.html", page_of(*four_hundred()))
     loaded = "performance.getEntriesByType('navigation')[0].loadEventEnd"
     found.page.wait_for_function(f"{loaded} > 0")
@@ -228,14 +252,15 @@ def test_four_hundred_tasks_are_there_in_two_seconds(browser: Browser, tmp_path:
     assert found.said == []
 
 
-def test_nothing_in_the_data_can_end_the_script_element():
+def test_nothing_in_the_data_can_end_the_script_element() -> None:
     text = page_of(four(), SET)
     assert text.count("</script>") == 2
     embedded = re.search(r'<script id="data" type="application/json">(.*?)</script>', text)
+    assert embedded is not None
     assert [task["id"] for task in json.loads(embedded[1])["tasks"]] == [t.id for t in SET.tasks]
 
 
-def test_a_job_that_has_just_begun_has_a_report():
+def test_a_job_that_has_just_begun_has_a_report() -> None:
     past = Past().submitted([each.id for each in SET.tasks]).started("a").training("a", 2)
     text = report.page(past.history(), TaskSet("four", SET.tasks, {}), Config(), None, None)
     assert '"phase":"started"' in text
@@ -277,7 +302,7 @@ TRACE = {
 """Of "Trace Event Format" (The Chromium Authors) what arcd writes."""
 
 
-def test_the_trace_keeps_to_its_format():
+def test_the_trace_keeps_to_its_format() -> None:
     trace = json.loads(json.dumps(report.trace(four().history())))
     jsonschema_rs.validate(TRACE, trace)
     spans = [e for e in trace["traceEvents"] if e["ph"] == "X"]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from support.past import DAEMON, Past
 from support.small import grid, solutions, task
-from support.strategies import lives
+from support.strategies import Happening, lives
 
+from arcd.arc.grids import Grid
 from arcd.display.palette import Palette
 from arcd.display.screen import LEVELS, Outlook, Scene, draw, sparkline
 from arcd.jobs import events
@@ -31,7 +32,7 @@ TRUTH = solutions(TASKS.values())
 LARGE = task("25094a63", side=30)
 
 
-def right(of: str) -> list[object]:
+def right(of: str) -> list[Grid]:
     return [TRUTH[of][0]] * 3 + [grid(2, 2)]
 
 
@@ -129,14 +130,14 @@ def keep() -> None:
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 @pytest.mark.parametrize("state", STATES)
-def test_it_looks_as_it_did(state: str, size: tuple[int, int]):
+def test_it_looks_as_it_did(state: str, size: tuple[int, int]) -> None:
     kept = SCREENS / f"{state}-{size[0]}x{size[1]}.txt"
     assert text(*STATES[state](), *size) == kept.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("palette", [None, *Palette])
 @pytest.mark.parametrize("state", STATES)
-def test_it_fits_every_size(state: str, palette: Palette | None):
+def test_it_fits_every_size(state: str, palette: Palette | None) -> None:
     made, now = STATES[state]()
     scene = Scene(made.history, palette, made.outlook)
     for width in (1, 10, 20, 39, 80, 200):
@@ -147,7 +148,9 @@ def test_it_fits_every_size(state: str, palette: Palette | None):
 
 
 @given(lives(), st.integers(1, 150), st.integers(1, 50), st.floats(0, 1e4))
-def test_whatever_has_happened_it_can_be_drawn(lived, width, height, now):
+def test_whatever_has_happened_it_can_be_drawn(
+    lived: list[Happening], width: int, height: int, now: float
+) -> None:
     history = History(1)
     for seq, (job, event) in enumerate(lived, 1):
         if job in (1, None):
@@ -155,7 +158,7 @@ def test_whatever_has_happened_it_can_be_drawn(lived, width, height, now):
     assert len(text(Scene(history, None), now, width, height).splitlines()) <= height
 
 
-def test_colours_are_halves_of_a_character_and_digits_where_there_are_none():
+def test_colours_are_halves_of_a_character_and_digits_where_there_are_none() -> None:
     scene, now = done()
     coloured = text(Scene(scene.history, Palette.arc), now, 80, 40)
     assert "▀▀▀▀▀\n" in coloured
@@ -163,7 +166,7 @@ def test_colours_are_halves_of_a_character_and_digits_where_there_are_none():
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=200), st.integers(1, 60))
-def test_a_sparkline_goes_from_the_lowest_to_the_highest(values, columns):
+def test_a_sparkline_goes_from_the_lowest_to_the_highest(values: list[float], columns: int) -> None:
     line = sparkline(values, columns)
     assert len(line) == min(columns, len(values))
     assert set(line) <= set(LEVELS)

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -33,6 +33,10 @@ from arcd.jobs.state import Job, JobState
 from arcd.jobs.store import Store
 from arcd.scheduling.forecast import COLD
 from arcd.system.home import Home
+
+if TYPE_CHECKING:
+    # What the test client answers with; at run time it takes httpx where there is no httpx2.
+    from httpx2 import Response
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),
@@ -88,7 +92,7 @@ class Bench:
     def order(self, **changes: object) -> dict[str, object]:
         return {**schema.order(TASKS).model_dump(mode="json"), **changes}
 
-    def submit(self, **changes: object) -> httpx.Response:
+    def submit(self, **changes: object) -> "Response":
         return self.client.post("/jobs", json=self.order(**changes))
 
 
@@ -118,11 +122,11 @@ LENIENT = [allow_header_conformance, positive_data_acceptance]
 
 @api.parametrize()
 @settings(derandomize=True, max_examples=30, suppress_health_check=list(HealthCheck))
-def test_whatever_is_asked_the_answer_is_as_documented(case):
+def test_whatever_is_asked_the_answer_is_as_documented(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(excluded_checks=LENIENT)
 
 
-def test_a_job_is_taken_on_and_can_be_asked_for(bench: Bench):
+def test_a_job_is_taken_on_and_can_be_asked_for(bench: Bench) -> None:
     answer = bench.submit(name="mine", priority=3, settings={"train": {"steps": 5}})
     assert answer.status_code == 201
     status = answer.json()
@@ -156,7 +160,7 @@ def test_a_job_is_taken_on_and_can_be_asked_for(bench: Bench):
 )
 def test_a_bad_order_is_refused_in_one_line_and_leaves_nothing(
     bench: Bench, changes: dict[str, object], reason: str
-):
+) -> None:
     answer = bench.submit(**changes)
     assert answer.status_code in (409, 422)
     assert reason in answer.json()["error"]
@@ -164,12 +168,12 @@ def test_a_bad_order_is_refused_in_one_line_and_leaves_nothing(
     assert bench.client.get("/jobs").json() == []
 
 
-def test_a_name_is_a_label_and_never_a_path(bench: Bench, tmp_path: Path):
+def test_a_name_is_a_label_and_never_a_path(bench: Bench, tmp_path: Path) -> None:
     assert bench.submit(name="../../etc/passwd").status_code == 201
     assert {path.name for path in tmp_path.iterdir()} <= {"arcd.db", "arcd.db-wal", "arcd.db-shm"}
 
 
-def test_what_was_unfinished_is_taken_up_if_it_asks_for_the_same(bench: Bench):
+def test_what_was_unfinished_is_taken_up_if_it_asks_for_the_same(bench: Bench) -> None:
     assert bench.submit(take_up="unfinished").json()["job"] == 1
     assert bench.submit(take_up="unfinished", name="other name").json()["job"] == 1
     assert bench.submit(take_up="unfinished", settings={"train": {"steps": 5}}).json()["job"] == 2
@@ -179,7 +183,7 @@ def test_what_was_unfinished_is_taken_up_if_it_asks_for_the_same(bench: Bench):
     assert bench.submit(take_up="unfinished").json()["job"] == 4
 
 
-def test_what_is_done_is_not_done_again_if_that_will_do(bench: Bench):
+def test_what_is_done_is_not_done_again_if_that_will_do(bench: Bench) -> None:
     (job,) = (bench.service.state.jobs[bench.submit().json()["job"]],)
     for name in job.tasks:
         bench.service.emit(job.id, events.Started(name, 1, 1))
@@ -191,7 +195,7 @@ def test_what_is_done_is_not_done_again_if_that_will_do(bench: Bench):
     assert bench.submit(take_up="unfinished").json()["job"] == 3
 
 
-def test_a_job_that_is_not_there_is_not_found(bench: Bench):
+def test_a_job_that_is_not_there_is_not_found(bench: Bench) -> None:
     for method, path in (("GET", ""), ("GET", "/result"), ("GET", "/events"), ("POST", "/cancel")):
         answer = bench.client.request(method, f"/jobs/7{path}")
         assert (answer.status_code, answer.json()) == (
@@ -200,14 +204,14 @@ def test_a_job_that_is_not_there_is_not_found(bench: Bench):
         )
 
 
-def test_what_cannot_be_done_is_a_conflict(bench: Bench):
+def test_what_cannot_be_done_is_a_conflict(bench: Bench) -> None:
     bench.submit()
     assert bench.client.post("/jobs/1/retry").status_code == 409
     assert bench.client.post("/jobs/1/cancel").json()["state"] == "cancelled"
     assert bench.client.post("/jobs/1/pause").json() == {"error": "job 1: it is cancelled already"}
 
 
-def test_events_are_streamed_with_their_numbers(bench: Bench):
+def test_events_are_streamed_with_their_numbers(bench: Bench) -> None:
     bench.submit()
     bench.client.post("/jobs/1/cancel")
     text = bench.client.get("/jobs/1/events").text
@@ -220,13 +224,13 @@ def test_events_are_streamed_with_their_numbers(bench: Bench):
     assert "Cancelled" in after
 
 
-def test_stop_is_passed_on(bench: Bench):
+def test_stop_is_passed_on(bench: Bench) -> None:
     assert bench.client.post("/stop").status_code == 202
     assert bench.stopped == 1
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer wrong", "Bearer secre", "secret"])
-def test_without_the_token_nobody_gets_in(tmp_path: Path, header: str | None):
+def test_without_the_token_nobody_gets_in(tmp_path: Path, header: str | None) -> None:
     bench = Bench(tmp_path, token="secret")
     headers = {"Authorization": header} if header is not None else {}
     for path in ("/health", "/jobs", "/openapi.json", "/nowhere"):
@@ -236,7 +240,7 @@ def test_without_the_token_nobody_gets_in(tmp_path: Path, header: str | None):
     bench.service.store.close()
 
 
-def test_a_client_from_afar_may_not_name_files(tmp_path: Path):
+def test_a_client_from_afar_may_not_name_files(tmp_path: Path) -> None:
     bench = Bench(tmp_path, token="secret")
     bench.client.headers["Authorization"] = "Bearer secret"
     answer = bench.submit(outs=[str(tmp_path / "out.json")])
@@ -248,7 +252,7 @@ def test_a_client_from_afar_may_not_name_files(tmp_path: Path):
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_body_that_is_too_large_is_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, announced: bool
-):
+) -> None:
     monkeypatch.setattr(server, "MAX_BODY", 1000)
     body = json.dumps(bench.order())
     content = body if announced else iter([body[:500].encode(), body[500:].encode()])
@@ -257,14 +261,14 @@ def test_a_body_that_is_too_large_is_refused(
     assert bench.client.get("/jobs").json() == []
 
 
-def test_the_socket_is_for_its_owner_alone(tmp_path: Path):
+def test_the_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.socket.touch()
     with server.listen_on_unix(home):
         assert stat.S_IMODE(home.socket.stat().st_mode) == 0o600
 
 
-def test_a_home_whose_path_is_too_long_for_a_socket_has_one_elsewhere(tmp_path: Path):
+def test_a_home_whose_path_is_too_long_for_a_socket_has_one_elsewhere(tmp_path: Path) -> None:
     home = Home(tmp_path / ("x" * 120))
     home.path.mkdir()
     with server.listen_on_unix(home):
@@ -276,14 +280,14 @@ def test_a_home_whose_path_is_too_long_for_a_socket_has_one_elsewhere(tmp_path: 
     home.socket.parent.rmdir()
 
 
-def test_the_token_is_made_once_and_for_its_owner_alone(tmp_path: Path):
+def test_the_token_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     token = server.token_in(Home(tmp_path))
     assert len(token) >= 32
     assert server.token_in(Home(tmp_path)) == token
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path):
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with server.listen_on_tcp("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ArcdError, match=f"127.0.0.1:{port}"):

@@ -1,6 +1,6 @@
 """The job service: stored before anybody knows of it, told to everybody once, refused in a line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -28,7 +28,7 @@ FAILED = [events.Answered(name, verdict(name, 1, [], None)) for name in "ab"]
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> tuple[str, dict[str, type[virtual.VirtualLoop]]]:
     return virtual.BACKEND
 
 
@@ -47,9 +47,9 @@ def service(store: Store) -> JobService:
     return service
 
 
-def refusal(act, *arguments: object) -> str:
+def refusal(act: Callable[[int], object], job: int) -> str:
     with pytest.raises(BadJob) as caught:
-        act(*arguments)
+        act(job)
     line = str(caught.value)
     assert "\n" not in line
     return line
@@ -60,7 +60,7 @@ def refusal(act, *arguments: object) -> str:
 
 async def test_whoever_hears_of_something_finds_it_on_the_disk_and_in_the_state(
     service: JobService,
-):
+) -> None:
     heard: list[Record] = []
 
     def listen(record: Record) -> None:
@@ -84,7 +84,7 @@ async def test_whoever_hears_of_something_finds_it_on_the_disk_and_in_the_state(
     ]
 
 
-async def test_what_cannot_be_stored_did_not_happen(service: JobService):
+async def test_what_cannot_be_stored_did_not_happen(service: JobService) -> None:
     sampled = events.Sampled("a", candidate(task("a")))
     service.emit(1, events.Started("a", 1, 1), sampled)
     heard: list[Record] = []
@@ -97,12 +97,12 @@ async def test_what_cannot_be_stored_did_not_happen(service: JobService):
     assert service.state == service.store.journal.state()
 
 
-async def test_a_desk_that_is_opened_again_knows_what_happened(service: JobService):
+async def test_a_desk_that_is_opened_again_knows_what_happened(service: JobService) -> None:
     service.emit(1, events.Started("a", 1, 1), DONE[0])
     assert JobService(service.store).state == service.state
 
 
-async def test_who_waits_for_a_change_wakes_at_the_next_one(service: JobService):
+async def test_who_waits_for_a_change_wakes_at_the_next_one(service: JobService) -> None:
     woken: list[int] = []
 
     async def wait(number: int) -> None:
@@ -130,7 +130,7 @@ async def collect(service: JobService, found: list[Record], *arguments: int) -> 
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
 async def test_who_follows_gets_each_record_once_until_the_job_ends(
     service: JobService, after: int, batch: int, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(service_module, "RECORDS_PER_READ", batch)
     service.submit(NewJob("another", 10, TASKS, Config()))
     service.emit(1, events.Started("a", 1, 1))
@@ -148,7 +148,7 @@ async def test_who_follows_gets_each_record_once_until_the_job_ends(
     assert found[-1].event == DONE[1]
 
 
-async def test_what_happens_while_a_slow_one_follows_is_not_lost(service: JobService):
+async def test_what_happens_while_a_slow_one_follows_is_not_lost(service: JobService) -> None:
     found: list[Record] = []
 
     async def follow() -> None:
@@ -165,14 +165,14 @@ async def test_what_happens_while_a_slow_one_follows_is_not_lost(service: JobSer
     assert found == list(service.store.journal.records(job=1))
 
 
-async def test_a_job_that_is_over_is_followed_to_its_end_at_once(service: JobService):
+async def test_a_job_that_is_over_is_followed_to_its_end_at_once(service: JobService) -> None:
     service.emit(1, *DONE)
     found: list[Record] = []
     await collect(service, found, 1)
     assert [events.kind(record.event) for record in found] == ["Submitted", "Answered", "Answered"]
 
 
-async def test_a_cancelled_job_is_over_for_who_follows(service: JobService):
+async def test_a_cancelled_job_is_over_for_who_follows(service: JobService) -> None:
     found: list[Record] = []
     async with anyio.create_task_group() as following:
         following.start_soon(collect, service, found, 1)
@@ -181,7 +181,7 @@ async def test_a_cancelled_job_is_over_for_who_follows(service: JobService):
     assert found[-1].event == events.Cancelled()
 
 
-async def test_who_follows_is_let_go_when_the_desk_closes(service: JobService):
+async def test_who_follows_is_let_go_when_the_desk_closes(service: JobService) -> None:
     found: list[Record] = []
     async with anyio.create_task_group() as following:
         for _ in range(3):
@@ -192,7 +192,7 @@ async def test_who_follows_is_let_go_when_the_desk_closes(service: JobService):
     assert [record.seq for record in found] == [1, 1, 1, 2, 2, 2]
 
 
-async def test_who_gives_up_following_disturbs_nobody(service: JobService):
+async def test_who_gives_up_following_disturbs_nobody(service: JobService) -> None:
     found: list[Record] = []
     async with anyio.create_task_group() as following:
         following.start_soon(collect, service, found, 1)
@@ -204,7 +204,7 @@ async def test_who_gives_up_following_disturbs_nobody(service: JobService):
     assert found == list(service.store.journal.records())
 
 
-async def test_a_job_that_is_not_there_cannot_be_followed(service: JobService):
+async def test_a_job_that_is_not_there_cannot_be_followed(service: JobService) -> None:
     with pytest.raises(NoJob):
         await collect(service, [], 7)
 
@@ -212,12 +212,14 @@ async def test_a_job_that_is_not_there_cannot_be_followed(service: JobService):
 # What can be done with a job.
 
 
-async def test_a_pause_lasts_until_the_job_is_resumed(service: JobService):
+async def test_a_pause_lasts_until_the_job_is_resumed(service: JobService) -> None:
     assert service.pause(1).state is JobState.paused
     assert service.resume(1).state is JobState.queued
 
 
-async def test_to_pause_what_is_paused_or_resume_what_runs_changes_nothing(service: JobService):
+async def test_to_pause_what_is_paused_or_resume_what_runs_changes_nothing(
+    service: JobService,
+) -> None:
     service.resume(1)
     service.pause(1)
     seq = service.state.seq
@@ -225,7 +227,7 @@ async def test_to_pause_what_is_paused_or_resume_what_runs_changes_nothing(servi
     assert service.state.seq == seq
 
 
-async def test_a_job_that_is_held_is_free_once_it_is_resumed(service: JobService):
+async def test_a_job_that_is_held_is_free_once_it_is_resumed(service: JobService) -> None:
     service.held.add(1)
     async with anyio.create_task_group() as waiting:
         waiting.start_soon(service.changed)
@@ -237,20 +239,20 @@ async def test_a_job_that_is_held_is_free_once_it_is_resumed(service: JobService
 
 async def test_a_job_that_is_paused_and_held_is_free_of_both_once_it_is_resumed(
     service: JobService,
-):
+) -> None:
     service.pause(1)
     service.held.add(1)
     assert service.resume(1).state is JobState.queued
     assert service.held == set()
 
 
-async def test_a_cancelled_job_keeps_its_answers(service: JobService):
+async def test_a_cancelled_job_keeps_its_answers(service: JobService) -> None:
     service.emit(1, DONE[0])
     assert service.cancel(1).state is JobState.cancelled
     assert list(service.store.jobs.verdicts(1)) == [SURE["a"]]
 
 
-async def test_failed_and_doubtful_tasks_are_done_once_more(service: JobService):
+async def test_failed_and_doubtful_tasks_are_done_once_more(service: JobService) -> None:
     service.emit(1, FAILED[0], DONE[1])
     assert service.state.jobs[1].state is JobState.done
     job = service.retry(1)
@@ -259,13 +261,13 @@ async def test_failed_and_doubtful_tasks_are_done_once_more(service: JobService)
     assert list(service.store.journal.records())[-1].event == events.Retried(("a",))
 
 
-async def test_a_job_can_be_retried_before_all_of_it_is_answered(service: JobService):
+async def test_a_job_can_be_retried_before_all_of_it_is_answered(service: JobService) -> None:
     service.emit(1, FAILED[0], events.Started("b", 1, 1))
     assert service.retry(1).tasks["b"].in_flight
 
 
 @pytest.mark.parametrize("act", ["job", "pause", "resume", "cancel", "retry"])
-async def test_a_job_that_is_not_there_is_named(service: JobService, act: str):
+async def test_a_job_that_is_not_there_is_named(service: JobService, act: str) -> None:
     with pytest.raises(NoJob) as caught:
         getattr(service, act)(7)
     assert str(caught.value) == "job 7: there is no such job"
@@ -276,14 +278,16 @@ async def test_a_job_that_is_not_there_is_named(service: JobService, act: str):
     ("happened", "state"),
     [(DONE, "done"), (FAILED, "failed"), ([events.Cancelled()], "cancelled")],
 )
-async def test_a_job_that_is_over_stays_so(service: JobService, act: str, happened, state: str):
+async def test_a_job_that_is_over_stays_so(
+    service: JobService, act: str, happened: list[events.Event], state: str
+) -> None:
     service.emit(1, *happened)
     seq = service.state.seq
     assert refusal(getattr(service, act), 1) == f"job 1: it is {state} already"
     assert service.state.seq == seq
 
 
-async def test_what_cannot_be_retried_says_why(service: JobService):
+async def test_what_cannot_be_retried_says_why(service: JobService) -> None:
     line = "job 1: none of its answers is failed or doubtful"
     assert refusal(service.retry, 1) == line
     service.emit(1, *DONE)

@@ -17,14 +17,25 @@ class Sample:
     made: int = 0
 
 
-def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list[tuple]]:
-    """Usage reported, and for each step of an engine (seconds, prompt, generated, aborted).
+@dataclass
+class Step:
+    seconds: float
+    prompt: int
+    generated: int
+    aborted: bool = False
+    """Whether a request in it was aborted."""
+
+
+def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list[Step]]:
+    """Usage reported, and what each step of an engine did.
 
     Requests come at any time; a step reads the prompts of all that are new and makes a token of
     each.
     """
     rng = random.Random(seed)
-    log, reported, steps = StepLog(), [], []
+    log = StepLog()
+    reported: list[EngineUsage] = []
+    steps: list[Step] = []
     running: dict[str, Sample] = {}
     for number in range(rng.randint(1, 300)):
         if not running or rng.random() < 0.1:
@@ -35,7 +46,7 @@ def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list
         prompt = sum(s.prompt for s in running.values() if not s.made)
         seconds = rng.uniform(0.01, 0.1)
         log.step(seconds)
-        steps.append([seconds, prompt, len(running), False])
+        steps.append(Step(seconds, prompt, len(running)))
         for sample in running.values():
             sample.made += 1
         for name, sample in list(running.items()):
@@ -45,17 +56,17 @@ def simulate(seed: int, *, aborts: float = 0.0) -> tuple[list[EngineUsage], list
             elif rng.random() < aborts:
                 log.abort(name)
                 for step in steps[len(steps) - sample.made :]:
-                    step[3] = True
+                    step.aborted = True
                 del running[name]
         reported += log.take()
     for name, sample in running.items():
         log.abort(name)
         for step in steps[len(steps) - sample.made :]:
-            step[3] = True
+            step.aborted = True
     return reported + log.take(), steps
 
 
-def total(usage: list[EngineUsage]) -> tuple:
+def total(usage: list[EngineUsage]) -> tuple[int, int, int, float]:
     return (
         sum(s.steps for s in usage),
         sum(s.prompt for s in usage),
@@ -65,18 +76,20 @@ def total(usage: list[EngineUsage]) -> tuple:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 0.002, 0.05]))
-def test_every_step_is_reported_once_unless_a_request_in_it_was_aborted(seed, aborts):
+def test_every_step_is_reported_once_unless_a_request_in_it_was_aborted(
+    seed: int, aborts: float
+) -> None:
     reported, steps = simulate(seed, aborts=aborts)
-    sound = [step for step in steps if not step[3]]
+    sound = [step for step in steps if not step.aborted]
     assert total(reported) == (
         len(sound),
-        sum(step[1] for step in sound),
-        sum(step[2] for step in sound),
-        round(sum(step[0] for step in sound), 6),
+        sum(step.prompt for step in sound),
+        sum(step.generated for step in sound),
+        round(sum(step.seconds for step in sound), 6),
     )
 
 
-def test_nothing_is_reported_while_it_is_not_known_what_the_steps_did():
+def test_nothing_is_reported_while_it_is_not_known_what_the_steps_did() -> None:
     log = StepLog()
     log.begin("a")
     for _ in range(3 * MIN_REPORT_STEPS):
@@ -88,7 +101,7 @@ def test_nothing_is_reported_while_it_is_not_known_what_the_steps_did():
     assert (generating.prompt, generating.generated) == (0, 3 * MIN_REPORT_STEPS - 1)
 
 
-def test_an_engine_that_is_never_idle_is_reported_too():
+def test_an_engine_that_is_never_idle_is_reported_too() -> None:
     log, reported = StepLog(), []
     for number in range(10 * MIN_REPORT_STEPS):
         log.begin(str(number))
@@ -99,7 +112,7 @@ def test_an_engine_that_is_never_idle_is_reported_too():
     assert sum(usage.steps for usage in reported) > 8 * MIN_REPORT_STEPS
 
 
-def test_a_prompt_that_is_read_in_pieces_is_reported_with_all_of_its_steps():
+def test_a_prompt_that_is_read_in_pieces_is_reported_with_all_of_its_steps() -> None:
     log = StepLog()
     log.begin("long")
     for _ in range(4):

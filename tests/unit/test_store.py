@@ -14,7 +14,8 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -29,11 +30,13 @@ from support.strategies import EVENTS, Happening, lives
 from support.strategies import tasks as any_tasks
 
 from arcd.arc import submission
+from arcd.arc.grids import Grid
 from arcd.arc.selection import Verdict, verdict
 from arcd.arc.tasks import Pair, Task, TaskSet
 from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
 from arcd.jobs import events
+from arcd.jobs.database import Mode
 from arcd.jobs.events import Record, Times
 from arcd.jobs.journal import NewJob
 from arcd.jobs.schema import VERSION
@@ -50,8 +53,10 @@ JOB = NewJob("job", 10, TASKS, resolve(settings=["train.steps=3"], seed=5), (Pat
 
 
 @contextmanager
-def opened(home: Path, **options: object) -> Iterator[Store]:
-    store = Store(home, **options)
+def opened(
+    home: Path, mode: Mode = "write", *, clock: Callable[[], float] = time.time
+) -> Iterator[Store]:
+    store = Store(home, mode, clock=clock)
     try:
         yield store
     finally:
@@ -66,7 +71,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-def sampled(of=A, test: int = 0, sample: int = 0, shown=((1,),)) -> events.Sampled:
+def sampled(
+    of: Task = A, test: int = 0, sample: int = 0, shown: Grid | None = ((1,),)
+) -> events.Sampled:
     return events.Sampled(of.id, candidate(of, test, sample, shown))
 
 
@@ -87,14 +94,14 @@ def live(store: Store, lived: list[Happening]) -> State:
 # What goes in comes out.
 
 
-def test_each_kind_of_event_is_known():
+def test_each_kind_of_event_is_known() -> None:
     assert set(EVENTS) == set(get_args(events.Event))
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
-def test_an_event_survives_its_text_and_a_record_its_json(kind):
+def test_an_event_survives_its_text_and_a_record_its_json(kind: type[events.Event]) -> None:
     @given(EVENTS[kind], st.none() | st.integers(1, 9), st.floats(0, 1e12))
-    def survives(event, job, at):
+    def survives(event: events.Event, job: int | None, at: float) -> None:
         assert events.load(events.kind(event), events.dump(event)) == event
         record = Record(7, at, job, event)
         assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
@@ -104,7 +111,9 @@ def test_an_event_survives_its_text_and_a_record_its_json(kind):
 
 @settings(max_examples=15)
 @given(st.lists(st.one_of(*EVENTS.values()), max_size=8))
-def test_what_is_appended_is_read_in_its_order(tmp_path_factory, happened):
+def test_what_is_appended_is_read_in_its_order(
+    tmp_path_factory: pytest.TempPathFactory, happened: list[events.Event]
+) -> None:
     numbers = count()
     # No two candidates alike, and none of a task that is not there.
     happened = [
@@ -124,7 +133,9 @@ def test_what_is_appended_is_read_in_its_order(tmp_path_factory, happened):
 
 @settings(max_examples=15)
 @given(st.lists(any_tasks(), min_size=1, unique_by=lambda task: task.id), st.text(), st.booleans())
-def test_a_job_comes_back_as_it_was_submitted(tmp_path_factory, tasks, name, solved):
+def test_a_job_comes_back_as_it_was_submitted(
+    tmp_path_factory: pytest.TempPathFactory, tasks: list[Task], name: str, solved: bool
+) -> None:
     known = {tasks[0].id: tasks[0].tests} if solved else {}
     job = NewJob(name, 3, TaskSet(name, tuple(tasks), known), JOB.config, (Path("a"), Path("/b")))
     with opened(tmp_path_factory.mktemp("home")) as store:
@@ -140,7 +151,9 @@ def test_a_job_comes_back_as_it_was_submitted(tmp_path_factory, tasks, name, sol
 
 @settings(max_examples=25)
 @given(lives())
-def test_replaying_the_events_gives_the_state(tmp_path_factory, lived):
+def test_replaying_the_events_gives_the_state(
+    tmp_path_factory: pytest.TempPathFactory, lived: list[Happening]
+) -> None:
     home = tmp_path_factory.mktemp("home")
     with opened(home) as store:
         state = live(store, lived)
@@ -151,7 +164,9 @@ def test_replaying_the_events_gives_the_state(tmp_path_factory, lived):
         assert store.journal.state() == state
 
 
-def test_records_of_a_job_are_read_from_any_point_with_the_daemons_since_it_is_there(store: Store):
+def test_records_of_a_job_are_read_from_any_point_with_the_daemons_since_it_is_there(
+    store: Store,
+) -> None:
     store.journal.append(None, events.DaemonReady(1.0))
     store.journal.submit(JOB)
     store.journal.append(2, events.Paused())
@@ -171,12 +186,12 @@ def test_records_of_a_job_are_read_from_any_point_with_the_daemons_since_it_is_t
     assert store.journal.last() == 5
 
 
-def test_a_new_store_has_no_last_record(tmp_path: Path):
+def test_a_new_store_has_no_last_record(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         assert store.journal.last() == 0
 
 
-def test_the_records_of_a_job_are_read_from_any_point_without_reading_all(store: Store):
+def test_the_records_of_a_job_are_read_from_any_point_without_reading_all(store: Store) -> None:
     store.journal.append(None, *[events.DaemonReady(float(i)) for i in range(2000)])
     steps = 0
 
@@ -192,7 +207,9 @@ def test_the_records_of_a_job_are_read_from_any_point_without_reading_all(store:
 # Candidates, verdicts and submissions.
 
 
-def test_candidates_are_found_by_their_task_in_the_order_in_which_they_finished(store: Store):
+def test_candidates_are_found_by_their_task_in_the_order_in_which_they_finished(
+    store: Store,
+) -> None:
     store.journal.append(1, sampled(B, 1, 1), sampled(A, 0, 1, None))
     store.journal.append(1, sampled(B, 0, 7), sampled(A, 0, 0))
     assert [(c.task, c.test, c.sample) for c in store.jobs.candidates(1)] == [
@@ -206,13 +223,13 @@ def test_candidates_are_found_by_their_task_in_the_order_in_which_they_finished(
     assert list(store.jobs.candidates(2)) == []
 
 
-def test_verdicts_come_in_the_order_of_the_file(store: Store):
+def test_verdicts_come_in_the_order_of_the_file(store: Store) -> None:
     for name in ("a", "b"):
         store.journal.append(1, events.Answered(name, verdict(name, 1, [], None)))
     assert [found.task for found in store.jobs.verdicts(1)] == ["b", "a"]
 
 
-def test_a_later_verdict_takes_the_place_of_an_earlier_one(store: Store):
+def test_a_later_verdict_takes_the_place_of_an_earlier_one(store: Store) -> None:
     first = verdict("a", 1, [candidate(A)], None)
     second = verdict("a", 1, [candidate(A, grid=((2,),))], None)
     store.journal.append(1, events.Answered("a", first))
@@ -222,12 +239,12 @@ def test_a_later_verdict_takes_the_place_of_an_earlier_one(store: Store):
     assert json.loads(store.jobs.submission(1)) == submission.of(TASKS.tasks, {"a": second})
 
 
-def test_the_submission_is_complete_from_the_first_moment(store: Store):
+def test_the_submission_is_complete_from_the_first_moment(store: Store) -> None:
     assert json.loads(store.jobs.submission(1)) == submission.blank(TASKS.tasks)
     assert list(json.loads(store.jobs.submission(1))) == ["b", "a"]
 
 
-def answered(of, shown) -> Verdict:
+def answered(of: Task, shown: Iterable[Grid | None]) -> Verdict:
     return verdict(of.id, len(of.tests), [candidate(of, 0, i, g) for i, g in enumerate(shown)], 3)
 
 
@@ -237,7 +254,9 @@ def answered(of, shown) -> Verdict:
         st.sampled_from([A, B]), st.lists(st.none() | st.sampled_from([((1,),), grid(2, 3)]))
     )
 )
-def test_the_submission_is_that_of_the_verdicts(tmp_path_factory, shown):
+def test_the_submission_is_that_of_the_verdicts(
+    tmp_path_factory: pytest.TempPathFactory, shown: dict[Task, list[Grid | None]]
+) -> None:
     found = {of.id: answered(of, grids) for of, grids in shown.items()}
     with opened(tmp_path_factory.mktemp("home")) as store:
         store.journal.submit(JOB)
@@ -252,7 +271,7 @@ def test_the_submission_is_that_of_the_verdicts(tmp_path_factory, shown):
 # All or nothing.
 
 
-def test_a_finished_sample_cannot_be_stored_twice(store: Store):
+def test_a_finished_sample_cannot_be_stored_twice(store: Store) -> None:
     store.journal.append(1, sampled())
     with pytest.raises(StoreFailed, match=r"arcd\.db: UNIQUE constraint failed"):
         store.journal.append(1, sampled(shown=((2,),)))
@@ -262,7 +281,7 @@ def test_a_finished_sample_cannot_be_stored_twice(store: Store):
     store.journal.append(2, sampled())
 
 
-def test_of_events_that_cannot_all_happen_none_does(store: Store):
+def test_of_events_that_cannot_all_happen_none_does(store: Store) -> None:
     store.journal.append(1, sampled())
     before = list(store.journal.records())
     with pytest.raises(StoreFailed):
@@ -280,7 +299,7 @@ def test_of_events_that_cannot_all_happen_none_does(store: Store):
     assert record.seq == before[-1].seq + 1
 
 
-def test_a_job_that_cannot_be_taken_on_leaves_nothing(store: Store):
+def test_a_job_that_cannot_be_taken_on_leaves_nothing(store: Store) -> None:
     twice = replace(JOB, tasks=TaskSet("twice", (A, B, A), {}))
     with pytest.raises(StoreFailed):
         store.journal.submit(twice)
@@ -289,7 +308,7 @@ def test_a_job_that_cannot_be_taken_on_leaves_nothing(store: Store):
     assert len(store.jobs.tasks(2).tasks) == 2
 
 
-def test_serials_never_repeat(tmp_path: Path):
+def test_serials_never_repeat(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         given = [store.facts.serial() for _ in range(3)]
     with opened(tmp_path) as store:
@@ -300,7 +319,7 @@ def test_serials_never_repeat(tmp_path: Path):
 # Others who read.
 
 
-def test_who_reads_sees_what_is_committed_while_another_writes(store: Store):
+def test_who_reads_sees_what_is_committed_while_another_writes(store: Store) -> None:
     with opened(store.path.parent, mode="read") as reader:
         assert len(list(reader.journal.records())) == 1
         under_way = reader.journal.records()
@@ -312,7 +331,7 @@ def test_who_reads_sees_what_is_committed_while_another_writes(store: Store):
         assert reader.jobs.submission(1) == store.jobs.submission(1)
 
 
-def test_who_reads_cannot_write(store: Store):
+def test_who_reads_cannot_write(store: Store) -> None:
     with opened(store.path.parent, mode="read") as reader:
         with pytest.raises(StoreFailed, match="readonly"):
             reader.journal.append(1, events.Paused())
@@ -321,13 +340,13 @@ def test_who_reads_cannot_write(store: Store):
         assert len(list(reader.journal.records())) == 1
 
 
-def test_a_home_without_jobs_has_nothing_to_read(tmp_path: Path):
+def test_a_home_without_jobs_has_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(StoreFailed, match=f"^{tmp_path}: no jobs here$"):
         Store(tmp_path, "read")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_store_is_nobody_elses(store: Store):
+def test_a_store_is_nobody_elses(store: Store) -> None:
     assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
     log = store.path.with_name("arcd.db-wal")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
@@ -383,7 +402,9 @@ def check_whole(home: Path, *, appends: int) -> None:
         assert len(list(store.jobs.candidates(1))) == appends + 1
 
 
-def test_a_process_that_dies_loses_nothing_that_it_committed(dead, tmp_path):
+def test_a_process_that_dies_loses_nothing_that_it_committed(
+    dead: tuple[Path, int], tmp_path: Path
+) -> None:
     shutil.copytree(dead[0], tmp_path / "home")
     check_whole(tmp_path / "home", appends=21)
 
@@ -391,7 +412,12 @@ def test_a_process_that_dies_loses_nothing_that_it_committed(dead, tmp_path):
 @pytest.mark.parametrize("index", ["kept", "gone"])
 @settings(max_examples=20)
 @given(data=st.data())
-def test_a_torn_last_write_costs_that_write_alone(dead, tmp_path_factory, index, data):
+def test_a_torn_last_write_costs_that_write_alone(
+    dead: tuple[Path, int],
+    tmp_path_factory: pytest.TempPathFactory,
+    index: str,
+    data: st.DataObject,
+) -> None:
     home = tmp_path_factory.mktemp("torn") / "home"
     shutil.copytree(dead[0], home)
     log = home / "arcd.db-wal"
@@ -404,7 +430,9 @@ def test_a_torn_last_write_costs_that_write_alone(dead, tmp_path_factory, index,
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32), st.integers(1, 20_000))
-def test_garbage_behind_the_last_write_is_no_harm(dead, tmp_path_factory, seed, size):
+def test_garbage_behind_the_last_write_is_no_harm(
+    dead: tuple[Path, int], tmp_path_factory: pytest.TempPathFactory, seed: int, size: int
+) -> None:
     home = tmp_path_factory.mktemp("garbage") / "home"
     shutil.copytree(dead[0], home)
     with (home / "arcd.db-wal").open("ab") as log:
@@ -415,8 +443,8 @@ def test_garbage_behind_the_last_write_is_no_harm(dead, tmp_path_factory, seed, 
 @settings(max_examples=20)
 @given(data=st.data())
 def test_a_last_write_of_which_other_bytes_reached_the_disk_is_as_if_it_never_was(
-    dead, tmp_path_factory, data
-):
+    dead: tuple[Path, int], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     home = tmp_path_factory.mktemp("flipped") / "home"
     shutil.copytree(dead[0], home)
     (home / "arcd.db-shm").unlink()
@@ -449,7 +477,7 @@ LARGE = events.Noted("a", "x" * 50_000)
 @pytest.mark.parametrize("room", [0, 1, 4000, 4096, 9000, 20_000, 50_000])
 def test_a_log_that_may_not_grow_fails_one_append_and_works_when_there_is_room(
     store: Store, room: int
-):
+) -> None:
     store.journal.append(1, sampled())
     before = list(store.journal.records())
     log = store.path.with_name("arcd.db-wal")
@@ -467,7 +495,7 @@ def test_a_log_that_may_not_grow_fails_one_append_and_works_when_there_is_room(
     assert [c.sample for c in store.jobs.candidates(1)] == [0, 1]
 
 
-def test_a_disk_that_is_full_fails_one_append_and_works_when_there_is_room(store: Store):
+def test_a_disk_that_is_full_fails_one_append_and_works_when_there_is_room(store: Store) -> None:
     pages = store.database.connection.execute("PRAGMA page_count").fetchone()[0]
     store.database.connection.execute(f"PRAGMA max_page_count = {pages + 1}")
     before = list(store.journal.records())
@@ -481,7 +509,9 @@ def test_a_disk_that_is_full_fails_one_append_and_works_when_there_is_room(store
     assert store.journal.state().jobs[1].tasks["a"].sampled == 1
 
 
-def test_a_disk_without_room_for_a_new_store_leaves_one_that_can_be_made_later(tmp_path: Path):
+def test_a_disk_without_room_for_a_new_store_leaves_one_that_can_be_made_later(
+    tmp_path: Path,
+) -> None:
     with full_after(0), pytest.raises(StoreFailed, match=f"^{path_in(tmp_path)}: [^\n]+$"):
         Store(tmp_path)
     with opened(tmp_path) as store:
@@ -491,7 +521,7 @@ def test_a_disk_without_room_for_a_new_store_leaves_one_that_can_be_made_later(t
 # What cannot be opened.
 
 
-def refusal(home: Path, mode: str = "write") -> str:
+def refusal(home: Path, mode: Mode = "write") -> str:
     with pytest.raises(StoreFailed) as caught:
         Store(home, mode)
     line = str(caught.value)
@@ -499,14 +529,14 @@ def refusal(home: Path, mode: str = "write") -> str:
     return line
 
 
-def test_a_home_that_is_a_file_or_not_there_is_named(tmp_path: Path):
+def test_a_home_that_is_a_file_or_not_there_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     assert refusal(file) == f"{file}/arcd.db: Not a directory"
     assert refusal(tmp_path / "none") == f"{tmp_path}/none/arcd.db: No such file or directory"
 
 
-def test_a_folder_in_the_place_of_the_store_is_named(tmp_path: Path):
+def test_a_folder_in_the_place_of_the_store_is_named(tmp_path: Path) -> None:
     path_in(tmp_path).mkdir()
     assert refusal(tmp_path) == f"{tmp_path}/arcd.db: Is a directory"
 
@@ -528,7 +558,7 @@ except StoreFailed as error:
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "there"])
-def test_a_home_in_which_this_user_may_not_write_is_named(there: bool):
+def test_a_home_in_which_this_user_may_not_write_is_named(there: bool) -> None:
     # Not under tmp_path, in which nobody else may look; root drops its rights in the child.
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -551,7 +581,7 @@ def test_a_home_in_which_this_user_may_not_write_is_named(there: bool):
 
 
 @pytest.mark.parametrize("mode", ["write", "read"])
-def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, mode: str):
+def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, mode: Mode) -> None:
     path_in(tmp_path).write_bytes(b"something else\n" * 500)
     assert refusal(tmp_path, mode) == f"{tmp_path}/arcd.db: file is not a database"
     assert path_in(tmp_path).read_bytes() == b"something else\n" * 500
@@ -560,8 +590,8 @@ def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, mode: str):
 @pytest.mark.parametrize("mode", ["write", "read"])
 @pytest.mark.parametrize("version", [VERSION + 1, VERSION + 100, -1])
 def test_a_store_of_another_version_is_refused_and_left_alone(
-    tmp_path: Path, mode: str, version: int
-):
+    tmp_path: Path, mode: Mode, version: int
+) -> None:
     with opened(tmp_path) as store:
         store.journal.submit(JOB)
     with sqlite3.connect(path_in(tmp_path)) as connection:
@@ -577,7 +607,7 @@ def test_a_store_of_another_version_is_refused_and_left_alone(
 
 
 @pytest.mark.parametrize("mode", ["write", "read"])
-def test_a_database_of_somebody_else_is_refused_and_left_alone(tmp_path: Path, mode: str):
+def test_a_database_of_somebody_else_is_refused_and_left_alone(tmp_path: Path, mode: Mode) -> None:
     with sqlite3.connect(path_in(tmp_path)) as connection:
         connection.execute("CREATE TABLE events (mine)")
     connection.close()
@@ -588,7 +618,9 @@ def test_a_database_of_somebody_else_is_refused_and_left_alone(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("size", [0, 1, 50, 99, 100, 1000, 4096, 6000])
-def test_a_store_cut_short_is_refused_or_made_anew_but_never_half_read(tmp_path: Path, size: int):
+def test_a_store_cut_short_is_refused_or_made_anew_but_never_half_read(
+    tmp_path: Path, size: int
+) -> None:
     with opened(tmp_path) as store:
         store.journal.submit(JOB)
     os.truncate(path_in(tmp_path), size)
@@ -600,7 +632,7 @@ def test_a_store_cut_short_is_refused_or_made_anew_but_never_half_read(tmp_path:
             list(store.journal.records())
 
 
-def test_a_home_whose_name_means_something_in_an_address_can_be_read(tmp_path: Path):
+def test_a_home_whose_name_means_something_in_an_address_can_be_read(tmp_path: Path) -> None:
     home = tmp_path / "a?b#c%20d"
     home.mkdir()
     with opened(home) as store:
@@ -612,7 +644,9 @@ def test_a_home_whose_name_means_something_in_an_address_can_be_read(tmp_path: P
 # Clocks.
 
 
-def test_a_clock_that_is_set_back_changes_no_order_and_makes_no_time_negative(tmp_path: Path):
+def test_a_clock_that_is_set_back_changes_no_order_and_makes_no_time_negative(
+    tmp_path: Path,
+) -> None:
     times = iter([1000.0, 900.0, 800.0, 10.0])
     with opened(tmp_path, clock=times.__next__) as store:
         store.journal.submit(JOB)
@@ -663,7 +697,7 @@ def _fill(store: Store) -> None:
 
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
 @pytest.mark.parametrize("mode", ["write", "read"])
-def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mode: str):
+def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mode: Mode) -> None:
     shutil.copy(DATA / f"store-v{version}.db", path_in(tmp_path))
     with opened(tmp_path, mode=mode) as store:
         state = store.journal.state()
@@ -694,8 +728,9 @@ def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mo
             assert store.facts.measured("here") == {"a": 1}
 
 
-def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path):
-    (tmp_path / "old").mkdir(), (tmp_path / "new").mkdir()
+def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
     shutil.copy(DATA / "store-v1.db", path_in(tmp_path / "old"))
     for name in ("old", "new"):
         with opened(tmp_path / name):
@@ -707,10 +742,11 @@ def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path
     )
     assert old.execute(columns).fetchall() == new.execute(columns).fetchall()
     assert old.execute("PRAGMA user_version").fetchone() == (VERSION,)
-    old.close(), new.close()
+    old.close()
+    new.close()
 
 
-def test_what_was_measured_of_one_platform_is_not_anothers(tmp_path: Path):
+def test_what_was_measured_of_one_platform_is_not_anothers(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.facts.keep_measured("one", [1])
         store.facts.keep_measured("two", [2])
@@ -718,7 +754,7 @@ def test_what_was_measured_of_one_platform_is_not_anothers(tmp_path: Path):
         assert (store.facts.measured("one"), store.facts.measured("two")) == ([3], [2])
 
 
-def test_the_store_that_is_kept_is_what_this_version_writes(tmp_path: Path):
+def test_the_store_that_is_kept_is_what_this_version_writes(tmp_path: Path) -> None:
     """Fails when the schema or the events change without a new version."""
     keep(tmp_path)
     kept, new = (sqlite3.connect(folder / f"store-v{VERSION}.db") for folder in (DATA, tmp_path))

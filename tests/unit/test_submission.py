@@ -1,73 +1,80 @@
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.small import grid
 from support.strategies import grids
 
 from arcd.arc import submission
+from arcd.arc.grids import Grid
 from arcd.arc.selection import Verdict, Vote
+from arcd.arc.submission import Attempts, Mode, Submission
 from arcd.arc.tasks import Pair, Task, load
 from arcd.errors import ArcdError, BadSubmission
 from arcd.system import files
 
-A, B, C, D = (((colour,),) for colour in (1, 2, 3, 4))
-NONE = ((0,),)
+A, B, C, D = (grid(1, 1, colour) for colour in (1, 2, 3, 4))
+NONE: Grid = ((0,),)
 PAIR = Pair(A, B)
 TASKS = (Task("b", (PAIR,), (A, B)), Task("a", (PAIR,), (A,)))
 
 
-def entry(first, second=NONE):
+def entry(first: Grid, second: Grid = NONE) -> dict[str, list[list[int]]]:
     return {"attempt_1": [list(row) for row in first], "attempt_2": [list(row) for row in second]}
 
 
-def verdict(task: str, *tests) -> Verdict:
+def verdict(task: str, *tests: Sequence[Grid]) -> Verdict:
     ranked = tuple(tuple(Vote(grid, 1, 0.0) for grid in grids) for grids in tests)
     return Verdict(task, ranked, 4, 0, None)
 
 
-def test_a_blank_submission_has_every_task_and_test_in_the_order_of_their_file():
+def test_a_blank_submission_has_every_task_and_test_in_the_order_of_their_file() -> None:
     found = submission.blank(TASKS)
     assert list(found) == ["b", "a"]
     assert found == {"b": [entry(NONE), entry(NONE)], "a": [entry(NONE)]}
 
 
-def test_a_submission_has_exactly_the_ids_and_lengths_of_its_task_file():
+def test_a_submission_has_exactly_the_ids_and_lengths_of_its_task_file() -> None:
     tasks = load("arc1-eval:50").tasks
     found = submission.of(tasks, {tasks[3].id: verdict(tasks[3].id, (A,))})
     assert [(i, len(tests)) for i, tests in found.items()] == [(t.id, len(t.tests)) for t in tasks]
 
 
-def test_verdicts_fill_in_their_two_best_grids():
+def test_verdicts_fill_in_their_two_best_grids() -> None:
     found = submission.of(TASKS, {"b": verdict("b", (A, B, C), (D, A)), "a": verdict("a", (B, C))})
     assert found == {"b": [entry(A, B), entry(D, A)], "a": [entry(B, C)]}
 
 
-def test_a_single_answer_is_not_repeated():
+def test_a_single_answer_is_not_repeated() -> None:
     assert submission.of(TASKS[1:], {"a": verdict("a", (A,))}) == {"a": [entry(A, NONE)]}
 
 
-def test_a_test_or_task_without_an_answer_is_blank():
+def test_a_test_or_task_without_an_answer_is_blank() -> None:
     found = submission.of(TASKS, {"b": verdict("b", (), (D,)), "other": verdict("other", (A,))})
     assert found == {"b": [entry(NONE), entry(D)], "a": [entry(NONE)]}
 
 
-def test_the_entry_of_a_task_is_what_the_whole_file_holds_for_it():
+def test_the_entry_of_a_task_is_what_the_whole_file_holds_for_it() -> None:
     found = verdict("b", (A, B, C), ())
     assert submission.entry(found.attempts) == submission.of(TASKS, {"b": found})["b"]
     assert submission.entry([(), ()]) == submission.blank(TASKS)["b"]
     assert submission.entry([(A,), (B, C)]) == [entry(A), entry(B, C)]
 
 
-def test_a_text_is_written_as_it_is(tmp_path):
+def test_a_text_is_written_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     files.write_text(path, '{"a":  []}')
     assert path.read_text(encoding="utf-8") == '{"a":  []}'
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     submission.write(path, submission.of(TASKS, {"b": verdict("b", (A, B), (C,))}))
     assert submission.read(path) == {"b": [[A, B], [C, NONE]], "a": [[NONE, NONE]]}
@@ -75,13 +82,15 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 @given(st.dictionaries(st.text("ab", min_size=1), st.lists(grids(max_side=4), min_size=1)))
-def test_any_grid_is_read_back_as_it_was_written(tmp_path_factory, attempts):
+def test_any_grid_is_read_back_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, attempts: dict[str, list[Grid]]
+) -> None:
     path = tmp_path_factory.mktemp("written") / "submission.json"
     submission.write(path, {i: [entry(g, g) for g in tests] for i, tests in attempts.items()})
     assert submission.read(path) == {i: [[g, g] for g in tests] for i, tests in attempts.items()}
 
 
-def test_null_is_read_as_no_answer(tmp_path):
+def test_null_is_read_as_no_answer(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     path.write_text('{"a": [{"attempt_1": [[1]], "attempt_2": null}]}', encoding="utf-8")
     assert submission.read(path) == {"a": [[A, None]]}
@@ -120,7 +129,9 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("text", "reason"), BAD_FILES.values(), ids=BAD_FILES.keys())
-def test_a_bad_submission_is_refused_in_one_line_naming_file_and_task(tmp_path, text, reason):
+def test_a_bad_submission_is_refused_in_one_line_naming_file_and_task(
+    tmp_path: Path, text: str, reason: str
+) -> None:
     path = tmp_path / "submission.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(BadSubmission) as caught:
@@ -128,13 +139,13 @@ def test_a_bad_submission_is_refused_in_one_line_naming_file_and_task(tmp_path, 
     assert str(caught.value) == f"{path}: {reason}"
 
 
-def test_a_submission_that_is_not_there_is_refused(tmp_path):
+def test_a_submission_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSubmission) as caught:
         submission.read(tmp_path / "none.json")
     assert str(caught.value) == f"{tmp_path}/none.json: No such file or directory"
 
 
-def test_writing_replaces_the_old_file_and_leaves_nothing_else(tmp_path):
+def test_writing_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     submission.write(path, {"a": [entry(A)]})
     submission.write(path, {"a": [entry(B)]})
@@ -142,7 +153,7 @@ def test_writing_replaces_the_old_file_and_leaves_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["submission.json"]
 
 
-def test_a_reader_of_the_old_file_keeps_the_old_file(tmp_path):
+def test_a_reader_of_the_old_file_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     submission.write(path, {"a": [entry(A)]})
     with path.open(encoding="utf-8") as old:
@@ -150,24 +161,30 @@ def test_a_reader_of_the_old_file_keeps_the_old_file(tmp_path):
         assert json.load(old) == {"a": [entry(A)]}
 
 
-def test_the_written_file_has_the_usual_permissions(tmp_path):
+def test_the_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
     path, usual = tmp_path / "submission.json", tmp_path / "usual"
     submission.write(path, {})
     usual.touch()
     assert path.stat().st_mode == usual.stat().st_mode
 
 
-def test_a_write_that_fails_leaves_the_old_file_intact(tmp_path):
+def test_a_write_that_fails_leaves_the_old_file_intact(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     submission.write(path, {"a": [entry(A)]})
     before = path.read_bytes()
+    unwritable = cast(Submission, {"a": [object()]})
     with pytest.raises(TypeError):
-        submission.write(path, {"a": [object()]})
+        submission.write(path, unwritable)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["submission.json"]
 
 
-def test_a_disk_that_is_full_leaves_the_old_file_intact(tmp_path, limited_file_size):
+LimitedFileSize = Callable[[int], AbstractContextManager[None]]
+
+
+def test_a_disk_that_is_full_leaves_the_old_file_intact(
+    tmp_path: Path, limited_file_size: LimitedFileSize
+) -> None:
     path = tmp_path / "submission.json"
     submission.write(path, {"a": [entry(A)]})
     before = path.read_bytes()
@@ -179,14 +196,13 @@ def test_a_disk_that_is_full_leaves_the_old_file_intact(tmp_path, limited_file_s
 
 
 @pytest.fixture
-def limited_file_size():
+def limited_file_size() -> LimitedFileSize:
     """A context in which the system refuses to let a file grow beyond some bytes."""
     import resource
     import signal
-    from contextlib import contextmanager
 
     @contextmanager
-    def limited(size):
+    def limited(size: int) -> Iterator[None]:
         old = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
@@ -199,7 +215,7 @@ def limited_file_size():
     return limited
 
 
-def test_a_write_over_a_folder_fails_in_one_line_and_leaves_nothing(tmp_path):
+def test_a_write_over_a_folder_fails_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     path.mkdir()
     with pytest.raises(ArcdError) as caught:
@@ -208,7 +224,7 @@ def test_a_write_over_a_folder_fails_in_one_line_and_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["submission.json"]
 
 
-def test_a_write_to_nowhere_fails_in_one_line(tmp_path):
+def test_a_write_to_nowhere_fails_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "none" / "submission.json"
     with pytest.raises(ArcdError) as caught:
         submission.write(path, {})
@@ -216,7 +232,10 @@ def test_a_write_to_nowhere_fails_in_one_line(tmp_path):
     assert caught.value.exit_code == 1
 
 
-MERGED = {
+Made = list[Grid | None]
+Merged = tuple[Grid, Grid]
+
+MERGED: dict[str, tuple[Made, Made, Merged, Merged]] = {
     "both differ": ([A, B], [C, D], (A, C), (A, C)),
     "first attempts equal": ([A, B], [A, C], (A, B), (A, C)),
     "only the second file has another": ([A, NONE], [A, C], (A, C), (A, C)),
@@ -232,12 +251,16 @@ MERGED = {
 
 
 @pytest.mark.parametrize(("first", "second", "both", "_"), MERGED.values(), ids=MERGED.keys())
-def test_merging_takes_the_first_attempts_then_the_next_that_differ(first, second, both, _):
+def test_merging_takes_the_first_attempts_then_the_next_that_differ(
+    first: Made, second: Made, both: Merged, _: Merged
+) -> None:
     assert submission.merge({"a": [first]}, {"a": [second]}, "both") == {"a": [entry(*both)]}
 
 
 @pytest.mark.parametrize(("first", "second", "_", "own"), MERGED.values(), ids=MERGED.keys())
-def test_merging_can_leave_the_second_attempt_to_the_second_file(first, second, _, own):
+def test_merging_can_leave_the_second_attempt_to_the_second_file(
+    first: Made, second: Made, _: Merged, own: Merged
+) -> None:
     assert submission.merge({"a": [first]}, {"a": [second]}, "second") == {"a": [entry(*own)]}
 
 
@@ -245,9 +268,9 @@ MODES = pytest.mark.parametrize("mode", ["both", "second"])
 
 
 @MODES
-def test_merging_keeps_what_only_one_file_has(mode):
-    first = {"x": [[A, A]], "both": [[A, B], [A, None]]}
-    second = {"y": [[C, NONE]], "both": [[C, D]]}
+def test_merging_keeps_what_only_one_file_has(mode: Mode) -> None:
+    first: Attempts = {"x": [[A, A]], "both": [[A, B], [A, None]]}
+    second: Attempts = {"y": [[C, NONE]], "both": [[C, D]]}
     found = submission.merge(first, second, mode)
     assert list(found) == ["x", "both", "y"]
     assert found["x"] == [entry(A, A)]
@@ -256,8 +279,8 @@ def test_merging_keeps_what_only_one_file_has(mode):
 
 
 @MODES
-def test_merging_with_nothing_changes_nothing(mode):
-    full = {"a": [[A, B], [C, D]], "b": [[D, NONE]]}
+def test_merging_with_nothing_changes_nothing(mode: Mode) -> None:
+    full: Attempts = {"a": [[A, B], [C, D]], "b": [[D, NONE]]}
     same = {"a": [entry(A, B), entry(C, D)], "b": [entry(D)]}
     assert submission.merge(full, {}, mode) == same
     assert submission.merge({}, full, mode) == same
@@ -265,19 +288,22 @@ def test_merging_with_nothing_changes_nothing(mode):
     assert submission.merge({}, {}, mode) == {}
 
 
-def test_a_file_that_does_not_know_a_test_may_be_first():
-    first, second = {"a": [[A, B]]}, {"a": [[C, D], [D, C]]}
+def test_a_file_that_does_not_know_a_test_may_be_first() -> None:
+    first: Attempts = {"a": [[A, B]]}
+    second: Attempts = {"a": [[C, D], [D, C]]}
     assert submission.merge(first, second, "both") == {"a": [entry(A, C), entry(D, C)]}
 
 
-def attempts():
+def attempts() -> st.SearchStrategy[Attempts]:
     grid = st.sampled_from([A, B, C, NONE, None])
     tests = st.lists(st.lists(grid, min_size=2, max_size=2), min_size=1, max_size=3)
     return st.dictionaries(st.sampled_from("abc"), tests)
 
 
 @given(attempts(), attempts(), st.sampled_from(["both", "second"]))
-def test_merging_never_fails_and_never_loses_a_test_or_an_answer(first, second, mode):
+def test_merging_never_fails_and_never_loses_a_test_or_an_answer(
+    first: Attempts, second: Attempts, mode: Mode
+) -> None:
     found = submission.merge(first, second, mode)
     assert set(found) == {*first, *second}
     for task_id, tests in found.items():

@@ -22,12 +22,13 @@ CONFIG = resolve(settings=["train.steps=10", "train.batch_size=1"])
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
 
 
 def request(serial: int, name: str = "t") -> TrainRequest:
     lessons = build_lessons([task(name)], CONFIG, CellEncoding(), 4096)
+    assert isinstance(lessons, list)
     return TrainRequest(lessons, CONFIG.train, 0, serial)
 
 
@@ -45,7 +46,7 @@ class Pool:
         self.done.append(await self.pool.train(request(serial), lambda _: None))
 
 
-async def test_trainings_are_side_by_side():
+async def test_trainings_are_side_by_side() -> None:
     pool = Pool()
     async with anyio.create_task_group() as group:
         for serial in range(2):
@@ -55,7 +56,7 @@ async def test_trainings_are_side_by_side():
     assert [len(trainer.trained) for trainer in pool.trainers] == [1, 1]
 
 
-async def test_one_after_the_other_the_first_has_them_all():
+async def test_one_after_the_other_the_first_has_them_all() -> None:
     pool = Pool()
     for serial in range(3):
         await pool.train(serial)
@@ -63,7 +64,7 @@ async def test_one_after_the_other_the_first_has_them_all():
     assert not pool.pool.busy
 
 
-async def test_a_trainer_that_failed_is_free_again():
+async def test_a_trainer_that_failed_is_free_again() -> None:
     pool = Pool()
     for _ in range(3):
         with pytest.raises(TrainerFailed):
@@ -72,7 +73,7 @@ async def test_a_trainer_that_failed_is_free_again():
     assert len(pool.done) == 1
 
 
-async def test_it_is_known_who_is_alone():
+async def test_it_is_known_who_is_alone() -> None:
     pool = Pool()
     async with anyio.create_task_group() as group:
         assert pool.pool.alone(0)
@@ -85,7 +86,7 @@ async def test_it_is_known_who_is_alone():
         assert not pool.pool.alone(0)
 
 
-async def test_steps_go_on_while_all_go_on_and_stand_still_when_one_hangs():
+async def test_steps_go_on_while_all_go_on_and_stand_still_when_one_hangs() -> None:
     pool = Pool()
 
     async def beats(count: int) -> int:
@@ -117,7 +118,7 @@ async def test_steps_go_on_while_all_go_on_and_stand_still_when_one_hangs():
 )
 def test_threads_never_outnumber_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, trainings: int
-):
+) -> None:
     """OpenMP counts the threads of all teams that were ever made, less the first of each."""
     monkeypatch.setattr("arcd.backends.runtime.cores", lambda: cores)
     split = _CoreSplit(trainings)

@@ -1,17 +1,19 @@
 """The virtual clock that other tests rely on."""
 
+from collections.abc import Awaitable, Callable
+
 import anyio
 import pytest
 from support import virtual
 
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
 
 
 @pytest.mark.anyio
-async def test_what_sleeps_wakes_at_its_time_in_its_order():
+async def test_what_sleeps_wakes_at_its_time_in_its_order() -> None:
     woken: list[tuple[float, float]] = []
     begun = anyio.current_time()
 
@@ -27,7 +29,7 @@ async def test_what_sleeps_wakes_at_its_time_in_its_order():
 
 
 @pytest.mark.anyio
-async def test_a_deadline_comes_before_what_takes_longer():
+async def test_a_deadline_comes_before_what_takes_longer() -> None:
     begun = anyio.current_time()
     with anyio.move_on_after(5) as scope:
         await anyio.sleep(10)
@@ -36,6 +38,6 @@ async def test_a_deadline_comes_before_what_takes_longer():
 
 
 @pytest.mark.parametrize("wait", [anyio.sleep_forever, lambda: anyio.Event().wait()])
-def test_who_would_wait_for_ever_fails_at_once(wait):
+def test_who_would_wait_for_ever_fails_at_once(wait: Callable[[], Awaitable[None]]) -> None:
     with pytest.raises(virtual.Stuck):
         anyio.run(wait, backend=virtual.BACKEND[0], backend_options=virtual.BACKEND[1])

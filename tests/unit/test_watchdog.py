@@ -15,11 +15,15 @@ waits = st.integers(0, 2_000_000).map(lambda milliseconds: milliseconds / 1024)
 histories = st.lists(st.tuples(waits, beats), max_size=30)
 
 
+History = list[tuple[float, Beat]]
+"""Beats, each with the seconds before it."""
+
+
 def beat(engine: Activity = IDLE, trainer: Activity = IDLE, ready: bool = True) -> Beat:
     return Beat(ready, engine, trainer)
 
 
-def told(history: list[tuple[float, Beat]]) -> tuple[Watchdog, float]:
+def told(history: History) -> tuple[Watchdog, float]:
     """A watchdog that has heard it all, and the time of the last beat."""
     watchdog, now = Watchdog(LIMITS), 1000.0
     watchdog.begin(now)
@@ -48,7 +52,7 @@ def beating(watchdog: Watchdog, heard: Beat, start: float, end: float) -> list[s
 
 
 @given(histories, st.floats(0, LIMITS.floor, exclude_max=True))
-def test_nothing_stalls_before_the_floor(history, wait):
+def test_nothing_stalls_before_the_floor(history: History, wait: float) -> None:
     watchdog, now = told(history)
     watchdog.hear(beat(IDLE, IDLE), now)
     watchdog.hear(beat(Activity(True, 0), Activity(True, 0)), now)
@@ -56,29 +60,34 @@ def test_nothing_stalls_before_the_floor(history, wait):
 
 
 @given(st.floats(0.001, 80), st.integers(1, 300))
-def test_a_lane_that_becomes_ten_times_slower_is_let_alone(gap, count):
+def test_a_lane_that_becomes_ten_times_slower_is_let_alone(gap: float, count: int) -> None:
     watchdog, now = told([])
     now = stepping(watchdog, now, gap, count)
     assert beating(watchdog, beat(Activity(True, count)), now, now + 10 * gap) == []
 
 
 @given(histories, st.sampled_from(["engine", "trainer"]))
-def test_a_lane_that_stops_for_ever_is_stalled_at_the_ceiling_at_the_latest(history, lane):
+def test_a_lane_that_stops_for_ever_is_stalled_at_the_ceiling_at_the_latest(
+    history: History, lane: str
+) -> None:
     watchdog, now = told(history)
-    stuck = beat(**{lane: Activity(True, 9)})
+    busy = Activity(True, 9)
+    stuck = beat(engine=busy) if lane == "engine" else beat(trainer=busy)
     watchdog.hear(stuck, now)
     beating(watchdog, stuck, now, now + LIMITS.ceiling)
-    assert f"no {lane} step for" in watchdog.stalled(now + LIMITS.ceiling)
+    reason = watchdog.stalled(now + LIMITS.ceiling)
+    assert reason is not None
+    assert f"no {lane} step for" in reason
 
 
 @given(histories)
-def test_silence_is_a_stall_at_the_ceiling_at_the_latest(history):
+def test_silence_is_a_stall_at_the_ceiling_at_the_latest(history: History) -> None:
     watchdog, now = told(history)
     assert watchdog.stalled(now + LIMITS.ceiling)
 
 
 @given(st.lists(st.tuples(st.floats(0, 59), st.integers(0, 9), st.integers(0, 9))))
-def test_idle_lanes_never_stall(history):
+def test_idle_lanes_never_stall(history: list[tuple[float, int, int]]) -> None:
     watchdog, now = told([])
     watchdog.hear(beat(), now)
     for wait, engine, trainer in history:
@@ -88,7 +97,9 @@ def test_idle_lanes_never_stall(history):
 
 
 @given(histories, st.lists(st.floats(0, 2000)))
-def test_a_stall_lasts_as_time_goes_on_and_begins_at_the_deadline(history, delays):
+def test_a_stall_lasts_as_time_goes_on_and_begins_at_the_deadline(
+    history: History, delays: list[float]
+) -> None:
     watchdog, now = told(history)
     for delay in sorted(delays):
         stalled = watchdog.stalled(now + delay) is not None
@@ -96,13 +107,13 @@ def test_a_stall_lasts_as_time_goes_on_and_begins_at_the_deadline(history, delay
 
 
 @given(histories)
-def test_the_deadline_is_the_first_time_of_a_stall(history):
+def test_the_deadline_is_the_first_time_of_a_stall(history: History) -> None:
     watchdog, _ = told(history)
     assert watchdog.stalled(watchdog.deadline())
 
 
 @given(histories, st.integers(1, 5))
-def test_a_new_life_starts_without_open_lanes(history, steps):
+def test_a_new_life_starts_without_open_lanes(history: History, steps: int) -> None:
     watchdog, now = told(history)
     watchdog.begin(now)
     assert watchdog.deadline() == now + LIMITS.ceiling
@@ -110,7 +121,7 @@ def test_a_new_life_starts_without_open_lanes(history, steps):
     assert watchdog.deadline() == now + LIMITS.floor
 
 
-def test_a_new_life_keeps_the_learnt_gaps():
+def test_a_new_life_keeps_the_learnt_gaps() -> None:
     watchdog, now = told([])
     now = stepping(watchdog, now, 30, 10)
     watchdog.begin(now)
@@ -120,7 +131,7 @@ def test_a_new_life_keeps_the_learnt_gaps():
     assert watchdog.stalled(now + 600) == "no engine step for 600 s (limit 600 s)"
 
 
-def test_the_time_between_two_lives_is_no_gap():
+def test_the_time_between_two_lives_is_no_gap() -> None:
     watchdog, now = told([])
     now = stepping(watchdog, now, 1, 10)
     watchdog.begin(now + 800)
@@ -129,7 +140,7 @@ def test_the_time_between_two_lives_is_no_gap():
     assert watchdog.stalled(now + 60)
 
 
-def test_before_its_first_step_a_lane_has_until_the_ceiling():
+def test_before_its_first_step_a_lane_has_until_the_ceiling() -> None:
     watchdog, now = told([])
     first = beat(trainer=Activity(True, 0))
     watchdog.hear(first, now)
@@ -137,7 +148,7 @@ def test_before_its_first_step_a_lane_has_until_the_ceiling():
     assert watchdog.stalled(now + 900) == "no trainer step for 900 s (limit 900 s)"
 
 
-def test_the_clock_of_a_lane_starts_when_it_becomes_busy():
+def test_the_clock_of_a_lane_starts_when_it_becomes_busy() -> None:
     watchdog, now = told([])
     now = stepping(watchdog, now, 1, 10)
     idle, busy = beat(Activity(False, 10)), beat(Activity(True, 10))
@@ -147,7 +158,7 @@ def test_the_clock_of_a_lane_starts_when_it_becomes_busy():
     assert watchdog.stalled(now + 561) == "no engine step for 61 s (limit 60 s)"
 
 
-def test_a_rare_outlier_is_not_the_usual_gap():
+def test_a_rare_outlier_is_not_the_usual_gap() -> None:
     watchdog, now = told([])
     now = stepping(watchdog, now, 1, 200)
     watchdog.hear(beat(Activity(True, 201)), now + 50)
@@ -155,7 +166,7 @@ def test_a_rare_outlier_is_not_the_usual_gap():
     assert watchdog.stalled(now + 110) == "no engine step for 60 s (limit 60 s)"
 
 
-def test_gaps_of_long_ago_are_forgotten():
+def test_gaps_of_long_ago_are_forgotten() -> None:
     watchdog, now = told([])
     now = stepping(watchdog, now, 45, 10)
     now = stepping(watchdog, now, 0.5, LIMITS.window)
@@ -164,7 +175,7 @@ def test_gaps_of_long_ago_are_forgotten():
     assert watchdog.stalled(now + 60)
 
 
-def test_a_ready_daemon_must_give_signs_of_life():
+def test_a_ready_daemon_must_give_signs_of_life() -> None:
     watchdog, now = told([])
     watchdog.hear(beat(), now)
     assert watchdog.stalled(now + 59.9) is None
@@ -172,13 +183,13 @@ def test_a_ready_daemon_must_give_signs_of_life():
 
 
 @pytest.mark.parametrize("heard", [[], [(0.0, beat(Activity(True, 3), ready=False))]])
-def test_before_it_is_ready_a_daemon_may_be_silent_up_to_the_ceiling(heard):
+def test_before_it_is_ready_a_daemon_may_be_silent_up_to_the_ceiling(heard: History) -> None:
     watchdog, now = told(heard)
     assert watchdog.stalled(now + 899) is None
     assert watchdog.stalled(now + 900) == "no sign of life for 900 s (limit 900 s)"
 
 
-def test_short_limits_are_told_in_tenths():
+def test_short_limits_are_told_in_tenths() -> None:
     watchdog = Watchdog(Limits(floor=0.5))
     watchdog.hear(beat(), 10.0)
     assert watchdog.stalled(10.75) == "no sign of life for 0.8 s (limit 0.5 s)"

@@ -235,13 +235,13 @@ function drawTimes() {
 
 function drawLedger() {
   if (!data.ledger) { $("ledger").append("The daemon had no time to write it down."); return; }
-  const kinds = [...new Set(Object.values(data.ledger.lanes).flatMap(stage => Object.keys(stage)))]
+  const kinds = [...new Set(Object.values(data.ledger.lanes).flatMap(resource => Object.keys(resource)))]
     .filter(kind => kind !== "load" && kind !== "idle");
-  const head = make("tr", {}, make("th", {}, "stage"), ...[...kinds, "idle"].map(k => make("th", {}, k)));
+  const head = make("tr", {}, make("th", {}, "resource"), ...[...kinds, "idle"].map(k => make("th", {}, k)));
   const table = make("table", {}, head);
-  for (const [stage, spent] of Object.entries(data.ledger.lanes)) {
+  for (const [resource, spent] of Object.entries(data.ledger.lanes)) {
     const cells = [...kinds, "idle"].map(k => make("td", {}, spent[k] === undefined ? "" : spent[k].toFixed(1)));
-    table.append(make("tr", {}, make("td", {}, stage), ...cells));
+    table.append(make("tr", {}, make("td", {}, resource), ...cells));
   }
   const outside = percent(data.ledger.outside_steps);
   $("ledger").append(table, make("p", { class: "quiet" },
