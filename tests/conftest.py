@@ -8,6 +8,9 @@ from hypothesis import settings
 ENGINE_TIMEOUT_S = 600
 """For a test with real models; all others have the `timeout` of pyproject.toml."""
 
+# Its assertions say what they compared, as those of test modules do.
+pytest.register_assert_rewrite("support.kill_bench")
+
 # A busy machine is no failure, so examples have no deadline. In the gate they are the same each
 # time: what fails there, fails again.
 settings.register_profile("gate", deadline=None, max_examples=40, derandomize=True)

@@ -29,7 +29,7 @@ TASKS = load(SOLUTIONS).tasks
 NOBODYS = 999
 """The number of no job."""
 
-FULL_PAGES = 34
+FULL_PAGES = 19
 """Of the store on a full disk: room for the job and for some of its steps."""
 
 LONG = {"train": {"steps": 3000, "batch_size": 1}}

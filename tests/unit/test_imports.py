@@ -1,6 +1,7 @@
 """The rooms: who may import whom, and who may import what is heavy."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,18 @@ def test_imports_are_seen_wherever_they_stand() -> None:
     )
     found = {"arcd.arc.grids", "arcd.arc.tasks", "arcd.backends.fake.FakeTrainer", "json"}
     assert set(imported(tree)) == found
+
+
+TESTS = {path.stem: path for path in sorted(Path(__file__).parents[1].rglob("test_*.py"))}
+
+
+@pytest.mark.parametrize("module", TESTS)
+def test_no_test_module_imports_another_one(module: str) -> None:
+    source = TESTS[module].read_text(encoding="utf-8")
+    for name in imported(ast.parse(source)):
+        assert not TESTS.keys() & set(name.split(".")), f"{module} must not import {name}"
+    # Nor does a script in it.
+    assert not re.search(r"(?m)^(from|import) test_", source)
 
 
 @pytest.mark.parametrize(

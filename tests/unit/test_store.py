@@ -35,7 +35,7 @@ from arcd.arc.selection import Verdict, verdict
 from arcd.arc.tasks import Pair, Task, TaskSet
 from arcd.config import Config, resolve
 from arcd.errors import StoreFailed
-from arcd.jobs import events
+from arcd.jobs import events, schema
 from arcd.jobs.database import Mode
 from arcd.jobs.events import Record, Times
 from arcd.jobs.journal import NewJob
@@ -354,44 +354,109 @@ def test_a_store_is_nobody_elses(store: Store) -> None:
 
 # Unclean ends.
 
-ROOT = Path(__file__).parents[2]
+Keep = Callable[[str], None]
+"""Called with each SQL statement, before it is run."""
 
-DYING = """
-import os, sys
-from pathlib import Path
-from test_store import A, JOB, sampled
-from arcd.jobs import events
-from arcd.jobs.store import Store
-store = Store(Path(sys.argv[1]))
-store.journal.submit(JOB)
-for i in range(20):
-    store.journal.append(1, sampled(sample=i), events.Noted("a", "x" * 300))
-    store.facts.serial()
-print(store.path.with_name("arcd.db-wal").stat().st_size, flush=True)
-store.journal.append(1, sampled(sample=20), events.Noted("a", "y" * 9000))
-os._exit(9)
-"""
+
+def copies(home: Path, folder: Path) -> tuple[list[Path], Keep]:
+    """Copies of a home before each statement on its store, as a kill would leave it; their list
+    grows."""
+    made: list[Path] = []
+
+    def keep(statement: str) -> None:
+        made.append(folder / f"{len(made)}")
+        shutil.copytree(home, made[-1])
+
+    return made, keep
+
+
+def contents(home: Path) -> list[object]:
+    """All that a store has to say of job 1."""
+    with opened(home) as store:
+        journal, jobs, facts = store.journal, store.jobs, store.facts
+        there = jobs.has(1)
+        return [
+            list(journal.records()),
+            [jobs.tasks(1), jobs.submission(1)] if there else [],
+            [list(jobs.candidates(1)), list(jobs.verdicts(1))],
+            facts.measured("here"),
+            facts.serial(),
+        ]
+
+
+def test_a_store_that_is_dropped_at_any_statement_has_what_was_done_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    found = [candidate(A, 0, i) for i in range(2)]
+    with opened(home, clock=iter(range(99)).__next__) as store:
+        acts: list[Callable[[], object]] = [
+            lambda: store.journal.submit(JOB),
+            lambda: store.journal.append(None, events.DaemonReady(1.0)),
+            store.facts.serial,
+            lambda: store.journal.append(1, sampled(), events.Noted("a", "x" * 9000)),
+            lambda: store.journal.append(1, sampled(sample=1), sampled(B)),
+            lambda: store.journal.append(1, events.Answered("a", verdict("a", 1, found, None))),
+            lambda: store.facts.keep_measured("here", {"a": 1}),
+        ]
+        made, keep = copies(home, tmp_path)
+        done: list[tuple[range, Path]] = []
+        store.database.connection.set_trace_callback(keep)
+        for act in acts:
+            first = len(made)
+            act()
+            whole = tmp_path / f"after {first}"
+            shutil.copytree(home, whole)
+            done.append((range(first, len(made)), whole))
+    before = contents(shutil.copytree(made[0], tmp_path / "before"))
+    for statements, whole in done:
+        assert len(statements) >= 3
+        for each in statements:
+            assert contents(made[each]) == before
+        after = contents(whole)
+        assert after != before
+        before = after
+
+
+def test_a_store_that_is_dropped_at_any_statement_of_its_migration_is_migrated_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(DATA / "store-v1.db", path_in(home))
+    made, keep = copies(home, tmp_path)
+    migrate = schema.migrate
+
+    def watched(connection: sqlite3.Connection, found: int) -> int:
+        connection.set_trace_callback(keep)
+        return migrate(connection, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "migrate", watched)
+        whole = contents(home)
+    assert len(made) >= 4
+    for each in made:
+        assert contents(each) == whole
 
 
 @pytest.fixture(scope="module")
 def dead(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """The home of a process that died at once, and how long its log was one append before."""
-    home = tmp_path_factory.mktemp("dead")
-    done = subprocess.run(
-        [sys.executable, "-c", DYING, str(home)],
-        cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 9, done.stderr
-    return home, int(done.stdout)
+    """A home as a kill after 21 appends leaves it, and how long its log was one append before."""
+    living, home = tmp_path_factory.mktemp("living"), tmp_path_factory.mktemp("dead") / "home"
+    with opened(living) as store:
+        store.journal.submit(JOB)
+        for i in range(20):
+            store.journal.append(1, sampled(sample=i), events.Noted("a", "x" * 300))
+            store.facts.serial()
+        size = store.path.with_name("arcd.db-wal").stat().st_size
+        store.journal.append(1, sampled(sample=20), events.Noted("a", "y" * 9000))
+        shutil.copytree(living, home)
+    return home, size
 
 
 def check_whole(home: Path, *, appends: int) -> None:
-    """Just so many appends of DYING are there, and work goes on."""
+    """Just so many appends of the dead are there, and work goes on."""
     with opened(home) as store:
         assert [c.sample for c in store.jobs.candidates(1)] == list(range(appends))
         assert len(list(store.journal.records())) == 1 + 2 * appends
@@ -402,7 +467,7 @@ def check_whole(home: Path, *, appends: int) -> None:
         assert len(list(store.jobs.candidates(1))) == appends + 1
 
 
-def test_a_process_that_dies_loses_nothing_that_it_committed(
+def test_a_store_that_is_dropped_loses_nothing_that_it_committed(
     dead: tuple[Path, int], tmp_path: Path
 ) -> None:
     shutil.copytree(dead[0], tmp_path / "home")
@@ -541,6 +606,8 @@ def test_a_folder_in_the_place_of_the_store_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"{tmp_path}/arcd.db: Is a directory"
 
 
+ROOT = Path(__file__).parents[2]
+
 READ_ONLY = """
 import os, sys
 from pathlib import Path
@@ -569,7 +636,7 @@ def test_a_home_in_which_this_user_may_not_write_is_named(there: bool) -> None:
         home.chmod(0o555)
         done = subprocess.run(
             [sys.executable, "-c", READ_ONLY, folder],
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             check=False,
