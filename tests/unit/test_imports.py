@@ -13,7 +13,6 @@ import pytest
 import arcd
 
 PACKAGE = Path(arcd.__file__).parent
-TESTS = Path(__file__).parents[1]
 
 FLOORS = (
     {"version", "errors"},
@@ -150,17 +149,3 @@ def test_a_light_module_does_not_import_anything_heavy(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stdout.strip() == "[]", done.stderr
-
-
-def test_no_module_of_the_tests_imports_a_test_module() -> None:
-    """What two of them need is in `tests/support`."""
-    modules = sorted(TESTS.rglob("*.py"))
-    forbidden = {path.stem for path in modules if path.stem.startswith("test_")} | {"conftest"}
-    assert "test_imports" in forbidden
-    found = {
-        f"{path.relative_to(TESTS)} imports {name}"
-        for path in modules
-        for name in imported(ast.parse(path.read_text(encoding="utf-8")))
-        if forbidden & set(name.split("."))
-    }
-    assert found == set()

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.stores import JOB, opened, sampled
+from support.small import candidate
+from support.stores import JOB, A, B, opened, sampled
 
 from arcd.arc.selection import verdict
 from arcd.errors import StoreFailed
