@@ -4,11 +4,11 @@
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -53,14 +53,15 @@ def interrupt_twice(run: "subprocess.Popen[bytes]") -> None:
 
 
 @pytest.mark.parametrize("end", [kill, interrupt_twice])
-def test_more_kills_than_a_task_may_die_blank_no_task(tmp_path: Path, end) -> None:
+def test_more_kills_than_a_task_may_die_blank_no_task(
+    tmp_path: Path, end: "Callable[[subprocess.Popen[bytes]], None]"
+) -> None:
     home = tmp_path / "home"
     for _ in range(MOST_DEATHS + 1):
         run = subprocess.Popen(
             [sys.executable, "-m", "arcd", *command(home)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ},
         )
         wait_for_tasks_in_flight(home)
         end(run)

@@ -139,7 +139,9 @@ amounts = st.integers(0, 10**6)
     st.lists(st.tuples(amounts, amounts, amounts, st.floats(1e-9, 1e5)), min_size=1),
     st.lists(st.tuples(st.integers(1, 500), amounts, st.floats(1e-9, 1e5))),
 )
-def test_no_rate_is_ever_in_the_way_of_saying_how_the_daemon_is(usage, trained):
+def test_no_rate_is_ever_in_the_way_of_saying_how_the_daemon_is(
+    usage: list[tuple[int, int, int, float]], trained: list[tuple[int, int, float]]
+) -> None:
     """Rates are divided by where they are shown: no measurement makes one of them 0."""
     measured = RateEstimator()
     measured.stepped(*(EngineUsage(*each) for each in usage))
