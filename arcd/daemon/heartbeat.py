@@ -23,6 +23,10 @@ PULSE_FD = "ARCD_PULSE_FD"
 SUPERVISOR_PID = "ARCD_SUPERVISOR_PID"
 """Environment variable: the pid of the supervisor that started the daemon."""
 
+PREDECESSOR_DIED = "ARCD_PREDECESSOR_DIED"
+"""Environment variable: "1" if the same supervisor saw the daemon before this one end although
+nobody had asked it to. Only then are the tasks in flight charged a death."""
+
 LONGEST_MESSAGE = 600
 """Characters of a failure's message that are sent. A character is at most 6 bytes in JSON, so a
 line stays below 4096 bytes (PIPE_BUF), which a pipe takes as a whole or not at all."""

@@ -23,7 +23,7 @@ from anyio import to_thread
 
 from arcd.backends.runtime import Runtime, set_environment
 from arcd.daemon import phases, server
-from arcd.daemon.heartbeat import Failure, Pulse, prepare_child
+from arcd.daemon.heartbeat import PREDECESSOR_DIED, Failure, Pulse, prepare_child
 from arcd.daemon.kept_rates import KeptRates
 from arcd.daemon.options import Options
 from arcd.daemon.phases import DaemonPhase, Loading, Platform, Ready
@@ -68,8 +68,10 @@ class OpenRuntime(Protocol):
 class Daemon:
     """One life of the daemon, from a locked home to its end."""
 
-    def __init__(self, options: Options, pulse: Pulse | None) -> None:
+    def __init__(self, options: Options, pulse: Pulse | None, *, predecessor_died: bool) -> None:
+        """`predecessor_died`: whether the daemon before this one died by itself, or stalled."""
         self._options, self._pulse = options, pulse
+        self._predecessor_died = predecessor_died
         self._home = Home(options.home)
         self._ledger = Ledger()
         self._service, self._recovery = JobService.open(
@@ -187,9 +189,11 @@ class Daemon:
             log.info("%s", line)
 
     def _recover(self) -> None:
-        """Carry out the recovery: count deaths, delete what a death has left half done."""
+        """Carry out the recovery: charge deaths, delete what a death has left half done."""
         for job, task in self._recovery.interrupted:
-            self._service.emit(job, events.Interrupted(task))
+            # A kill by the user, a power cut or a preemption is not the task's fault.
+            charged = self._predecessor_died
+            self._service.emit(job, events.Interrupted(task) if charged else events.Released(task))
         for number in sorted(self._recovery.waiting_for_base):
             other = self._recovery.foreign[number]
             log.warning("job %d waits for a daemon with its base, %s", number, other)
@@ -290,9 +294,11 @@ def main(
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("arcd").setLevel(logging.INFO)
     pulse = Pulse.from_environment()
+    died = os.environ.get(PREDECESSOR_DIED) == "1"
 
     async def live() -> None:
-        await Daemon(options, pulse).run(open_runtime, find_platform)
+        daemon = Daemon(options, pulse, predecessor_died=died)
+        await daemon.run(open_runtime, find_platform)
 
     try:
         anyio.run(live)

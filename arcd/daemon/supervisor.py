@@ -23,7 +23,14 @@ from typing import BinaryIO, Literal
 import anyio
 import anyio.abc
 
-from arcd.daemon.heartbeat import PULSE_FD, SUPERVISOR_PID, Beat, Failure, from_line
+from arcd.daemon.heartbeat import (
+    PREDECESSOR_DIED,
+    PULSE_FD,
+    SUPERVISOR_PID,
+    Beat,
+    Failure,
+    from_line,
+)
 from arcd.daemon.watchdog import Limits, Watchdog
 from arcd.errors import DaemonFailed
 from arcd.system.home_lock import HomeLock
@@ -151,7 +158,7 @@ class Supervisor:
         reading, writing = os.pipe()
         try:
             try:
-                process = await self._start(writing)
+                process = await self._start(number, writing)
             finally:
                 os.close(writing)
             daemon = DaemonRun(number, process, reading)
@@ -164,8 +171,13 @@ class Supervisor:
         finally:
             os.close(reading)
 
-    async def _start(self, writing: int) -> anyio.abc.Process:
-        mine = {PULSE_FD: str(writing), SUPERVISOR_PID: str(os.getpid())}
+    async def _start(self, number: int, writing: int) -> anyio.abc.Process:
+        died = "1" if number > 1 else ""  # `run` goes on only after such an end
+        mine = {
+            PULSE_FD: str(writing),
+            SUPERVISOR_PID: str(os.getpid()),
+            PREDECESSOR_DIED: died,
+        }
         try:
             # Shielded: a cancellation in between would leave a process without an owner.
             with _open_log(self._log) as log, anyio.CancelScope(shield=True):

@@ -140,14 +140,20 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The daemon died while this task was in flight."""
+    """The daemon died while this task was in flight, and the task is charged for it.
+
+    Its supervisor saw an end that nobody had asked for.
+    """
 
     task: str
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The task was in flight and is set aside unfinished: the daemon or its job stops."""
+    """The task was in flight and is set aside unfinished; nothing is charged.
+
+    The daemon or its job stops, or the daemon was ended from outside.
+    """
 
     task: str
 

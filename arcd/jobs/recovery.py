@@ -14,7 +14,7 @@ class Recovery:
     """What follows from the state that earlier daemons have left."""
 
     interrupted: tuple[tuple[int, str], ...]
-    """(job, task) of the tasks with which a daemon died; each is charged a death."""
+    """(job, task) of the tasks that were in flight when a daemon ended."""
     foreign: Mapping[int, str]
     """Jobs that were given to another base model, with its name."""
     held: frozenset[int]

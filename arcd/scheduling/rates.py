@@ -25,6 +25,9 @@ ITERATIONS = 6
 LEAST_PART = 0.01
 """Part of its prior that a coefficient has at least as a unit: so it can grow again after a 0."""
 
+LEAST_SECONDS = 1e-9
+"""Seconds that one unit of any amount takes at least."""
+
 HUBER = 1.345
 """Residuals of more than this many standard deviations count less. The value has 95 % of the
 efficiency of least squares where errors are normal (P. J. Huber, Robust Statistics, 1981)."""
@@ -80,7 +83,8 @@ class LinearFit:
             limit = HUBER * max(1.4826 * median(errors), LEAST_SPREAD)
             weights = [min(1.0, limit / error) if error else 1.0 for error in errors]
             found = [part * unit for part, unit in zip(parts, units, strict=True)]
-        return tuple(found)
+        # Rates are divided by, so none is 0.
+        return tuple(max(f, low, LEAST_SECONDS) for f, low in zip(found, least, strict=True))
 
 
 class RateEstimator:
@@ -129,37 +133,18 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _solve(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
     """x >= 0 that makes each weighted row times x come near 1, and x itself near 1."""
+    import numpy as np  # only where something was measured
+
     size = len(rows[0])
-    matrix = [
-        [
-            sum(w * r[i] * r[j] for w, r in zip(weights, rows, strict=True)) + RIDGE * (i == j)
-            for j in range(size)
-        ]
-        for i in range(size)
-    ]
-    right = [sum(w * r[i] for w, r in zip(weights, rows, strict=True)) + RIDGE for i in range(size)]
+    # The last rows pull each unknown to 1, so that the system has one solution.
+    scales = np.sqrt([*weights, *[RIDGE] * size])
+    matrix = np.vstack([rows, np.eye(size)]) * scales[:, None]
     free = list(range(size))
     while True:
-        part = _eliminate([[matrix[i][j] for j in free] for i in free], [right[i] for i in free])
-        least = min(range(len(free)), key=part.__getitem__)
+        part = np.linalg.lstsq(matrix[:, free], scales, rcond=None)[0]
+        least = int(np.argmin(part))
         if part[least] >= 0:
-            found = dict(zip(free, part, strict=True))
+            found = dict(zip(free, part.tolist(), strict=True))
             return [found.get(i, 0.0) for i in range(size)]
         # A coefficient that would be negative is 0; one at a time, the most negative first.
         del free[least]
-
-
-def _eliminate(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """The solution of a positive definite system (Gauss; no pivots needed)."""
-    size = len(right)
-    for i in range(size):
-        for k in range(i + 1, size):
-            factor = matrix[k][i] / matrix[i][i]
-            right[k] -= factor * right[i]
-            for j in range(i, size):
-                matrix[k][j] -= factor * matrix[i][j]
-    found = [0.0] * size
-    for i in reversed(range(size)):
-        rest = sum(matrix[i][j] * found[j] for j in range(i + 1, size))
-        found[i] = (right[i] - rest) / matrix[i][i]
-    return found

@@ -12,7 +12,7 @@ from support.commands import arcd_process
 
 TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 
-HEAVY = ("torch", "vllm", "transformers", "peft", "safetensors", "numpy")
+HEAVY = ("torch", "vllm", "transformers", "peft", "safetensors")
 
 BLOCKER = f"""\
 import sys

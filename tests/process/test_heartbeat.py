@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ failures = st.builds(
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[tuple[Pulse, int]]:
     """A pulse and the end of the pipe where it is heard."""
     reading, writing = os.pipe()
     yield Pulse(writing), reading
@@ -39,7 +40,7 @@ def pipe():
     os.close(writing)
 
 
-def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run code in a child process."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -52,18 +53,18 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 @given(st.one_of(beats, failures))
-def test_a_message_survives_the_wire(message) -> None:
+def test_a_message_survives_the_wire(message: Beat | Failure) -> None:
     assert from_line(to_line(message)) == message
 
 
 @given(st.one_of(beats, failures))
-def test_a_message_is_one_line(message) -> None:
+def test_a_message_is_one_line(message: Beat | Failure) -> None:
     assert to_line(message).count(b"\n") == 1
     assert to_line(message).endswith(b"}\n")
 
 
 @given(st.one_of(beats, failures), st.data())
-def test_a_torn_line_is_ignored(message, data) -> None:
+def test_a_torn_line_is_ignored(message: Beat | Failure, data: st.DataObject) -> None:
     line = to_line(message).strip()
     cut = data.draw(st.integers(0, len(line) - 1))
     assert from_line(line[:cut]) is None
@@ -71,7 +72,7 @@ def test_a_torn_line_is_ignored(message, data) -> None:
 
 
 @given(st.one_of(st.binary(), st.text().map(str.encode)))
-def test_foreign_bytes_are_ignored(line) -> None:
+def test_foreign_bytes_are_ignored(line: bytes) -> None:
     assert from_line(line) is None
 
 
@@ -89,23 +90,23 @@ def test_foreign_bytes_are_ignored(line) -> None:
         to_line(BEAT).replace(b"true", b"1"),
     ],
 )
-def test_foreign_documents_are_ignored(line) -> None:
+def test_foreign_documents_are_ignored(line: bytes) -> None:
     assert from_line(line) is None
 
 
 @given(st.text(min_size=LONGEST_MESSAGE))
-def test_a_long_failure_is_cut_so_that_a_pipe_takes_it_whole(text) -> None:
+def test_a_long_failure_is_cut_so_that_a_pipe_takes_it_whole(text: str) -> None:
     line = to_line(Failure(text, 2))
     assert len(line) <= PIPE_BUF
     assert isinstance(from_line(line), Failure)
 
 
 @pytest.mark.parametrize("character", ["\0", "\U0001f600", "\ud800", '"'])
-def test_no_character_makes_a_failure_too_long(character) -> None:
+def test_no_character_makes_a_failure_too_long(character: str) -> None:
     assert len(to_line(Failure(character * 9999, 255))) <= PIPE_BUF
 
 
-def test_what_is_sent_is_heard(pipe) -> None:
+def test_what_is_sent_is_heard(pipe: tuple[Pulse, int]) -> None:
     pulse, reading = pipe
     pulse.send(BEAT)
     pulse.send(Failure("no such base", 2))
@@ -113,7 +114,7 @@ def test_what_is_sent_is_heard(pipe) -> None:
     assert heard == [BEAT, Failure("no such base", 2)]
 
 
-def test_a_full_pipe_drops_whole_beats_without_waiting(pipe) -> None:
+def test_a_full_pipe_drops_whole_beats_without_waiting(pipe: tuple[Pulse, int]) -> None:
     pulse, reading = pipe
     for _ in range(9999):
         pulse.send(BEAT)
@@ -131,7 +132,9 @@ def test_the_pulse_is_found_in_the_environment(monkeypatch: pytest.MonkeyPatch) 
     reading, writing = os.pipe()
     monkeypatch.setenv(PULSE_FD, str(writing))
     os.set_inheritable(writing, True)
-    Pulse.from_environment().send(BEAT)
+    pulse = Pulse.from_environment()
+    assert pulse is not None
+    pulse.send(BEAT)
     assert not os.get_inheritable(writing), "the daemon's own children must not keep it open"
     assert from_line(os.read(reading, 9999)) == BEAT
     os.close(reading)
@@ -162,7 +165,7 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """
 
 
-def prepared(tmp_path: Path, supervisor: int) -> subprocess.CompletedProcess:
+def prepared(tmp_path: Path, supervisor: int) -> subprocess.CompletedProcess[str]:
     return python(PREPARE, str(tmp_path / "stacks"), **{SUPERVISOR_PID: str(supervisor)})
 
 

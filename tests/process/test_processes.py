@@ -6,9 +6,10 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -20,6 +21,7 @@ from arcd.system.processes import (
     alive,
     identify,
     kill_group,
+    myself,
     send,
     sweep_group,
 )
@@ -27,18 +29,27 @@ from arcd.system.processes import (
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 SLEEP = ("sleep", "1000")
-Start = Callable[..., subprocess.Popen]
+
+
+class Start(Protocol):
+    def __call__(
+        self, *command: str, stdout: int | None = None, pass_fds: Sequence[int] = ()
+    ) -> subprocess.Popen[str]: ...
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts processes in sessions of their own, and ends them after the test."""
-    started: list[subprocess.Popen] = []
+    started: list[subprocess.Popen[str]] = []
 
-    def one(*command: str, **options) -> subprocess.Popen:
-        options = {"start_new_session": True, **options}
-        started.append(subprocess.Popen(command or SLEEP, **options))
-        return started[-1]
+    def one(
+        *command: str, stdout: int | None = None, pass_fds: Sequence[int] = ()
+    ) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command or SLEEP, stdout=stdout, pass_fds=pass_fds, start_new_session=True, text=True
+        )
+        started.append(process)
+        return process
 
     yield one
     for process in started:
@@ -48,10 +59,17 @@ def start() -> Iterator[Start]:
             process.stdout.close()
 
 
-def identity(process: subprocess.Popen) -> Process:
+def identity(process: subprocess.Popen[str]) -> Process:
     found = identify(process.pid)
     assert found is not None
     return found
+
+
+def ticks(process: subprocess.Popen[str]) -> int:
+    """Its start in clock ticks since the boot."""
+    started = identity(process).started
+    assert started is not None
+    return started
 
 
 def dead(start: Start) -> Process:
@@ -73,14 +91,15 @@ def wait_for_end(pid: int) -> None:
     os.close(fd)
 
 
-def holders(home: Path) -> dict:
-    return json.loads((home / "lock").read_text())
+def holders(home: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((home / "lock").read_text())
+    return found
 
 
 def test_a_process_keeps_its_identity_and_no_other_has_it(start: Start) -> None:
     one, other = start(), start()
     assert identity(one) == identity(one)
-    assert identity(one).started <= identity(other).started
+    assert ticks(one) <= ticks(other)
     assert alive(identity(one))
     assert identify(os.getpid()) != identity(one)
 
@@ -92,16 +111,16 @@ def since_boot() -> float:
 
 def test_a_start_is_told_in_clock_ticks_since_the_boot(start: Start) -> None:
     before = since_boot()
-    assert before - 2 <= identity(start()).started <= since_boot() + 2
+    assert before - 2 <= ticks(start()) <= since_boot() + 2
 
 
 @pytest.mark.parametrize("name", ["a) S 1 (b", "((", "9 9 9"])
-def test_the_name_of_a_program_cannot_confuse(start: Start, tmp_path: Path, name) -> None:
+def test_the_name_of_a_program_cannot_confuse(start: Start, tmp_path: Path, name: str) -> None:
     program = tmp_path / name
     program.symlink_to("/bin/sleep")
     before = since_boot()
     process = start(str(program), "1000")
-    assert before - 2 <= identity(process).started <= since_boot() + 2
+    assert before - 2 <= ticks(process) <= since_boot() + 2
     assert alive(identity(process))
 
 
@@ -122,7 +141,7 @@ def test_a_zombie_is_not_alive_but_still_itself(start: Start) -> None:
 
 def test_another_process_with_the_same_pid_is_not_touched(start: Start) -> None:
     process = start()
-    earlier = replace(identity(process), started=identity(process).started - 1)
+    earlier = replace(identity(process), started=ticks(process) - 1)
     assert not alive(earlier)
     kill_group(earlier)
     sweep_group(earlier)
@@ -137,20 +156,22 @@ def test_a_signal_reaches_the_process(start: Start) -> None:
     send(Process(process.pid, 1), signal.SIGTERM)
 
 
-FAMILY = "sleep 1000 & echo $!; wait"
+def family(start: Start) -> tuple[subprocess.Popen[str], int]:
+    """The leader of a group, and the pid of its child."""
+    leader = start("sh", "-c", "sleep 1000 & echo $!; wait", stdout=subprocess.PIPE)
+    assert leader.stdout is not None
+    return leader, int(leader.stdout.readline())
 
 
 def test_a_group_is_killed_whole(start: Start) -> None:
-    leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
-    child = int(leader.stdout.readline())
+    leader, child = family(start)
     kill_group(identity(leader))
     assert leader.wait(10) == -signal.SIGKILL
     wait_for_end(child)
 
 
 def test_the_group_of_a_zombie_is_killed_too(start: Start) -> None:
-    leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
-    child = int(leader.stdout.readline())
+    leader, child = family(start)
     leader.kill()
     wait_for_end(leader.pid)
     kill_group(identity(leader))
@@ -158,12 +179,14 @@ def test_the_group_of_a_zombie_is_killed_too(start: Start) -> None:
 
 
 def test_what_a_reaped_leader_left_behind_is_swept(start: Start) -> None:
-    leader = start("sh", "-c", FAMILY, stdout=subprocess.PIPE, text=True)
-    child, was = int(leader.stdout.readline()), identity(leader)
+    leader, child = family(start)
+    was = identity(leader)
     leader.kill()
     leader.wait(10)
     kill_group(was)
-    assert alive(identify(child))
+    left = identify(child)
+    assert left is not None
+    assert alive(left)
     sweep_group(was)
     wait_for_end(child)
 
@@ -206,7 +229,7 @@ def test_a_home_that_cannot_be_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 def test_the_holders_are_written_down(tmp_path: Path, start: Start) -> None:
-    me = {"pid": os.getpid(), "started": identify(os.getpid()).started}
+    me = {"pid": os.getpid(), "started": myself().started}
     with HomeLock.take(tmp_path) as lock:
         assert holders(tmp_path) == {"supervisor": me, "daemon": None}
         lock.record(Process(4_000_000, 9_999_999_999))
@@ -237,10 +260,10 @@ def test_a_refused_lock_leaves_no_file_open(tmp_path: Path) -> None:
         assert os.listdir("/proc/self/fd") == before
 
 
-def leave_orphan(home: Path, start: Start, **options) -> subprocess.Popen:
+def leave_orphan(home: Path, start: Start) -> subprocess.Popen[str]:
     """A daemon that holds the lock alone: its supervisor is gone."""
     with HomeLock.take(home) as lock:
-        daemon = start(pass_fds=[lock.fd], **options)
+        daemon = start(pass_fds=[lock.fd])
         lock.record(identity(daemon))
     blame(home, "supervisor", dead(start))
     return daemon
@@ -268,11 +291,11 @@ def test_an_orphan_is_killed_and_its_home_is_taken(tmp_path: Path, start: Start)
 
 
 def test_a_foreign_process_with_the_pid_of_the_orphan_is_never_touched(
-    tmp_path: Path, start
+    tmp_path: Path, start: Start
 ) -> None:
     leave_orphan(tmp_path, start)
     stranger = start()
-    earlier = replace(identity(stranger), started=identity(stranger).started - 1)
+    earlier = replace(identity(stranger), started=ticks(stranger) - 1)
     blame(tmp_path, "daemon", earlier)
     with pytest.raises(HomeInUse, match=f"in use by arcd with pid {stranger.pid}$"):
         HomeLock.take(tmp_path, timeout=0.2)
@@ -292,7 +315,7 @@ def test_without_start_times_nobody_is_killed(
 
 @pytest.mark.parametrize("text", ["", '{"supervisor": {"pid": 1', "[]", '{"daemon": null}'])
 def test_a_holder_that_is_not_written_down_yet_is_waited_for(
-    tmp_path: Path, start: Start, text
+    tmp_path: Path, start: Start, text: str
 ) -> None:
     leave_orphan(tmp_path, start)
     (tmp_path / "lock").write_text(text)

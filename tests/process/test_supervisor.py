@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -90,17 +90,32 @@ class Rig:
         self.log = home / "log"
         self.incidents: list[Incident] = []
 
-    def supervisor(self, script: str, limits: Limits = PATIENT, **options) -> Supervisor:
+    def supervisor(
+        self,
+        script: str,
+        limits: Limits = PATIENT,
+        *,
+        env: Mapping[str, str] = {},
+        grace: float = 30.0,
+    ) -> Supervisor:
         program = self.home / "daemon.py"
         program.write_text(DAEMON + script)
         command = [sys.executable, str(program)]
-        env = {"PYTHONPATH": str(Path(arcd.__file__).parents[1]), **options.pop("env", {})}
-        options = {"log": self.log, "report": self.incidents.append, **options}
-        return Supervisor(command, self.lock, limits, env=env, **options)
+        return Supervisor(
+            command,
+            self.lock,
+            limits,
+            env={"PYTHONPATH": str(Path(arcd.__file__).parents[1]), **env},
+            log=self.log,
+            report=self.incidents.append,
+            grace=grace,
+        )
 
-    async def run(self, script: str, limits: Limits = PATIENT, **options) -> int:
+    async def run(
+        self, script: str, limits: Limits = PATIENT, *, env: Mapping[str, str] = {}
+    ) -> int:
         with anyio.fail_after(SECONDS):
-            return await self.supervisor(script, limits, **options).run()
+            return await self.supervisor(script, limits, env=env).run()
 
     @property
     def lives(self) -> int:
@@ -165,24 +180,24 @@ async def running(
             yield tasks.cancel_scope
 
 
-async def test_a_daemon_that_ends_with_0_was_asked_to(rig: "Rig") -> None:
+async def test_a_daemon_that_ends_with_0_was_asked_to(rig: Rig) -> None:
     assert await rig.run("raise SystemExit(0)") == 0
     assert (rig.lives, rig.incidents) == (1, [])
 
 
-async def test_a_daemon_that_dies_is_started_again(rig: "Rig") -> None:
+async def test_a_daemon_that_dies_is_started_again(rig: Rig) -> None:
     assert await rig.run("beat(); sys.exit(0 if life == 5 else 3)") == 0
     assert rig.lives == 5
     assert rig.incidents[0] == Incident("death", "ended with exit code 3", 1)
     assert rig.kinds == [("death", 1), ("death", 2), ("death", 3), ("death", 4)]
 
 
-async def test_a_death_by_a_signal_is_named(rig: "Rig") -> None:
+async def test_a_death_by_a_signal_is_named(rig: Rig) -> None:
     await rig.run("beat()\nif life == 1: os.kill(os.getpid(), signal.SIGSEGV)")
     assert rig.incidents == [Incident("death", "died of signal 11 (Segmentation fault)", 1)]
 
 
-async def test_a_daemon_that_is_never_ready_is_given_up(rig: "Rig") -> None:
+async def test_a_daemon_that_is_never_ready_is_given_up(rig: Rig) -> None:
     with pytest.raises(DaemonFailed) as failed:
         await rig.run("beat(ready=False)\nprint('life', life)\nprint('no space')\nsys.exit(4)")
     expected = f"the daemon ended 3 times before it was ready, see {rig.log}: no space"
@@ -193,25 +208,25 @@ async def test_a_daemon_that_is_never_ready_is_given_up(rig: "Rig") -> None:
     assert "life 1\nno space\nlife 2\n" in rig.log.read_text()
 
 
-async def test_a_life_that_was_ready_resets_the_count(rig: "Rig") -> None:
+async def test_a_life_that_was_ready_resets_the_count(rig: Rig) -> None:
     with pytest.raises(DaemonFailed):
         await rig.run("beat(ready=life == 3)\nsys.exit(4)")
     assert rig.lives == 6
 
 
-async def test_an_empty_log_is_named_too(rig: "Rig") -> None:
+async def test_an_empty_log_is_named_too(rig: Rig) -> None:
     with pytest.raises(DaemonFailed, match=r"log: \(it is empty\)$"):
         await rig.run("os._exit(1)")
 
 
-async def test_a_failure_is_told_once_with_its_exit_code(rig: "Rig") -> None:
+async def test_a_failure_is_told_once_with_its_exit_code(rig: Rig) -> None:
     with pytest.raises(DaemonFailed, match=r"^no such base$") as failed:
         await rig.run("beat(); pulse.send(Failure('no such base', 2)); sys.exit(7)")
     assert failed.value.exit_code == 2
     assert (rig.lives, rig.incidents) == (1, [])
 
 
-async def test_a_command_that_cannot_be_started_is_told(rig: "Rig") -> None:
+async def test_a_command_that_cannot_be_started_is_told(rig: Rig) -> None:
     nothing = Supervisor(
         [str(rig.home / "nothing")], rig.lock, PATIENT, log=rig.log, report=rig.incidents.append
     )
@@ -219,7 +234,7 @@ async def test_a_command_that_cannot_be_started_is_told(rig: "Rig") -> None:
         await nothing.run()
 
 
-async def test_a_daemon_that_stands_still_is_replaced(rig: "Rig") -> None:
+async def test_a_daemon_that_stands_still_is_replaced(rig: Rig) -> None:
     script = "beat()\nif life == 1: os.kill(os.getpid(), signal.SIGSTOP)"
     assert await rig.run(script, STRICT) == 0
     assert rig.kinds == [("stall", 1)]
@@ -233,7 +248,7 @@ beat_for_ever(Activity(True, 1))
 """
 
 
-async def test_a_lane_without_steps_is_a_stall_though_the_loop_lives(rig: "Rig") -> None:
+async def test_a_lane_without_steps_is_a_stall_though_the_loop_lives(rig: Rig) -> None:
     assert await rig.run(LIVING_LOOP, STRICT) == 0
     assert rig.kinds == [("stall", 1)]
     assert rig.stall == "no engine step (limit 1.0 s)"
@@ -252,7 +267,7 @@ frozen_native_call()
 """
 
 
-async def test_a_daemon_that_holds_the_gil_leaves_its_stacks(rig: "Rig") -> None:
+async def test_a_daemon_that_holds_the_gil_leaves_its_stacks(rig: Rig) -> None:
     assert await rig.run(HELD_GIL, STRICT) == 0
     assert rig.kinds == [("stall", 1)]
     stacks = (rig.home / "stacks").read_text()
@@ -260,19 +275,19 @@ async def test_a_daemon_that_holds_the_gil_leaves_its_stacks(rig: "Rig") -> None
     assert "in beat_for_ever" in stacks
 
 
-async def test_a_daemon_without_a_sign_of_life_at_its_start_is_replaced(rig: "Rig") -> None:
+async def test_a_daemon_without_a_sign_of_life_at_its_start_is_replaced(rig: Rig) -> None:
     limits = Limits(floor=0.5, ceiling=2)
     assert await rig.run("if life == 1: wait()", limits) == 0
     assert rig.stall == "no sign of life (limit 2.0 s)"
 
 
-async def test_a_daemon_that_closes_its_pulse_is_a_silent_one(rig: "Rig") -> None:
+async def test_a_daemon_that_closes_its_pulse_is_a_silent_one(rig: Rig) -> None:
     script = "if life == 1: beat(); os.close(pulse._fd); wait()"
     assert await rig.run(script, STRICT) == 0
     assert rig.stall == "no sign of life (limit 1.0 s)"
 
 
-async def test_a_failure_counts_also_when_the_daemon_then_hangs(rig: "Rig") -> None:
+async def test_a_failure_counts_also_when_the_daemon_then_hangs(rig: Rig) -> None:
     with pytest.raises(DaemonFailed, match=r"^out of ideas$"):
         await rig.run("beat(); pulse.send(Failure('out of ideas', 1)); wait()", STRICT)
 
@@ -287,7 +302,7 @@ beat()
 
 
 @pytest.mark.parametrize("end", ["os._exit(1)", "wait()"])
-async def test_nobody_of_the_group_is_left_behind(rig: "Rig", end) -> None:
+async def test_nobody_of_the_group_is_left_behind(rig: Rig, end: str) -> None:
     async with running(rig.supervisor(GRANDCHILD.format(end=end), STRICT)):
         (pid,) = await rig.told.words()
         await gone(int(pid))
@@ -295,7 +310,7 @@ async def test_nobody_of_the_group_is_left_behind(rig: "Rig", end) -> None:
 
 
 async def test_the_daemon_gets_its_environment_and_its_output_goes_to_the_log(
-    rig: "Rig", monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OURS", "here")
     script = "print(os.environ['OURS'], os.environ['THEIRS'], repr(sys.stdin.read()), flush=True)"
@@ -305,7 +320,7 @@ async def test_the_daemon_gets_its_environment_and_its_output_goes_to_the_log(
     assert SUPERVISOR_PID not in os.environ
 
 
-async def test_a_daemon_leads_a_session_of_its_own_and_is_written_down(rig: "Rig") -> None:
+async def test_a_daemon_leads_a_session_of_its_own_and_is_written_down(rig: Rig) -> None:
     script = "tell(os.getpid(), os.getsid(0)); wait()"
     async with running(rig.supervisor(script)) as scope:
         pid, session = await rig.told.words()
@@ -316,7 +331,7 @@ async def test_a_daemon_leads_a_session_of_its_own_and_is_written_down(rig: "Rig
         scope.cancel()
 
 
-async def test_a_long_log_is_put_aside(rig: "Rig", monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_log_is_put_aside(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LOG_BYTES", 10)
     rig.log.write_text("12345678\n")
     await rig.run("print('of the first')")
@@ -345,8 +360,8 @@ wait()
 """
 
 
-async def test_a_daemon_asked_to_stop_ends_in_its_own_way(rig: "Rig") -> None:
-    codes = []
+async def test_a_daemon_asked_to_stop_ends_in_its_own_way(rig: Rig) -> None:
+    codes: list[int] = []
     daemon = rig.supervisor(GRACEFUL)
     async with running(daemon, codes.append):
         assert await rig.told.words() == ["up"]
@@ -355,8 +370,8 @@ async def test_a_daemon_asked_to_stop_ends_in_its_own_way(rig: "Rig") -> None:
     assert rig.log.read_text() == "stopped\n"
 
 
-async def test_a_daemon_too_young_to_know_better_may_die_of_the_request(rig: "Rig") -> None:
-    codes = []
+async def test_a_daemon_too_young_to_know_better_may_die_of_the_request(rig: Rig) -> None:
+    codes: list[int] = []
     daemon = rig.supervisor("tell('up'); wait()")
     async with running(daemon, codes.append):
         await rig.told.words()
@@ -364,8 +379,8 @@ async def test_a_daemon_too_young_to_know_better_may_die_of_the_request(rig: "Ri
     assert (codes, rig.lives, rig.incidents) == ([0], 1, [])
 
 
-async def test_a_second_request_kills(rig: "Rig") -> None:
-    codes = []
+async def test_a_second_request_kills(rig: Rig) -> None:
+    codes: list[int] = []
     daemon = rig.supervisor(STUBBORN)
     async with running(daemon, codes.append):
         assert await rig.told.words() == ["up"]
@@ -377,10 +392,10 @@ async def test_a_second_request_kills(rig: "Rig") -> None:
 
 
 async def test_a_daemon_that_does_not_stop_in_time_is_killed(
-    rig: "Rig", monkeypatch: pytest.MonkeyPatch
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "STOP_MARGIN_S", 0.25)
-    codes = []
+    codes: list[int] = []
     daemon = rig.supervisor(STUBBORN, grace=0.25)
     async with running(daemon, codes.append):
         await rig.told.words()
@@ -389,8 +404,8 @@ async def test_a_daemon_that_does_not_stop_in_time_is_killed(
     assert rig.kinds == [("kill", 1)]
 
 
-async def test_a_daemon_that_dies_while_stopping_is_not_started_again(rig: "Rig") -> None:
-    codes = []
+async def test_a_daemon_that_dies_while_stopping_is_not_started_again(rig: Rig) -> None:
+    codes: list[int] = []
     script = "signal.signal(signal.SIGTERM, lambda *_: os._exit(5)); beat(); tell('up'); wait()"
     daemon = rig.supervisor(script)
     async with running(daemon, codes.append):
@@ -400,7 +415,7 @@ async def test_a_daemon_that_dies_while_stopping_is_not_started_again(rig: "Rig"
     assert rig.incidents == [Incident("death", "ended with exit code 5", 1)]
 
 
-async def test_a_supervisor_that_overslept_listens_before_it_judges(rig: "Rig") -> None:
+async def test_a_supervisor_that_overslept_listens_before_it_judges(rig: Rig) -> None:
     daemon = rig.supervisor("beat(); tell('up'); beat_for_ever()", STRICT)
     async with running(daemon):
         await rig.told.words()
@@ -422,8 +437,8 @@ wait()
 """
 
 
-async def test_a_daemon_that_is_stopping_may_be_silent(rig: "Rig") -> None:
-    codes = []
+async def test_a_daemon_that_is_stopping_may_be_silent(rig: Rig) -> None:
+    codes: list[int] = []
     daemon = rig.supervisor(SLOW_TO_STOP, STRICT)
     async with running(daemon, codes.append):
         await rig.told.words()
@@ -433,7 +448,7 @@ async def test_a_daemon_that_is_stopping_may_be_silent(rig: "Rig") -> None:
     assert time.process_time() - before < 0.25, "the supervisor sleeps while it waits"
 
 
-async def test_a_request_before_the_start_is_not_lost(rig: "Rig") -> None:
+async def test_a_request_before_the_start_is_not_lost(rig: Rig) -> None:
     daemon = rig.supervisor("wait()")
     daemon.stop()
     with anyio.fail_after(SECONDS):
@@ -441,7 +456,7 @@ async def test_a_request_before_the_start_is_not_lost(rig: "Rig") -> None:
     assert not rig.log.exists()
 
 
-async def test_a_cancelled_supervisor_takes_its_daemon_along(rig: "Rig") -> None:
+async def test_a_cancelled_supervisor_takes_its_daemon_along(rig: Rig) -> None:
     daemon = rig.supervisor(
         "child = subprocess.Popen(['sleep', '1000'])\ntell(os.getpid(), child.pid); wait()"
     )
@@ -469,7 +484,7 @@ with HomeLock.take(home) as lock:
 
 
 @pytest.fixture
-def other(rig: "Rig", monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen]:
+def other(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """A supervisor in a process of its own, with a daemon that tells its pid."""
     monkeypatch.setenv("PYTHONPATH", str(Path(arcd.__file__).parents[1]))
     rig.lock.close()
@@ -482,7 +497,7 @@ def other(rig: "Rig", monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Po
 
 
 async def test_a_supervisor_that_is_killed_takes_its_daemon_along(
-    rig: "Rig", other: "subprocess.Popen[bytes]"
+    rig: Rig, other: subprocess.Popen[bytes]
 ) -> None:
     with anyio.fail_after(SECONDS):
         (pid,) = await rig.told.words()
@@ -492,7 +507,7 @@ async def test_a_supervisor_that_is_killed_takes_its_daemon_along(
 
 
 async def test_a_home_with_a_supervisor_is_refused(
-    rig: "Rig", other: "subprocess.Popen[bytes]"
+    rig: Rig, other: subprocess.Popen[bytes]
 ) -> None:
     with anyio.fail_after(SECONDS):
         await rig.told.words()

@@ -25,6 +25,7 @@ from arcd.backends.protocols import Adapter, Completion, Request
 from arcd.backends.runtime import Runtime
 from arcd.daemon import process
 from arcd.daemon.options import Options
+from arcd.daemon.phases import Platform
 from arcd.jobs import database, events
 from arcd.jobs.daemon_facts import DaemonFacts
 from arcd.jobs.journal import Journal
@@ -241,7 +242,7 @@ def runtime_of(plan: Plan, points: Points) -> process.OpenRuntime:
     @asynccontextmanager
     async def open_runtime(
         options: Options,
-        platform: process.Platform,
+        platform: Platform,
         *,
         rank: int,
         ledger: Ledger,
@@ -268,8 +269,8 @@ def runtime_of(plan: Plan, points: Points) -> process.OpenRuntime:
     return open_runtime
 
 
-def find_platform(options: Options) -> process.Platform:
-    return process.Platform("fake", Device("cpu", "float32"))
+def find_platform(options: Options) -> Platform:
+    return Platform("fake", Device("cpu", "float32"))
 
 
 def main(plan: Plan) -> int:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from threading import RLock
 
@@ -71,6 +71,10 @@ async def finished(home: Path) -> int:
         return await to_thread.run_sync(have_it_done, client, abandon_on_cancel=True)
 
 
+Disturb = Callable[["Bench"], Coroutine[object, object, None]]
+"""What is done to a bench while its job runs."""
+
+
 class Bench:
     """A supervised daemon of fakes in a home of its own."""
 
@@ -89,7 +93,7 @@ class Bench:
     def store(self) -> Store:
         return Store(self.home, "read")
 
-    async def finish(self, disturb: Callable[["Bench"], Awaitable[None]] | None = None) -> int:
+    async def finish(self, disturb: Disturb | None = None) -> int:
         """Have the job done, whatever dies meanwhile; returns its number."""
         with self.lock, anyio.fail_after(2 * FINISH_TIMEOUT_S):
             supervisor = self._supervisor()
@@ -137,7 +141,7 @@ async def live(home: Path, points: Points) -> int:
     plan = Plan(seconds_per_step=0.0, seconds_per_token=0.0)
     with pytest.MonkeyPatch.context() as patch, anyio.fail_after(2 * FINISH_TIMEOUT_S):
         instrument(points, patch.setattr)
-        daemon = Daemon(options(home), None)
+        daemon = Daemon(options(home), None, predecessor_died=True)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(daemon.run, runtime_of(plan, points), find_platform)
             job = await finished(home)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from arcd.arc.views import PLAIN_COLOURS, View
-from arcd.backends.protocols import Request
+from arcd.backends.protocols import Adapter, Completion, Request
 from arcd.backends.vllm.engine import VllmEngine, vllm_engine
 from arcd.config import EngineConfig
 from arcd.model.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, PAD, CellEncoding
@@ -91,3 +91,20 @@ def ask(prompt: tuple[int, ...], limit: int, *, task: str = "task", sample: int 
     """A greedy sample of at most `limit` tokens."""
     view = View(False, 0, PLAIN_COLOURS, (0,))
     return Request(Question(task, 0, view, (0,), prompt, limit), sample, seed=sample)
+
+
+REQUESTS = [ask(ENDLESS, 20, sample=0), ask((*CLOSING * 50, *ENDLESS), 20, sample=1)]
+"""Two whose answers never end, with a short prompt and a long one."""
+
+
+async def completions(
+    engine: VllmEngine, adapter: Adapter | None, requests: list[Request] = REQUESTS
+) -> list[Completion]:
+    """In the order of the requests."""
+    found: list[Completion] = []
+    await engine.sample(requests, adapter, found.append)
+    return sorted(found, key=lambda completion: completion.request.sample)
+
+
+async def answers(engine: VllmEngine, adapter: Adapter | None) -> tuple[tuple[int, ...], ...]:
+    return tuple(completion.tokens for completion in await completions(engine, adapter))

@@ -4,11 +4,11 @@
 engine. A second `Works` on the same home is the next life. Knows nothing of processes and HTTP.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypedDict, TypeVar, Unpack
 
 import anyio
 
@@ -21,13 +21,14 @@ from arcd.jobs import events
 from arcd.jobs.events import Record
 from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
-from arcd.jobs.state import State
+from arcd.jobs.state import Job, Phase, State
 from arcd.jobs.store import Store
 from arcd.model.encoding import CellEncoding
 from arcd.scheduling.calibration import calibrate
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
 from arcd.system.ledger import Ledger
+from support.small import task, task_set
 
 Progress = Callable[[TrainingStep], None]
 Deliver = Callable[[Completion], None]
@@ -141,3 +142,42 @@ class Works:
             state.apply(record)
             most = max(most, len(state.in_flight()))
         return most
+
+
+class Options(TypedDict, total=False):
+    """Fields of `Works`."""
+
+    config: Config
+    trainer: Trainer
+    engine: type[FakeEngine]
+    seconds_per_token: float
+    calibrated: bool
+    trainings: int
+
+
+class Build(Protocol):
+    def __call__(self, tasks: TaskSet, **options: Unpack[Options]) -> Works: ...
+
+
+@contextmanager
+def building(home: Path) -> Iterator[Build]:
+    """Makes works on one home; whatever is made is closed."""
+    made: list[Works] = []
+
+    def build(tasks: TaskSet, **options: Unpack[Options]) -> Works:
+        made.append(Works(home, tasks, **options))
+        return made[-1]
+
+    yield build
+    for works in made:
+        works.store.close()
+
+
+def same(count: int, **shape: int) -> TaskSet:
+    """Tasks that are all alike but for their names."""
+    return task_set(*(task(f"t{i}", **shape) for i in range(count)))
+
+
+def begun(job: Job) -> int:
+    """How many of its tasks were begun."""
+    return len(job.tasks) - job.counts[Phase.waiting]

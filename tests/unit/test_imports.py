@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, and who may import what is heavy."""
+"""Who may import whom: the rooms of arcd, what is heavy, and the modules of the tests."""
 
 import ast
 import re

@@ -130,3 +130,22 @@ def test_a_prediction_is_what_the_fit_says_of_the_work() -> None:
     assert times(done, measured.rates).train == pytest.approx(expected, rel=0.1)
     reading = done.prefill * 0.005 + done.rounds * 0.4 + done.decode * 0.0006
     assert times(done, measured.rates).infer == pytest.approx(reading, rel=0.1)
+
+
+amounts = st.integers(0, 10**6)
+
+
+@given(
+    st.lists(st.tuples(amounts, amounts, amounts, st.floats(1e-9, 1e5)), min_size=1),
+    st.lists(st.tuples(st.integers(1, 500), amounts, st.floats(1e-9, 1e5))),
+)
+def test_no_rate_is_ever_in_the_way_of_saying_how_the_daemon_is(
+    usage: list[tuple[int, int, int, float]], trained: list[tuple[int, int, float]]
+) -> None:
+    """Rates are divided by where they are shown: no measurement makes one of them 0."""
+    measured = RateEstimator()
+    measured.stepped(*(EngineUsage(*each) for each in usage))
+    for steps, tokens, seconds in trained:
+        measured.trained(steps, tokens, seconds)
+    shown = measured.rates.to_json()
+    assert json.loads(json.dumps(shown, allow_nan=False))

@@ -1,3 +1,4 @@
+// One file, because report.py copies it as a whole into the one HTML file that a report is.
 "use strict";
 const begun = performance.now();
 const data = JSON.parse(document.getElementById("data").textContent);
