@@ -243,20 +243,38 @@ async def test_a_training_that_is_cancelled_at_its_very_end_leaves_nothing(
 
 
 async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
-    base: Path, tmp_path: Path
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However busy the event loop is: a step waits until it has dealt with the one before."""
+    made: list[int] = []
+    may_go_on = threading.Semaphore(1)
+    step = TrainableAdapter.step
+
+    def patient(self: TrainableAdapter, batch: Sequence[Lesson], lr: float) -> float:
+        may_go_on.acquire(timeout=5)
+        made.append(len(made) + 1)
+        return step(self, batch, lr)
+
+    loop = asyncio.get_running_loop()
+
+    def go_on(rounds_of_the_loop: int = 10) -> None:
+        if rounds_of_the_loop:
+            loop.call_soon(go_on, rounds_of_the_loop - 1)
+        else:
+            may_go_on.release()
+
     used = TrainerPool([trainer(base, tmp_path)])
-    steps: list[TrainingStep] = []
-    with anyio.CancelScope() as scope:
+    with anyio.CancelScope() as scope, monkeypatch.context() as patched:
+        patched.setattr(TrainableAdapter, "step", patient)
 
         def stop(step: TrainingStep) -> None:
-            steps.append(step)
             if step.step == 2:
                 scope.cancel()
+            go_on()
 
         await used.train(wanted(base, steps=50), stop)
     assert scope.cancelled_caught
-    assert len(steps) <= 3
+    assert len(made) <= 3
     assert list(tmp_path.iterdir()) == []
     assert not used.busy
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()

@@ -437,6 +437,7 @@ wait()
 """
 
 
+@pytest.mark.timing
 async def test_a_daemon_that_is_stopping_may_be_silent(rig: Rig) -> None:
     codes: list[int] = []
     daemon = rig.supervisor(SLOW_TO_STOP, STRICT)
