@@ -16,13 +16,10 @@ from arcd.arc.metrics import Report
 from arcd.arc.selection import Verdict, Vote
 from arcd.arc.tasks import Task, TaskSet
 from arcd.config import Config
-from arcd.display.grids import likely
+from arcd.display.grids import MAX_CANDIDATES, likely
 from arcd.display.palette import Palette
 from arcd.jobs.history import History, Span
 from arcd.jobs.state import Job, Stage, TaskState
-
-MAX_CANDIDATES = 6
-"""Candidates of a test that are drawn at most."""
 
 STAGE_NAMES: dict[Stage, str] = {"train": "training", "infer": "inference"}
 """The processes of the trace, in order."""

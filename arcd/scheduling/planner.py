@@ -84,9 +84,6 @@ class Planner:
             ),
         )
 
-    def _start_sampling(self, flight: InFlight) -> float:
-        return self._predictor.start_sampling(flight, self._in_flight.values())
-
     def _allot(self, job: Job, flight: InFlight, behind: Work, config: Config) -> Config:
         """The configuration with the steps and samples that the budget leaves for a task."""
         if job.tasks[flight.item.task].round == 0:
