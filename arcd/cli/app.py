@@ -177,7 +177,7 @@ def reading(home: Path | None) -> "Iterator[Client | OfflineClient]":
 def seconds_left(client: "Client", job: int) -> float | None:
     """Seconds of work that wait in a job; None while there is no daemon that can tell."""
     try:
-        left = client.forecast(job)["seconds"]
+        left = client.forecast(job, detail=False)["seconds"]
     except NoDaemon:
         return None
     return None if left is None else float(left)

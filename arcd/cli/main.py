@@ -11,6 +11,7 @@ import typer
 
 from arcd.cli import daemon, experiments, jobs, results
 from arcd.cli.app import err
+from arcd.cli.forget import forget
 from arcd.cli.run import run
 from arcd.errors import known
 
@@ -25,6 +26,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "pause": jobs.pause,
     "resume": jobs.resume,
     "retry": jobs.retry,
+    "forget": forget,
     "logs": daemon.logs,
     "stop": daemon.stop,
     "run": run,

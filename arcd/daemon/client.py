@@ -122,9 +122,12 @@ class Client:
         """A job: state, name, priority, and how many tasks are in which phase."""
         return dict(self._get(f"/jobs/{job}"))
 
-    def forecast(self, job: int) -> dict[str, Any]:
-        """Seconds that the rest of a job should take, and how good such predictions were."""
-        return dict(self._get(f"/jobs/{job}/forecast"))
+    def forecast(self, job: int, *, detail: bool = True) -> dict[str, Any]:
+        """Seconds that the rest of a job should take.
+
+        In detail also those of each task, and how good such predictions were.
+        """
+        return dict(self._get(f"/jobs/{job}/forecast?detail={str(detail).lower()}"))
 
     def solutions(self, job: int) -> Solutions:
         """The solutions of its tasks that are known, by task, as the grids of its tests."""
@@ -172,6 +175,10 @@ class Client:
     def retry(self, job: int) -> dict[str, Any]:
         """Do the job's failed and doubtful tasks once more."""
         return self._post(f"/jobs/{job}/retry")
+
+    def forget(self, job: int) -> dict[str, Any]:
+        """Delete all that is kept of a finished job; the job as it was."""
+        return dict(self._answer(lambda: self._http.delete(f"/jobs/{job}")))
 
     def stop(self) -> None:
         """End the daemon in order."""

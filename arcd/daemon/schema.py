@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
 
 from arcd import config as configuration
 from arcd.arc.tasks import TaskSet, from_challenges, solutions_of, to_challenges
 from arcd.config import Config
 from arcd.errors import BadInput, BadJob, BadTask
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import NewJob, NewTask
 
 MAX_BODY = 256 << 20
 """Bytes of a request; 20000 tasks of the usual size are 100 MB."""
@@ -61,6 +62,8 @@ class Status(BaseModel):
     priority: int
     state: Literal["queued", "running", "paused", "done", "cancelled", "failed"]
     submitted: float
+    touched: float
+    """When it was last asked for or answered; both are in seconds since 1970."""
     tasks: int
     waiting: int
     started: int
@@ -137,16 +140,33 @@ def order(
         raise BadInput(f"{where}: {first['msg']}") from None
 
 
+def read(body: bytes | bytearray) -> Order:
+    """The order in a request's body.
+
+    Its tasks and solutions are not read yet: they stay `msgspec.Raw` until `accept`, which reads
+    one after the other. Raises msgspec.DecodeError where the body is not JSON, pydantic's
+    ValidationError where it is not an order.
+    """
+    found = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields = {
+        key: msgspec.json.decode(raw, type=dict[str, msgspec.Raw] if key in _RAW else Any)
+        for key, raw in found.items()
+    }
+    return Order.model_validate(fields)
+
+
 def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
     """The job that an order is for a daemon with this configuration and base.
 
     Raises BadInput, naming job, task and reason.
     """
-    tasks = from_challenges(order.name, order.tasks)
-    for task in tasks.tasks:
-        if 2 * len(task.train) + len(task.tests) > MAX_GRIDS:
-            raise BadTask(f"{order.name}: task {task.id}: more than {MAX_GRIDS} grids")
-    tasks = tasks.solved_by(order.name, solutions_of(order.name, order.solutions))
+    solutions = {**order.solutions}
+    tasks = tuple(
+        _task(order.name, name, value, solutions.pop(name, None))
+        for name, value in order.tasks.items()
+    )
+    for name, value in solutions.items():
+        solutions_of(order.name, {name: _plain(value)})  # of no task here, but checked like others
     config = configuration.for_job(daemon, order.settings)
     outs = tuple(Path(out) for out in order.outs)
     for out in outs:
@@ -154,3 +174,22 @@ def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
         if not writable or not out.parent.is_dir() or out.is_dir():
             raise BadJob(f"{out}: the submission cannot be written there")
     return NewJob(order.name, order.priority, tasks, config, outs, base)
+
+
+_RAW = ("tasks", "solutions")
+
+
+def _task(job: str, name: str, value: Any, solution: Any) -> NewTask:
+    """A task of an order, checked."""
+    found = from_challenges(job, {name: _plain(value)})
+    (task,) = found.tasks
+    if 2 * len(task.train) + len(task.tests) > MAX_GRIDS:
+        raise BadTask(f"{job}: task {name}: more than {MAX_GRIDS} grids")
+    if solution is not None:
+        found = found.solved_by(job, solutions_of(job, {name: _plain(solution)}))
+    return NewTask.of(task, found.solutions.get(name))
+
+
+def _plain(value: Any) -> Any:
+    """What a part of a request's body says."""
+    return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value

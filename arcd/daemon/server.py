@@ -10,20 +10,34 @@ import os
 import pathlib
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import uvicorn
+from anyio import to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd.config import Config
-from arcd.daemon.schema import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
+from arcd.daemon.schema import (
+    MAX_BODY,
+    Forecast,
+    Health,
+    JobNumber,
+    Order,
+    Problem,
+    Status,
+    accept,
+    read,
+)
 from arcd.errors import ArcdError, BadInput, BadJob, NoJob
 from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
@@ -52,33 +66,98 @@ def application(
     base: str = "",
     check: Callable[[NewJob], None],
     health: Callable[[], Health],
-    forecast: Callable[[Job], Forecast],
+    forecast: Callable[[Job, bool], Forecast],
     stop: Callable[[], None],
+    forget: Callable[[int], Awaitable[None]],
     token: str | None = None,
 ) -> ASGIApp:
     """The daemon's interface; with a token, only for clients that send it.
 
     `check` refuses, with BadInput, a job that the daemon cannot do.
     """
-    app = FastAPI(title="arcd", version=__version__, responses=PROBLEMS, redoc_url=None)
-    app.add_exception_handler(ArcdError, _explain)
-    app.add_exception_handler(RequestValidationError, _explain_validation)
-    app.add_exception_handler(HTTPException, _explain_http)
+    app = _empty_application()
     _route_daemon(app, health, stop)
 
-    @app.post("/jobs", status_code=201)
-    async def post_job(order: Order) -> Status:
-        """Take a job on."""
+    def job_in(body: bytearray) -> tuple[Order, NewJob]:
+        order = _order_in(body)
         if order.outs and token is not None:
             raise BadJob("outs: only a client on this machine may name files")
         job = accept(order, config, base)
         check(job)
+        return order, job
+
+    @app.post("/jobs", status_code=201, openapi_extra=_TAKES_ORDER)
+    async def post_job(request: Request) -> Status:
+        """Take a job on."""
+        # In a thread: reading 20 000 tasks takes seconds.
+        order, job = await to_thread.run_sync(job_in, await _body(request))
         if order.take_up == "never":
-            return _status(service.submit(job))
-        return _status(service.take_up(job, done=order.take_up == "done"))
+            return _status(await service.submit(job))
+        return _status(await service.take_up(job, done=order.take_up == "done"))
 
     _route_reading(app, service, forecast)
     _route_control(app, service)
+    _route_forgetting(app, service, forget)
+    return _protected(app, token)
+
+
+def early_application(
+    health: Callable[[], Health], stop: Callable[[], None], token: str | None
+) -> ASGIApp:
+    """The part of the interface that needs no job: it answers while the store is being read."""
+    app = _empty_application()
+    _route_daemon(app, health, stop)
+    return _protected(app, token)
+
+
+def _empty_application() -> FastAPI:
+    app = _Application(title="arcd", version=__version__, responses=PROBLEMS, redoc_url=None)
+    app.add_exception_handler(ArcdError, _explain)
+    app.add_exception_handler(RequestValidationError, _explain_validation)
+    app.add_exception_handler(HTTPException, _explain_http)
+    return app
+
+
+async def _body(request: Request) -> bytearray:
+    """The body of a request; in one piece of memory, for it may be large."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+    except ClientDisconnect:
+        raise HTTPException(400, "the body is cut off or too large") from None
+    return body
+
+
+def _order_in(body: bytearray) -> Order:
+    """The order in a body; raises what explains itself to the client."""
+    try:
+        return read(body)
+    except msgspec.ValidationError as error:
+        raise BadInput(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HTTPException(400, f"not JSON: {error}") from None
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+_TAKES_ORDER = {
+    "requestBody": {
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Order"}}},
+        "required": True,
+    }
+}
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """With the order: its route reads the body itself, so FastAPI does not know of it."""
+        document = super().openapi()
+        document["components"]["schemas"].setdefault("Order", Order.model_json_schema())
+        return document
+
+
+def _protected(app: FastAPI, token: str | None) -> ASGIApp:
     guarded: ASGIApp = _Limited(app)
     return _Guarded(guarded, token) if token is not None else guarded
 
@@ -98,7 +177,9 @@ def _route_daemon(app: FastAPI, health: Callable[[], Health], stop: Callable[[],
         return health()
 
 
-def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], Forecast]) -> None:
+def _route_reading(
+    app: FastAPI, service: JobService, forecast: Callable[[Job, bool], Forecast]
+) -> None:
     """What can be read of jobs."""
 
     @app.get("/jobs")
@@ -112,9 +193,12 @@ def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], 
         return _status(service.job(job))
 
     @app.get("/jobs/{job}/forecast")
-    async def get_forecast(job: Number) -> Forecast:
+    async def get_forecast(
+        job: Number,
+        detail: Annotated[bool, Query(description="By task, with how good forecasts were")] = True,
+    ) -> Forecast:
         """Seconds that the rest of a job should take."""
-        return forecast(service.job(job))
+        return forecast(service.job(job), detail)
 
     @app.get("/jobs/{job}/solutions")
     async def get_solutions(job: Number) -> dict[str, list[list[list[int]]]]:
@@ -160,6 +244,19 @@ def _route_control(app: FastAPI, service: JobService) -> None:
     async def post_retry(job: Number) -> Status:
         """Do its failed and doubtful tasks once more."""
         return _status(service.retry(job))
+
+
+def _route_forgetting(
+    app: FastAPI, service: JobService, forget: Callable[[int], Awaitable[None]]
+) -> None:
+    """What ends all knowledge of a job."""
+
+    @app.delete("/jobs/{job}")
+    async def delete_job(job: Number) -> Status:
+        """Delete the records, samples and files of a finished job; answers with what it was."""
+        before = _status(service.job(job))
+        await forget(job)
+        return before
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:

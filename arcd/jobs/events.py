@@ -69,6 +69,11 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """The job and all that was kept of it is gone; this is the only record of it that is left."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A task was begun: its number of lessons, and of samples that are still to be drawn."""
 
@@ -190,7 +195,7 @@ class DaemonStopped:
     ledger: dict[str, Any] | None = None
 
 
-JobEvent = Submitted | Paused | Resumed | Cancelled | Retried | Finished
+JobEvent = Submitted | Paused | Resumed | Cancelled | Retried | Finished | Forgotten
 TaskEvent = (
     Started | Training | Trained | Shared | Noted | Sampled | Answered | Interrupted | Released
 )

@@ -16,6 +16,9 @@ from arcd.jobs import events
 from arcd.jobs.database import Database
 from arcd.jobs.journal import NewJob
 
+_SUBMITTED = "EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
+"""All tasks of the job are in the store."""
+
 
 class JobTable:
     """The jobs of a store, looked up by their numbers."""
@@ -25,12 +28,18 @@ class JobTable:
 
     def has(self, job: int) -> bool:
         """Whether there is a job of this number."""
-        return bool(list(self._database.read("SELECT 1 FROM jobs WHERE id = ?", (job,))))
+        query = f"SELECT 1 FROM jobs WHERE id = ? AND {_SUBMITTED}"
+        return bool(list(self._database.read(query, (job,))))
+
+    def count(self) -> int:
+        """How many jobs there are."""
+        (row,) = self._database.read(f"SELECT count(*) FROM jobs WHERE {_SUBMITTED}")
+        return int(row[0])
 
     def like(self, job: NewJob) -> list[int]:
         """The numbers of the jobs that ask for the same, oldest first."""
         rows = self._database.read(
-            "SELECT id FROM jobs WHERE digest = ? ORDER BY id", (job.digest,)
+            f"SELECT id FROM jobs WHERE digest = ? AND {_SUBMITTED} ORDER BY id", (job.digest,)
         )
         return [number for (number,) in rows]
 
@@ -62,11 +71,23 @@ class JobTable:
 
     def task(self, job: int, name: str) -> Task:
         """One task of a job."""
-        (row,) = self._database.read(
-            "SELECT body FROM tasks WHERE job = ? AND task = ?", (job, name)
-        )
+        found = self.solved(job, name)
+        assert found is not None
+        return found[0]
+
+    def solved(self, job: int, name: str) -> tuple[Task, tuple[Grid, ...]] | None:
+        """One task of a job, and its solution, empty where it is not known; None: not in it."""
+        query = "SELECT body, solution FROM tasks WHERE job = ? AND task = ?"
+        row = next(self._database.read(query, (job, name)), None)
+        if row is None:
+            return None
         (task,) = from_challenges(name, {name: json.loads(row[0])}).tasks
-        return task
+        return task, _grids(json.loads(row[1])) if row[1] else ()
+
+    def names(self, job: int) -> list[str]:
+        """The ids of a job's tasks, in the order of their file."""
+        query = "SELECT task FROM tasks WHERE job = ? ORDER BY position"
+        return [task for (task,) in self._database.read(query, (job,))]
 
     def candidates(self, job: int, task: str | None = None) -> Iterator[Candidate]:
         """The samples of a job, or of one of its tasks, in the order in which they finished."""

@@ -6,19 +6,43 @@ transaction as the event. Knows nothing of who emits events.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from arcd.arc import submission
-from arcd.arc.tasks import Task, TaskSet, to_challenge, to_challenges
+from arcd.arc.grids import Grid
+from arcd.arc.tasks import Task, TaskSet, to_challenge
 from arcd.config import Config
 from arcd.jobs import events
 from arcd.jobs.database import Database
 from arcd.jobs.events import Event, Record
+from arcd.jobs.fold import Fold
+from arcd.jobs.snapshots import Snapshots
 from arcd.jobs.state import State
+
+ROWS_PER_STEP = 250
+"""Tasks that reach the disk together when a job is submitted: one to two MB, some 10 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """A task as the store keeps it: texts, which take a fraction of the memory of grids."""
+
+    id: str
+    body: str
+    """As in a challenges file."""
+    solution: str | None
+    """As in a solutions file, where it is known."""
+    tests: int
+
+    @classmethod
+    def of(cls, task: Task, solution: Sequence[Grid] | None) -> Self:
+        """The texts of a task."""
+        known = json.dumps(solution) if solution else None
+        return cls(task.id, json.dumps(to_challenge(task)), known, len(task.tests))
 
 
 @dataclass(frozen=True)
@@ -27,7 +51,7 @@ class NewJob:
 
     name: str
     priority: int
-    tasks: TaskSet
+    tasks: tuple[NewTask, ...]
     config: Config
     outs: tuple[Path, ...] = ()
     base: str = ""
@@ -36,14 +60,24 @@ class NewJob:
     @property
     def digest(self) -> str:
         """A hash that is equal for jobs that ask for the same; name and priority do not count."""
-        asked = [
-            to_challenges(self.tasks),
-            dict(self.tasks.solutions),
-            self.config.model_dump(mode="json"),
-            [str(out) for out in self.outs],
-            self.base,
-        ]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        asked = [self.config.model_dump(mode="json"), [str(out) for out in self.outs], self.base]
+        found = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+        for task in sorted(self.tasks, key=lambda task: task.id):
+            found.update(json.dumps([task.id, task.body, task.solution]).encode())
+        return found.hexdigest()
+
+
+def new_job(
+    name: str,
+    priority: int,
+    tasks: TaskSet,
+    config: Config,
+    outs: tuple[Path, ...] = (),
+    base: str = "",
+) -> NewJob:
+    """The job for a set of tasks and the solutions that are known of them."""
+    found = tuple(NewTask.of(task, tasks.solutions.get(task.id)) for task in tasks.tasks)
+    return NewJob(name, priority, found, config, outs, base)
 
 
 class Journal:
@@ -55,24 +89,42 @@ class Journal:
 
     def submit(self, job: NewJob) -> Record:
         """Put a job into the store; the record of its Submitted names its number."""
-        names = tuple(task.id for task in job.tasks.tasks)
+        *_, record = self.submitting(job)
+        assert record is not None
+        return record
+
+    def submitting(self, job: NewJob) -> Iterator[Record | None]:
+        """As `submit`, ROWS_PER_STEP tasks in each step, of which the last gives the record.
+
+        Until then the job is not there; `discard_unsubmitted` deletes what a death has left of it.
+        """
+        steps = range(0, max(1, len(job.tasks)), ROWS_PER_STEP)
+        number = 0
+        for begin in steps:
+            with self._database.transaction() as connection:
+                if begin == 0:
+                    number = self._insert_job(job)
+                rows = enumerate(job.tasks[begin : begin + ROWS_PER_STEP], begin)
+                connection.executemany(
+                    "INSERT INTO tasks (job, position, task, body, solution, attempts)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        (number, i, task.id, task.body, task.solution, _blank(task.tests))
+                        for i, task in rows
+                    ),
+                )
+                last = begin == steps[-1]
+                record = self._insert(number, _submitted(job)) if last else None
+            yield record
+
+    def discard_unsubmitted(self) -> None:
+        """Delete jobs of which not all tasks have reached the store."""
+        unsubmitted = "NOT EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
         with self._database.transaction() as connection:
-            config = job.config.model_dump_json()
-            outs = json.dumps([str(out) for out in job.outs])
-            number = connection.execute(
-                "INSERT INTO jobs (name, config, outs, digest, base) VALUES (?, ?, ?, ?, ?)",
-                (job.name, config, outs, job.digest, job.base),
-            ).lastrowid
-            assert number is not None
-            rows = (_task_row(number, i, t, job.tasks) for i, t in enumerate(job.tasks.tasks))
-            connection.executemany(
-                "INSERT INTO tasks (job, position, task, body, solution, attempts)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                rows,
+            connection.execute(
+                f"DELETE FROM tasks WHERE job IN (SELECT id FROM jobs WHERE {unsubmitted})"
             )
-            budget = job.config.budget
-            usable = budget.seconds - budget.reserve if budget.seconds is not None else None
-            return self._insert(number, events.Submitted(job.name, job.priority, names, usable))
+            connection.execute(f"DELETE FROM jobs WHERE {unsubmitted}")
 
     def append(self, job: int | None, *new: Event) -> list[Record]:
         """Write events of a job, or of the daemon, all or none; returns their records.
@@ -87,12 +139,9 @@ class Journal:
         (row,) = self._database.read("SELECT coalesce(max(seq), 0) FROM events")
         return int(row[0])
 
-    def state(self) -> State:
-        """Everything that happened, folded."""
-        state = State()
-        for record in self.records():
-            state.apply(record)
-        return state
+    def state(self, snapshots: Snapshots | None = None) -> State:
+        """Everything that happened, folded on top of the snapshots that are there."""
+        return Fold(self._database, snapshots).all()
 
     def records(self, after: int = 0, job: int | None = None) -> Iterator[Record]:
         """The records after number `after`; of a job, with the daemon's since it is there."""
@@ -107,6 +156,20 @@ class Journal:
         ):
             yield Record(seq, at, owner, events.load(name, body))
 
+    def _insert_job(self, job: NewJob) -> int:
+        number = self._database.connection.execute(
+            "INSERT INTO jobs (name, config, outs, digest, base) VALUES (?, ?, ?, ?, ?)",
+            (
+                job.name,
+                job.config.model_dump_json(),
+                json.dumps([str(out) for out in job.outs]),
+                job.digest,
+                job.base,
+            ),
+        ).lastrowid
+        assert number is not None
+        return number
+
     def _insert(self, job: int | None, event: Event) -> Record:
         at = self._clock()
         seq = self._database.connection.execute(
@@ -120,6 +183,8 @@ class Journal:
                     "INSERT INTO candidates (job, task, test, sample, seq) VALUES (?, ?, ?, ?, ?)",
                     (job, task, candidate.test, candidate.sample, seq),
                 )
+            case events.Forgotten():
+                self._database.connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
             case events.Answered(task=task, verdict=verdict):
                 self._database.connection.execute(
                     "UPDATE tasks SET attempts = ?, answered = ? WHERE job = ? AND task = ?",
@@ -128,12 +193,11 @@ class Journal:
         return Record(seq, at, job, event)
 
 
-def _task_row(job: int, position: int, task: Task, tasks: TaskSet) -> tuple[Any, ...]:
-    body = to_challenge(task)
-    solution = tasks.solutions.get(task.id)
-    blank = _blank(len(task.tests))
-    known = json.dumps(solution) if solution else None
-    return job, position, task.id, json.dumps(body), known, blank
+def _submitted(job: NewJob) -> events.Submitted:
+    budget = job.config.budget
+    usable = budget.seconds - budget.reserve if budget.seconds is not None else None
+    names = tuple(task.id for task in job.tasks)
+    return events.Submitted(job.name, job.priority, names, usable)
 
 
 @cache

@@ -134,6 +134,8 @@ class Job:
     """Tasks in each phase."""
     budget: float | None = None
     """Seconds from its submission to its end."""
+    touched: float = 0.0
+    """When it was last asked for or answered, in seconds since 1970."""
     changed: int = 0
     """Number of its last Answered record."""
     over: bool = False
@@ -197,6 +199,7 @@ class Job:
             "priority": self.priority,
             "state": self.state.value,
             "submitted": self.submitted,
+            "touched": self.touched,
             "tasks": len(self.tasks),
             **counts,
             "retriable": len(self.retriable()),
@@ -225,12 +228,21 @@ class State:
         self.seq = record.seq
         if record.job is None:
             self._daemon(record.event)
+        elif isinstance(record.event, events.Forgotten):
+            self.jobs.pop(record.job, None)
         elif isinstance(record.event, events.Submitted):
             self._submitted(record.job, record, record.event)
         elif isinstance(record.event, events.JobEvent):
             _control(self.jobs[record.job], record.seq, record.event)
+            self.jobs[record.job].touched = record.at
         elif isinstance(record.event, events.TaskEvent):
             self._task(self.jobs[record.job], record.at, record.event)
+
+    def count_sample(self, job: int, task: str) -> None:
+        """Take in a Sampled record, of which only the task matters here."""
+        state = self.jobs[job].tasks[task]
+        state.sampled += 1
+        _move(self.jobs[job], state, Phase.trained)
 
     def in_flight(self) -> list[tuple[int, str]]:
         """(job, task) of all tasks in flight."""
@@ -266,6 +278,7 @@ class State:
             record.seq,
             counts,
             event.budget,
+            record.at,
         )
 
     def _task(self, job: Job, at: float, event: events.TaskEvent) -> None:
@@ -286,14 +299,13 @@ class State:
             case events.Shared(adapter=adapter):
                 task.adapter = adapter
             case events.Sampled():
-                task.sampled += 1
-                _move(job, task, Phase.trained)
+                self.count_sample(job.id, event.task)
                 return
             case events.Noted(note=note):
                 task.notes += (note,)
             case events.Answered(verdict=verdict):
                 task.answer = Answer.of(verdict)
-                job.changed = self.seq
+                job.changed, job.touched = self.seq, at
                 # A clock that is set back must not make a time negative.
                 task.seconds = max(0.0, at - task.begun)
                 if task.taken and task.wanted and task.sampled == task.wanted:

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import anyio
+from anyio.abc import TaskGroup
 
 from arcd.backends.runtime import Runtime
 from arcd.config import Config
 from arcd.jobs import events
 from arcd.jobs.events import Record, Times
 from arcd.jobs.service import JobService
-from arcd.jobs.state import Job, Phase
+from arcd.jobs.state import Job
 from arcd.scheduling.adapter_folder import AdapterFolder
-from arcd.scheduling.fair_queue import FairQueue, ordered
+from arcd.scheduling.fair_queue import FairQueue
+from arcd.scheduling.intake import Intake
 from arcd.scheduling.planner import Planner
 from arcd.scheduling.predictor import InFlight, Predictor
 from arcd.scheduling.rates import RateEstimator
@@ -75,6 +77,7 @@ class Scheduler:
             self._predictor,
             self._in_flight,
         )
+        self._intake = Intake(service, self._planner, self._groups, self._queue)
         for job in service.state.jobs.values():
             self._enqueue(job, job.tasks)
         service.subscribe(self._hear)
@@ -94,18 +97,25 @@ class Scheduler:
 
     async def run(self, grace: float = 30.0) -> None:
         """Work until `stop`; then give tasks in flight `grace` seconds, and set the rest aside."""
-        async with anyio.create_task_group() as solving:
-            while not self._stopping:
-                self._rounds.advance()
-                while flight := self._take_next():
-                    solving.start_soon(self._work_on, flight)
-                with anyio.CancelScope(deadline=self._rounds.next_deadline()):
-                    await self._service.changed()
-            with anyio.move_on_after(grace):
-                while self._in_flight:
-                    await self._service.changed()
-            for flight in self._in_flight.values():
-                flight.scope.cancel()
+        async with anyio.create_task_group() as reading:
+            reading.start_soon(self._intake.run)
+            async with anyio.create_task_group() as solving:
+                await self._begin_tasks(solving)
+                with anyio.move_on_after(grace):
+                    while self._in_flight:
+                        await self._service.changed()
+                for flight in self._in_flight.values():
+                    flight.scope.cancel()
+            reading.cancel_scope.cancel()
+
+    async def _begin_tasks(self, solving: TaskGroup) -> None:
+        """Begin one task after the other until `stop`."""
+        while not self._stopping:
+            self._rounds.advance()
+            while flight := self._take_next():
+                solving.start_soon(self._work_on, flight)
+            with anyio.CancelScope(deadline=self._rounds.next_deadline()):
+                await self._service.changed()
 
     def stop(self) -> None:
         """Begin no task any more; `run` returns when nothing is in flight."""
@@ -175,30 +185,19 @@ class Scheduler:
 
     def _enqueue(self, job: Job, names: Iterable[str]) -> None:
         """Put tasks of a job into the queue, those that wait."""
-        waiting = [name for name in names if job.tasks[name].phase is Phase.waiting]
         self._rounds.add(job)
-        if not waiting or job.cancelled:
-            return
-        config = self._planner.config_of(job)
-        self._groups.add(job, config.train.share)
-        items = self._planner.items(job, self._groups.ready(job, waiting), config)
-        # Tasks that were begun before go first: they are the nearest to an answer.
-        begun = [item for item in items if job.tasks[item.task].wanted]
-        fresh = [item for item in items if not job.tasks[item.task].wanted]
-        # Johnson's rule makes the whole short; with a deadline, short tasks first answer more.
-        order = config.order if job.budget is None else "cheapest"
-        self._queue.add(job.id, job.priority, begun + ordered(fresh, order))
+        self._intake.add(job, names)
 
     def _withdraw(self, job: int) -> None:
         """Take what waits of a job out of the queue, and end what is in flight."""
-        self._queue.drop(job)
+        self._intake.drop(job)
         for (number, _), flight in self._in_flight.items():
             if number == job:
                 flight.scope.cancel()
 
     def _hear(self, record: Record) -> None:
-        if record.job is None:
-            return
+        if record.job not in self._service.state.jobs:
+            return  # of the daemon, or the end of a job
         job = self._service.state.jobs[record.job]
         match record.event:
             case events.Submitted(tasks=names) | events.Retried(tasks=names):

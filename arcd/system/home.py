@@ -7,7 +7,7 @@ token               what clients that connect by TCP must send
 daemon.log          output of the daemon; daemon.log.1 is the older part
 stacks.log          all stacks of a daemon, dumped before it was killed because no step completed
 adapters/           trained adapters whose task is not answered yet
-jobs/N/             each job's submission.json
+jobs/N/             each job's submission.json, and state.json, a cache of the job's state
 
 Knows nothing of what is in the files.
 """
@@ -72,3 +72,11 @@ class Home:
     def submission(self, job: int) -> Path:
         """A job's submission."""
         return self.path / "jobs" / str(job) / "submission.json"
+
+    def job_folder(self, job: int) -> Path:
+        """What is kept of a job beside the store."""
+        return self.path / "jobs" / str(job)
+
+    def snapshot(self, job: int) -> Path:
+        """The cache of a job's state."""
+        return self.path / "jobs" / str(job) / "state.json"

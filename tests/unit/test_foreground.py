@@ -13,7 +13,7 @@ from arcd.daemon import schema
 from arcd.daemon.foreground import _write_where_the_daemon_could_not as write
 from arcd.errors import ArcdError
 from arcd.jobs import events
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import new_job
 from arcd.jobs.store import Store
 from arcd.system.home import Home
 
@@ -24,7 +24,7 @@ TASKS = load("arc1-train:2")
 def home(tmp_path: Path) -> Iterator[Home]:
     """With a job of two tasks, one of them answered."""
     store = Store(tmp_path)
-    store.journal.submit(NewJob("j", 10, TASKS, Config()))
+    store.journal.submit(new_job("j", 10, TASKS, Config()))
     store.journal.append(
         1, events.Answered(TASKS.tasks[0].id, verdict(TASKS.tasks[0].id, 1, [], None))
     )

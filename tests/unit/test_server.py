@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.testclient import TestClient
 from support.small import candidate, task
+from support.stores import take_on
 
 from arcd.arc.selection import verdict
 from arcd.arc.tasks import load
@@ -27,7 +28,7 @@ from arcd.daemon import schema, server
 from arcd.daemon.schema import Forecast, Health, Prediction
 from arcd.errors import ArcdError
 from arcd.jobs import events
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, JobState
 from arcd.jobs.store import Store
@@ -61,7 +62,7 @@ def health() -> Health:
     )
 
 
-def forecast(job: Job) -> Forecast:
+def forecast(job: Job, detail: bool) -> Forecast:
     tasks = {name: Prediction(train=1.0, infer=2.0) for name in job.tasks}
     return Forecast(job=job.id, seconds=3.0, tasks=tasks, accuracy=job.accuracy())
 
@@ -82,6 +83,7 @@ class Bench:
             health=health,
             forecast=forecast,
             stop=self._stop,
+            forget=self.service.forget,
             token=token,
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
@@ -107,7 +109,7 @@ def fuzzed() -> Bench:
     """Jobs 1 and 2 are there, and streams end where the records do."""
     found = Bench(Path(tempfile.mkdtemp(prefix="arcd-fuzz-")))
     for _ in range(2):
-        found.service.submit(NewJob("two", 10, TASKS, resolve()))
+        take_on(found.service, new_job("two", 10, TASKS, resolve()))
     found.service.close()
     return found
 

@@ -7,6 +7,7 @@ import anyio
 import pytest
 from support import virtual
 from support.small import candidate, task, task_set
+from support.stores import take_on
 
 from arcd.arc.selection import verdict
 from arcd.config import Config
@@ -14,7 +15,7 @@ from arcd.errors import BadJob, NoJob, StoreFailed
 from arcd.jobs import events
 from arcd.jobs import service as service_module
 from arcd.jobs.events import Record
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import JobState
 from arcd.jobs.store import Store
@@ -43,7 +44,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def service(store: Store) -> JobService:
     """With job 1 of the tasks a and b."""
     service = JobService(store)
-    service.submit(NewJob("job", 10, TASKS, Config()))
+    take_on(service, new_job("job", 10, TASKS, Config()))
     return service
 
 
@@ -74,7 +75,7 @@ async def test_whoever_hears_of_something_finds_it_on_the_disk_and_in_the_state(
     service.emit(1, events.Started("a", 1, 1), events.Noted("a", "a note"))
     service.pause(1)
     service.emit(None, events.DaemonReady(1.0))
-    service.submit(NewJob("second", 10, TASKS, Config()))
+    take_on(service, new_job("second", 10, TASKS, Config()))
     assert [events.kind(record.event) for record in heard] == [
         "Started",
         "Noted",
@@ -132,7 +133,7 @@ async def test_who_follows_gets_each_record_once_until_the_job_ends(
     service: JobService, after: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "RECORDS_PER_READ", batch)
-    service.submit(NewJob("another", 10, TASKS, Config()))
+    take_on(service, new_job("another", 10, TASKS, Config()))
     service.emit(1, events.Started("a", 1, 1))
     found: list[Record] = []
     async with anyio.create_task_group() as following:
