@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import virtual
 from support.small import candidate, task, task_set
 from support.stores import opened, take_on
 from support.strategies import Happening, lives
