@@ -4,7 +4,7 @@ The number of the job stays taken. What a death has left half deleted is deleted
 Knows nothing of who wants it forgotten, nor of files beside the store.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from arcd.jobs.database import Database
 
@@ -32,7 +32,7 @@ def half_deleted(database: Database) -> list[int]:
     return [job for (job,) in database.read(query)]
 
 
-def delete(database: Database, job: int) -> Iterator[None]:
+def delete(database: Database, job: int) -> Generator[None, None, None]:
     """Delete the rows of a job that is forgotten, a step at a time."""
     for rows in _ROWS:
         deleted = ROWS_PER_STEP
@@ -45,7 +45,7 @@ def delete(database: Database, job: int) -> Iterator[None]:
     yield from give_back(database)
 
 
-def give_back(database: Database) -> Iterator[None]:
+def give_back(database: Database) -> Generator[None, None, None]:
     """Give free pages back to the disk, a step at a time; a store from before 0.2 keeps them."""
     if _pragma(database, "auto_vacuum") != INCREMENTAL:
         return

@@ -6,7 +6,7 @@ transaction as the event. Knows nothing of who emits events.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,7 +93,7 @@ class Journal:
         assert record is not None
         return record
 
-    def submitting(self, job: NewJob) -> Iterator[Record | None]:
+    def submitting(self, job: NewJob) -> Generator[Record | None, None, None]:
         """As `submit`, ROWS_PER_STEP tasks in each step, of which the last gives the record.
 
         Until then the job is not there; `discard_unsubmitted` deletes what a death has left of it.

@@ -5,6 +5,7 @@ truth: where one is missing, cut off, of another arcd or of another store, the r
 from the first. Knows nothing of when a snapshot is made.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -14,7 +15,7 @@ import msgspec
 
 from arcd.errors import ArcdError
 from arcd.jobs.events import Times
-from arcd.jobs.state import Answer, Job, TaskState
+from arcd.jobs.state import Answer, Job, Phase, TaskState
 from arcd.system import files
 
 REDUCER = 1
@@ -41,8 +42,9 @@ class Snapshots:
     def read(self, job: int) -> Snapshot | None:
         """The snapshot of a job; None if there is none that this arcd can use."""
         try:
-            found = msgspec.json.decode(self._path_of(job).read_bytes(), type=Snapshot)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            text = self._path_of(job).read_bytes()
+            found = msgspec.json.decode(text, type=Snapshot, dec_hook=_counter)
+        except (OSError, ValueError):  # msgspec's errors are ValueErrors
             return None
         return found if found.form == _form() and found.job.id == job else None
 
@@ -60,6 +62,11 @@ class Snapshots:
         with suppress(OSError):
             path.unlink(missing_ok=True)
             path.parent.rmdir()
+
+
+def _counter(kind: type, value: dict[str, int]) -> Counter[Phase]:
+    """The counts of a job, the only type in it that msgspec does not know."""
+    return Counter({Phase(phase): count for phase, count in value.items()})
 
 
 def _form() -> str:

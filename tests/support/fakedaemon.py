@@ -12,7 +12,7 @@ import re
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,8 @@ from arcd.daemon.options import Options
 from arcd.daemon.phases import Platform
 from arcd.jobs import database, events
 from arcd.jobs.daemon_facts import DaemonFacts
-from arcd.jobs.journal import Journal
+from arcd.jobs.events import Record
+from arcd.jobs.journal import Journal, NewJob
 from arcd.jobs.store import Store
 from arcd.model.base_model import Device
 from arcd.model.encoding import CellEncoding
@@ -216,7 +217,15 @@ def instrument(points: Points, patch: Patch = setattr) -> None:
         patch(owner, method, surrounded)
 
     surround(Journal, "append", lambda _, job, *new: events.kind(new[0]))
-    surround(Journal, "submit", lambda *_: "Submitted")
+    submitting = Journal.submitting
+
+    def submitted(journal: Journal, job: NewJob) -> Iterator[Record | None]:
+        with points.writing:
+            points.reach("before Submitted")
+            yield from submitting(journal, job)
+            points.reach("after Submitted")
+
+    patch(Journal, "submitting", submitted)
     surround(DaemonFacts, "serial", lambda *_: "serial")
     surround(DaemonFacts, "keep_measured", lambda *_: "rates")
     surround(os, "replace", lambda *_: "replace")

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -101,7 +102,7 @@ def test_rows_that_refer_to_nothing_are_refused_again_afterwards(service: JobSer
         service.store.database.connection.execute("DELETE FROM jobs WHERE id = 2")
 
 
-def large(tmp_path: Path) -> Home:
+def with_large_job(tmp_path: Path) -> Home:
     """A home with a finished job of a few hundred KB."""
     with opened(tmp_path) as store:
         service = with_jobs(store)
@@ -114,14 +115,12 @@ def large(tmp_path: Path) -> Home:
 
 
 @pytest.mark.parametrize("shrinks", [True, False])
-def test_the_disk_is_given_back(
-    tmp_path: Path, shrinks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_disk_is_given_back(tmp_path: Path, shrinks: bool) -> None:
     """Also by a store from before it could be shrunk."""
-    home = large(tmp_path)
+    home = with_large_job(tmp_path)
     path = tmp_path / "arcd.db"
     if not shrinks:
-        with sqlite3.connect(path) as connection:
+        with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA auto_vacuum = NONE")
             connection.execute("VACUUM")
     before = path.stat().st_size

@@ -6,10 +6,9 @@ from pathlib import Path
 import anyio
 import pytest
 from support import virtual
-from support.small import task
-from support.works import Build, building
+from support.small import task, task_set
+from support.works import FEW, Build, building
 
-from arcd.arc.tasks import TaskSet
 from arcd.jobs import events
 from arcd.jobs.state import JobState
 from arcd.scheduling import intake
@@ -17,7 +16,8 @@ from arcd.scheduling import intake
 pytestmark = pytest.mark.anyio
 
 SIDES = (5, 2, 8, 3, 7, 4, 6)
-TASKS = TaskSet("some", tuple(task(f"t{side}", side=side) for side in SIDES), {})
+TASKS = task_set(*(task(f"t{side}", side=side) for side in SIDES), task("other"))
+LARGE = TASKS.tasks[:-1]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def test_the_order_of_a_job_does_not_depend_on_its_slices(
 ) -> None:
     monkeypatch.setattr(intake, "SLICE", slice_)
     works = build(TASKS)
-    works.submit()
+    works.submit(*LARGE, settings=[*FEW, "order=cheapest"])
     await works.finish()
     assert works.names(events.Started) == [f"t{side}" for side in sorted(SIDES)]
 
@@ -48,7 +48,7 @@ async def test_a_job_is_cancelled_while_it_is_read(
     monkeypatch.setattr(intake, "SLICE", 1)
     works = build(TASKS)
     async with works.running():
-        job = works.submit()
+        job = works.submit(*LARGE)
         await anyio.lowlevel.checkpoint()
         works.service.cancel(job)
         other = works.submit(task("other"))
@@ -61,7 +61,7 @@ async def test_jobs_are_read_one_after_the_other(
 ) -> None:
     monkeypatch.setattr(intake, "SLICE", 2)
     works = build(TASKS)
-    works.submit()
-    works.submit()
+    works.submit(*LARGE)
+    works.submit(*LARGE)
     await works.finish()
     assert {job.state for job in works.service.state.jobs.values()} == {JobState.done}
