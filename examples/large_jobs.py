@@ -4,6 +4,7 @@ Makes stores with tests/support/scale.py, then starts daemons of fakes on them a
 does. Seconds are wall seconds of whole commands, start of Python included.
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ READY_TIMEOUT_S = 120.0
 SCREEN_LOOKS = 50
 """How often the live screen's question is asked."""
 
-ORDER_BYTES = 250 << 20
+ORDER_BYTES = 245 << 20
 """Of the largest order: a little less than a request may have."""
 
 AFTER_SUBMIT_S = 8.0
@@ -163,8 +164,9 @@ def order(bytes_each: int) -> Any:
     from arcd.daemon import schema
 
     cells = [[(r + c) % 10 for c in range(14)] for r in range(14)]
-    pairs = 4 if not bytes_each else bytes_each // (4 * 14 * 14)
-    task = {"train": [{"input": cells, "output": cells}] * pairs, "test": [{"input": cells}]}
+    pair = {"input": cells, "output": cells}
+    pairs = bytes_each // len(json.dumps(pair, separators=(",", ":"))) if bytes_each else 4
+    task = {"train": [pair] * pairs, "test": [{"input": cells}]}
     tasks = {f"{i:08x}": task for i in range(MANY)}
     return schema.Order(name="many", tasks=tasks)
 
