@@ -11,20 +11,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
 
 from arcd import config as configuration
-from arcd.arc.tasks import TaskSet, from_challenges, solutions_of, to_challenges
+from arcd.arc.tasks import MAX_GRIDS, TaskSet, from_challenges, solutions_of, to_challenges
 from arcd.config import Config
-from arcd.errors import BadInput, BadJob, BadTask
+from arcd.errors import BadConfig, BadInput, BadJob
 from arcd.jobs.journal import NewJob
 
 MAX_BODY = 256 << 20
 """Bytes of a request; 20000 tasks of the usual size are 100 MB."""
 
 MAX_TASKS = 20_000
-MAX_GRIDS = 200
-"""Grids of one task: a demonstration pair has two, a test input is one."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
 TaskId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,100}$")]
+Tests = Annotated[int, Strict(), Field(ge=1, le=MAX_GRIDS)]
 Priority = Annotated[int, Strict(), Field(ge=1, le=100)]
 JobNumber = Annotated[int, Field(ge=1, le=2**53)]
 
@@ -50,7 +49,10 @@ class Order(_Message):
     """Absolute paths on the daemon's machine where the submission is kept as well."""
     take_up: TakeUp = "never"
     """Instead of a new job take an unfinished one, or with "done" also a finished one, that has the
-    same tasks, settings and base."""
+    same tasks, settings and base. With "unfinished" its submission is kept at `outs` after that."""
+    skipped: Annotated[dict[str, Tests], Field(max_length=MAX_TASKS)] = {}
+    """Ids of the file whose tasks cannot be used, with the number of their tests: they are blank in
+    the submission."""
 
 
 class Status(BaseModel):
@@ -120,21 +122,33 @@ def order(
     outs: tuple[Path, ...] = (),
     take_up: TakeUp = "never",
 ) -> Order:
-    """The order for a set of tasks; raises BadInput naming the field that cannot be used."""
+    """The order for a set of tasks; raises BadInput naming the field that cannot be used.
+
+    A relative `train.start` in the settings is one in this process's folder.
+    """
     try:
         return Order(
             name=name or "".join(c if c.isprintable() else "?" for c in tasks.name[-100:]),
             tasks=to_challenges(tasks),
             solutions=dict(tasks.solutions),
             priority=priority,
-            settings=dict(settings or {}),
+            settings=_from_here(settings or {}),
             outs=[str(out.absolute()) for out in outs],
             take_up=take_up,
+            skipped={each.id: each.tests for each in tasks.skipped},
         )
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BadInput(f"{where}: {first['msg']}") from None
+
+
+def _from_here(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the path in them absolute, because the daemon has another folder."""
+    train = settings.get("train")
+    if not isinstance(train, Mapping) or not isinstance(train.get("start"), str | Path):
+        return dict(settings)
+    return {**settings, "train": {**train, "start": str(Path(train["start"]).absolute())}}
 
 
 def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
@@ -143,14 +157,15 @@ def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
     Raises BadInput, naming job, task and reason.
     """
     tasks = from_challenges(order.name, order.tasks)
-    for task in tasks.tasks:
-        if 2 * len(task.train) + len(task.tests) > MAX_GRIDS:
-            raise BadTask(f"{order.name}: task {task.id}: more than {MAX_GRIDS} grids")
     tasks = tasks.solved_by(order.name, solutions_of(order.name, order.solutions))
+    if both := order.skipped.keys() & order.tasks.keys():
+        raise BadInput(f"{order.name}: task {min(both)}: both among the tasks and skipped")
     config = configuration.for_job(daemon, order.settings)
+    if config.train.start is not None and not config.train.start.is_absolute():
+        raise BadConfig(f"train.start: {config.train.start}: not an absolute path")
     outs = tuple(Path(out) for out in order.outs)
     for out in outs:
         writable = out.is_absolute() and os.access(out.parent, os.W_OK)
         if not writable or not out.parent.is_dir() or out.is_dir():
             raise BadJob(f"{out}: the submission cannot be written there")
-    return NewJob(order.name, order.priority, tasks, config, outs, base)
+    return NewJob(order.name, order.priority, tasks, config, outs, base, order.skipped)

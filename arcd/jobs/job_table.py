@@ -5,11 +5,13 @@ Reads only. Knows nothing of who asks.
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from arcd.arc.grids import Grid, to_grid
 from arcd.arc.selection import Candidate, Verdict
+from arcd.arc.submission import blank_text
 from arcd.arc.tasks import Task, TaskSet, from_challenges
 from arcd.config import Config
 from arcd.jobs import events
@@ -102,11 +104,21 @@ class JobTable:
             yield answered.verdict
 
     def submission(self, job: int) -> str:
-        """The job's submission as a JSON text: every task and every test, at any time."""
+        """The job's submission as a JSON text: every id of its file and every test, at any time."""
         rows = self._database.read(
             "SELECT task, attempts FROM tasks WHERE job = ? ORDER BY position", (job,)
         )
-        return "{" + ", ".join(f"{json.dumps(task)}: {attempts}" for task, attempts in rows) + "}"
+        blanks = ((task, blank_text(tests)) for task, tests in self.skipped(job).items())
+        entries = (f"{json.dumps(task)}: {attempts}" for task, attempts in chain(rows, blanks))
+        return "{" + ", ".join(entries) + "}"
+
+    def skipped(self, job: int) -> dict[str, int]:
+        """The ids of the job's file whose tasks cannot be used, with the number of their tests."""
+        table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'skipped'"
+        if not list(self._database.read(table)):
+            return {}  # a store of an older version, which is only read
+        query = "SELECT task, tests FROM skipped WHERE job = ? ORDER BY task"
+        return dict(self._database.read(query, (job,)))
 
 
 def _grids(values: Sequence[Any]) -> tuple[Grid, ...]:

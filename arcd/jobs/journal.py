@@ -6,9 +6,8 @@ transaction as the event. Knows nothing of who emits events.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,23 @@ class NewJob:
     outs: tuple[Path, ...] = ()
     base: str = ""
     """The base model it is for: the answers of two bases must not be mixed."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Ids of its file whose tasks cannot be used: blank in the submission, with so many tests."""
 
     @property
     def digest(self) -> str:
-        """A hash that is equal for jobs that ask for the same; name and priority do not count."""
+        """A hash that is equal for jobs that ask for the same answers.
+
+        Name, priority and `outs` do not count. A budget does: it is counted from the job's
+        submission and decides how its tasks are done, so another budget is another job. A job of
+        another arcd may have another digest: then it is not found, and a new one is begun.
+        """
         asked = [
             to_challenges(self.tasks),
             dict(self.tasks.solutions),
             self.config.model_dump(mode="json"),
-            [str(out) for out in self.outs],
             self.base,
+            dict(self.skipped),
         ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
@@ -70,6 +76,10 @@ class Journal:
                 " VALUES (?, ?, ?, ?, ?, ?)",
                 rows,
             )
+            connection.executemany(
+                "INSERT INTO skipped (job, task, tests) VALUES (?, ?, ?)",
+                ((number, task, tests) for task, tests in job.skipped.items()),
+            )
             budget = job.config.budget
             usable = budget.seconds - budget.reserve if budget.seconds is not None else None
             return self._insert(number, events.Submitted(job.name, job.priority, names, usable))
@@ -81,6 +91,12 @@ class Journal:
         """
         with self._database.transaction():
             return [self._insert(job, event) for event in new]
+
+    def redirect(self, job: int, outs: tuple[Path, ...]) -> None:
+        """Change where the job's submission is to be written beside the home folder."""
+        with self._database.transaction() as connection:
+            given = json.dumps([str(out) for out in outs])
+            connection.execute("UPDATE jobs SET outs = ? WHERE id = ?", (given, job))
 
     def last(self) -> int:
         """The number of the last record; 0 if there is none."""
@@ -131,11 +147,6 @@ class Journal:
 def _task_row(job: int, position: int, task: Task, tasks: TaskSet) -> tuple[Any, ...]:
     body = to_challenge(task)
     solution = tasks.solutions.get(task.id)
-    blank = _blank(len(task.tests))
+    blank = submission.blank_text(len(task.tests))
     known = json.dumps(solution) if solution else None
     return job, position, task.id, json.dumps(body), known, blank
-
-
-@cache
-def _blank(tests: int) -> str:
-    return json.dumps(submission.entry([()] * tests))

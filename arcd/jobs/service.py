@@ -71,11 +71,15 @@ class JobService:
     def take_up(self, new: NewJob, *, done: bool = False) -> Job:
         """Go on with an unfinished job that asks for the same, or take this one on.
 
-        With `done`, a job that asks for the same and is done is enough.
+        The submission of an unfinished job is written where the new one's would be, and no longer
+        elsewhere. With `done`, a job that asks for the same and is done is enough, and none is
+        written elsewhere than before.
         """
         alike = [self.state.jobs[number] for number in self.store.jobs.like(new)]
         for job in alike:
             if not job.finished:
+                if not done:
+                    self.store.journal.redirect(job.id, new.outs)
                 return self.resume(job.id)
         if done:
             for job in alike:

@@ -23,6 +23,9 @@ DATA = Path(__file__).parents[1] / "data"
 HIDDEN = {"run": {"--backend"}, "serve": {"--backend"}}
 """Options for developers, by verb; they came after 0.1.0 and may go again."""
 
+ADDED_TO_ORDERS = ("skipped",)
+"""Fields that an order may have since then; without them it means what it meant."""
+
 PROSE = ("description", "title", "summary", "operationId")
 
 COMMANDS = typer.main.get_group(app).commands
@@ -86,4 +89,6 @@ def test_the_http_api_is_that_of_0_1_0(tmp_path: Path) -> None:
     store.close()
     stored = json.loads((DATA / "openapi-0.1.0.json").read_text())
     del stored["info"]["version"], document["info"]["version"]
+    order = document["components"]["schemas"]["Order"]["properties"]
+    assert {order.pop(name)["default"] == {} for name in ADDED_TO_ORDERS} == {True}
     assert without_prose(document) == stored
