@@ -39,6 +39,18 @@ RESTART_TIMEOUT_S = 120.0
 """Seconds in which a daemon that was lost while a job was followed must answer again."""
 
 
+class _Socket(httpx.HTTPTransport):
+    """The way to the daemon of a home, if nobody else can have made its socket."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(uds=str(home.socket))
+        self._home = home
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._home.check_socket()
+        return super().handle_request(request)
+
+
 class Client:
     """A daemon to talk to; may be used in a `with` block."""
 
@@ -59,7 +71,7 @@ class Client:
         place = Home.at(Path(home) if home is not None else None)
         self._where = url or str(place.path)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        transport = None if url else httpx.HTTPTransport(uds=str(place.socket))
+        transport = None if url else _Socket(place)
         # Never through a proxy, whatever the environment says.
         self._http = httpx.Client(
             base_url=url or "http://arcd",
@@ -88,13 +100,17 @@ class Client:
         settings: Mapping[str, Any] | None = None,
         solutions: str | Path | None = None,
         out: str | Path | None = None,
+        skip_invalid: bool = False,
     ) -> int:
         """Submit a job and return its number; see `arcd submit --help`.
 
         `settings` is a tree like {"train": {"steps": 30}}. Raises BadInput, naming file, task and
         reason, before anything is stored.
         """
-        found = tasks if isinstance(tasks, TaskSet) else taskfiles.load(str(tasks))
+        if isinstance(tasks, TaskSet):
+            found = tasks
+        else:
+            found = taskfiles.load(str(tasks), skip_invalid=skip_invalid)
         if solutions is not None:
             found = found.with_solutions(Path(solutions))
         order = schema.order(

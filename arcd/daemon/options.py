@@ -12,6 +12,11 @@ from pydantic import BaseModel, ConfigDict
 from arcd.config import Config
 
 
+def address(host: str, port: int) -> str:
+    """Host and port as a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Options(BaseModel):
     """What a daemon is started with."""
 

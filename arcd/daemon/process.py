@@ -25,7 +25,7 @@ from arcd.backends.runtime import Runtime, set_environment
 from arcd.daemon import phases, server
 from arcd.daemon.heartbeat import PREDECESSOR_DIED, Failure, Pulse, prepare_child
 from arcd.daemon.kept_rates import KeptRates
-from arcd.daemon.options import Options
+from arcd.daemon.options import Options, address
 from arcd.daemon.phases import DaemonPhase, Loading, Platform, Ready
 from arcd.daemon.publisher import Publisher
 from arcd.daemon.schema import Forecast, Health
@@ -204,7 +204,7 @@ class Daemon:
         found = [(self._server(), server.listen_on_unix(self._home))]
         if options.host is not None:
             listening = server.listen_on_tcp(options.host, options.port)
-            log.info("listening on %s:%d", *listening.getsockname()[:2])
+            log.info("listening on %s", address(*listening.getsockname()[:2]))
             found.append((self._server(server.token_in(self._home)), listening))
         return found
 

@@ -7,11 +7,10 @@ engines.
 import hmac
 import json
 import os
-import pathlib
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import uvicorn
@@ -23,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd.config import Config
+from arcd.daemon.options import address
 from arcd.daemon.schema import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
 from arcd.errors import ArcdError, BadInput, BadJob, NoJob
 from arcd.jobs.journal import NewJob
@@ -190,7 +190,8 @@ def listen_on_unix(home: Home) -> socket.socket:
     """
     path = home.socket
     if path.parent != home.path:
-        _private_folder(path.parent)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    home.check_socket()
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
@@ -207,30 +208,30 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=_family(host))
     except OSError as error:
-        raise ArcdError(f"{host}:{port}: {error.strerror or error}") from None
+        raise ArcdError(f"{address(host, port)}: {error.strerror or error}") from None
 
 
 def token_in(home: Home) -> str:
-    """The token of this home, made at the first call; only its owner may read it."""
-    try:
-        return home.token.read_text().strip()
-    except FileNotFoundError:
-        token = secrets.token_urlsafe(32)
-        with open(os.open(home.token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(token + "\n")
-        return token
+    """The token of this home, made at the first call; only its owner may read it.
+
+    Called with the home locked. A file without a token, as a power cut may leave one, is replaced.
+    """
+    with suppress(FileNotFoundError):
+        if found := home.token.read_text().strip():
+            return found
+    token = secrets.token_urlsafe(32)
+    writing = home.token.with_name(".token.tmp")
+    writing.unlink(missing_ok=True)
+    with open(os.open(writing, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    writing.replace(home.token)
+    return token
 
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _private_folder(path: pathlib.Path) -> None:
-    """Make a folder of this user alone in one that others may write to; refuse any other."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ArcdError(f"{path}: not a folder of this user alone")
 
 
 def _status(job: Job) -> Status:
@@ -270,7 +271,9 @@ async def _explain_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _problem(status: int, error: str) -> JSONResponse:
-    return JSONResponse(Problem(error=error).model_dump(), status)
+    # What is no text, such as half of a surrogate pair in a path, is told in its digits.
+    told = error.encode(errors="backslashreplace").decode()
+    return JSONResponse(Problem(error=told).model_dump(), status)
 
 
 class _Guarded:
