@@ -9,9 +9,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -38,10 +39,11 @@ from arcd.cli.app import (
     seconds_left,
 )
 from arcd.display.palette import Palette
+from arcd.jobs.state import Phase, State
 
 if TYPE_CHECKING:
     from arcd.daemon.client import Client
-    from arcd.display.live import Display
+    from arcd.display.live import Display, Watch
 
 JOBS_POLL_S = 1.0
 """Seconds between two looks for a job to be watched."""
@@ -186,7 +188,7 @@ def _displayed(palette: Palette, *, screen: bool) -> "Iterator[Display]":
         with live.display(err, palette, screen=screen) as display:
             yield display
     except KeyboardInterrupt:
-        err.print("jobs go on without this; see arcd jobs", highlight=False)
+        err.print("jobs go on without this; see arcd jobs")
         raise typer.Exit(130) from None
     finally:
         for which, handler in before.items():
@@ -202,23 +204,60 @@ def _follow(client: "Client", job: int, display: "Display") -> dict[str, Any]:
 
 
 def _follow_newest(client: "Client", display: "Display") -> None:
-    """Show one job after the other, until this is interrupted."""
-    seen: int | None = None
+    """Show one job after the other, until this is interrupted: always one that runs, if any."""
+    shown: _Shown | None = None
+    seen: set[int] = set()
     while True:
-        job = _newest(client.jobs())
-        if job is None or job == seen:
+        found = _newest(client.jobs())
+        if found is None or (found["job"] in seen and _at_rest(found)):
             time.sleep(JOBS_POLL_S)
             continue
-        _follow(client, job, display)
-        seen = job
+        if shown is None or shown.job != found["job"]:
+            shown = _Shown.begin(client, found["job"], display)
+            seen.add(shown.job)
+        shown.follow_until_at_rest(client)
 
 
-def _newest(jobs: list[dict[str, Any]]) -> int | None:
+@dataclass
+class _Shown:
+    """A job on the display, and how far it has been followed."""
+
+    job: int
+    watch: "Watch"
+    state: State
+    after: int = 0
+
+    @classmethod
+    def begin(cls, client: "Client", job: int, display: "Display") -> Self:
+        watch = display.of(job, client.solutions(job), partial(seconds_left, client, job))
+        return cls(job, watch, State())
+
+    def follow_until_at_rest(self, client: "Client") -> None:
+        """Show what has happened since, until the job is finished or paused with none in flight."""
+        for record in client.follow(self.job, self.after):
+            self.after = record.seq
+            self.state.apply(record)
+            self.watch(record)
+            job = self.state.jobs[self.job]
+            if job.paused and not job.counts[Phase.started] + job.counts[Phase.trained]:
+                return
+
+
+def _at_rest(status: dict[str, Any]) -> bool:
+    """Whether nothing more happens to a job before somebody asks for it."""
+    match status["state"]:
+        case "queued" | "running":
+            return False
+        case "paused":
+            return not status["started"] + status["trained"]
+    return True
+
+
+def _newest(jobs: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The last job that runs, else that waits, else that is paused, else that is over."""
     order = ("running", "queued", "paused")
     states = {state: place for place, state in enumerate(reversed(order), 1)}
-    found = max(jobs, key=lambda job: (states.get(job["state"], 0), job["job"]), default=None)
-    return None if found is None else int(found["job"])
+    return max(jobs, key=lambda job: (states.get(job["state"], 0), job["job"]), default=None)
 
 
 def _print_submitted(status: dict[str, Any], *, wait: bool) -> None:

@@ -5,6 +5,8 @@ through `foreground`.
 """
 
 import json
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +35,6 @@ from arcd.cli.app import (
     budget_settings,
     client_of,
     err,
-    evaluate_job,
     home_of,
     load_tasks,
     out,
@@ -43,6 +44,7 @@ from arcd.cli.app import (
     store_with,
 )
 from arcd.display.palette import Palette
+from arcd.errors import NoDaemon
 
 if TYPE_CHECKING:
     from arcd.arc.metrics import Report
@@ -78,6 +80,8 @@ def run(
     backend: BackendOption = Backend.real,
 ) -> None:
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
+    from arcd.cli import evaluation
+
     place = home_of(home)
     wanted = [*(settings or ()), *budget_settings(budget, reserve)]
     options = settle(
@@ -88,7 +92,7 @@ def run(
     written = out_file or place.submission(outcome.job)
     metrics = None
     if found.solutions:
-        metrics = evaluate_job(store_with(place, outcome.job), outcome.job)
+        metrics = evaluation.of_job(store_with(place, outcome.job), outcome.job)
     if as_json:
         print(json.dumps(_document(outcome, written, found, metrics)))
     else:
@@ -110,6 +114,7 @@ def _solve(
     from arcd.daemon.watchdog import Limits
     from arcd.display import live
 
+    begun = time.time()
     fake = options.backend == "fake"
     order = schema.order(
         tasks,
@@ -126,14 +131,36 @@ def _solve(
 
         def begin(status: dict[str, Any]) -> "Watch":
             job = status["job"]
-            if status["answered"]:
-                done = f"{status['answered']} of {status['tasks']} tasks are answered"
-                display.note(f"going on with job {job}: {done}")
+            with suppress(NoDaemon):
+                if said := which_job(status, client.jobs(), begun):
+                    display.note(said)
             return display.of(job, tasks.solutions, partial(seconds_left, client, job))
 
         return foreground.run(
             options, order, limits=Limits(floor=stall), report=report, begin=begin
         )
+
+
+def which_job(status: dict[str, Any], jobs: list[dict[str, Any]], begun: float) -> str | None:
+    """What to say of the job that was found or made for a command that began at `begun`.
+
+    That an earlier one goes on, or that one with the same name and as many tasks does not.
+    """
+    job = status["job"]
+    if status["submitted"] < begun:
+        done = f"{status['answered']} of {status['tasks']} tasks are answered"
+        return f"going on with job {job}: {done}"
+    alike = [
+        other["job"]
+        for other in jobs
+        if (other["name"], other["tasks"]) == (status["name"], status["tasks"])
+        and other["state"] in ("queued", "running", "paused")
+        and other["job"] != job
+    ]
+    if not alike:
+        return None
+    other = f"unfinished job {max(alike)} has other tasks, settings or another budget"
+    return f"job {job} begins anew: {other}"
 
 
 def _document(
@@ -144,7 +171,7 @@ def _document(
         "state": outcome.status["state"],
         "submission": str(written),
         "tasks": len(tasks.tasks),
-        "skipped": tasks.skipped,
+        "skipped": [each.error for each in tasks.skipped],
         "metrics": metrics.to_json() if metrics else None,
         "ledger": outcome.account.to_json(),
     }
