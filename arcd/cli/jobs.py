@@ -39,11 +39,11 @@ from arcd.cli.app import (
     seconds_left,
 )
 from arcd.display.palette import Palette
-from arcd.jobs.state import Phase, State
 
 if TYPE_CHECKING:
     from arcd.daemon.client import Client
     from arcd.display.live import Display, Watch
+    from arcd.jobs.state import State
 
 JOBS_POLL_S = 1.0
 """Seconds between two looks for a job to be watched."""
@@ -224,11 +224,13 @@ class _Shown:
 
     job: int
     watch: "Watch"
-    state: State
+    state: "State"
     after: int = 0
 
     @classmethod
     def begin(cls, client: "Client", job: int, display: "Display") -> Self:
+        from arcd.jobs.state import State
+
         watch = display.of(job, client.solutions(job), partial(seconds_left, client, job))
         return cls(job, watch, State())
 
@@ -238,8 +240,7 @@ class _Shown:
             self.after = record.seq
             self.state.apply(record)
             self.watch(record)
-            job = self.state.jobs[self.job]
-            if job.paused and not job.counts[Phase.started] + job.counts[Phase.trained]:
+            if self.state.jobs[self.job].at_rest:
                 return
 
 

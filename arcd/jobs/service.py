@@ -78,7 +78,7 @@ class JobService:
         alike = [self.state.jobs[number] for number in self.store.jobs.like(new)]
         for job in alike:
             if not job.finished:
-                if not done:
+                if not done and new.outs != self.store.jobs.outs(job.id):
                     self.store.journal.redirect(job.id, new.outs)
                 return self.resume(job.id)
         if done:

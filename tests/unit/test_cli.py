@@ -75,6 +75,18 @@ def test_a_bad_option_is_refused_before_anything_is_written(
     assert not (tmp_path / "home").exists()
 
 
+def test_a_home_that_is_not_arcds_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "mine").touch()
+    tmp_path.chmod(0o755)
+    done = arcd("serve", "--backend", "fake", "--home", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    line = f"arcd: {tmp_path}: other files are in it; name a new or empty folder\n"
+    assert done.stderr == line
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert {path.name for path in tmp_path.rglob("*")} == {"adapters", "mine"}
+
+
 def test_a_base_without_weights_is_named(tmp_path: Path) -> None:
     tasks = write(tmp_path / "tasks.json", {"t": TASK})
     base = tmp_path / "base"
