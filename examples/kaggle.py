@@ -111,7 +111,7 @@ def main() -> None:
     command += ["--base", str(given.base)] if given.base else []
     for setting in given.set:
         command += ["--set", setting]
-    # Not a child: an interrupted cell is then arcd's to end, however long that takes.
+    # Not a child, which Python would kill a quarter of a second after an interrupt.
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, command)

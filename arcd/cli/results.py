@@ -71,31 +71,39 @@ def evaluate(
 ) -> None:
     """Metrics of a submission's attempts, or of all samples and the attempts of a job.
 
-    A submission is measured by all tasks in the solutions file, a job by those of them that are
-    its own.
+    A submission is measured by all tasks in the solutions file: one that it lacks is unanswered. A
+    job is measured by those of them that are its own.
     """
     from arcd.arc import metrics, submission
     from arcd.cli import evaluation
     from arcd.display import tables
 
-    job = int(answers) if answers.isdecimal() else None
+    job = _job_number(answers)
     given = evaluation.load_truth(solutions, answers) if solutions or job is None else None
     if job is None:
-        report = metrics.evaluate(given or {}, submission.read(Path(answers)))
+        attempts = submission.read(Path(answers))
+        report = metrics.evaluate(given or {}, attempts)
+        own = len(report.tasks.keys() & attempts.keys())
     elif far_daemon(home):
         with client_of(home) as client:
             report = evaluation.of_far_job(client, job, given)
+        own = len(report.tasks)
     else:
         report = evaluation.of_job(store_with(home_to_read(home), job), job, given)
+        own = len(report.tasks)
     if as_json:
         in_file = {"solutions": len(given)} if given is not None else {}
         print(json.dumps({**report.to_json(), **in_file}))
         return
     out.print(tables.metrics_table(report, each=True))
-    if given is not None and job is not None:
-        say(
-            f"{solutions}: solutions of {len(given)} tasks, {len(report.tasks)} of them job {job}'s"
-        )
+    if given is not None and own < len(given):
+        name = answers if job is None else f"job {job}"
+        say(f"{solutions}: solutions of {len(given)} tasks, {own} of them in {name}")
+
+
+def _job_number(answers: str) -> int | None:
+    """The number of a job, if that is what it is; no job has more digits."""
+    return int(answers) if answers.isdecimal() and len(answers) < 19 else None
 
 
 def merge(

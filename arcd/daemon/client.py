@@ -124,7 +124,8 @@ class Client:
 
     def send(self, order: schema.Order) -> dict[str, Any]:
         """Submit an order as it is; the job as `job` gives it."""
-        return self._post("/jobs", order.model_dump_json())
+        # Without what is as it always was: a daemon of an earlier version refuses what is new.
+        return self._post("/jobs", order.model_dump_json(exclude_defaults=True))
 
     def health(self) -> dict[str, Any]:
         """The daemon: state (loading, ready or stopping), pid, base, device, ledger."""

@@ -104,6 +104,7 @@ def test_eval_prints_a_table_and_json(tmp_path: Path) -> None:
     table = arcd("eval", submission, "--solutions", solutions)
     assert table.returncode == 0
     assert "score 50.0% of 2 tasks" in table.stdout
+    assert f"solutions of 2 tasks, 1 of them in {submission}\n" in table.stdout
     document = json.loads(arcd("eval", submission, "--solutions", solutions, "--json").stdout)
     assert document["score"] == 0.5
     assert document["tasks"]["a"]["pass_1"] == 1
@@ -129,7 +130,7 @@ def test_eval_of_a_job_with_a_larger_file_counts_the_tasks_of_the_job(tmp_path: 
     command = ("eval", "1", "--solutions", solutions, "--home", tmp_path)
     table = arcd(*command)
     assert "score 25.0% of 2 tasks" in table.stdout
-    assert f"{solutions}: solutions of 400 tasks, 2 of them job 1's" in table.stdout
+    assert f"{solutions}: solutions of 400 tasks, 2 of them in job 1\n" in table.stdout
     document = json.loads(arcd(*command, "--json").stdout)
     assert (set(document["tasks"]), document["solutions"]) == ({"a", "b"}, 400)
     wrong = write(tmp_path / "wrong.json", others)
@@ -252,6 +253,21 @@ def test_without_a_daemon_the_store_answers(tmp_path: Path) -> None:
         task.id: len(task.tests) for task in tasks.tasks
     }
     assert json.loads(arcd("result", "1", *home).stdout) == json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("number", [-1, 0, 7, 10**18, 10**30])
+def test_no_number_of_a_job_is_too_much(tmp_path: Path, number: int) -> None:
+    stored(tmp_path)
+    for command in (
+        ("status", "--", number),
+        ("result", "--", number),
+        ("eval", "--", number),
+        ("show", "a", f"--job={number}"),
+        ("report", "--trace", tmp_path / "trace", "--", number),
+    ):
+        verb, *rest = command
+        done = arcd(verb, "--home", tmp_path, *rest)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_a_job_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every id of a task file is in the submission, whatever is wrong with its task."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from arcd.arc import submission
 from arcd.arc.tasks import MAX_GRIDS, Skipped, from_challenges, load
 from arcd.config import resolve
 from arcd.daemon import schema
-from arcd.errors import BadInput
+from arcd.daemon.client import Client
+from arcd.errors import BadInput, BadTask
 from arcd.jobs.store import Store
 
 GRID = [[1, 2], [3, 4]]
@@ -95,6 +97,38 @@ def test_what_no_daemon_would_take_is_skipped_when_it_is_read(task_id: str, reas
     (skipped,) = found.skipped
     assert (skipped.id, reason in skipped.error) == (task_id, True)
     assert schema.order(found).skipped == {task_id: skipped.tests}
+
+
+def sent(monkeypatch: pytest.MonkeyPatch, act: Callable[[Client], object]) -> dict[str, Any]:
+    """The body of the order that a client sends."""
+    bodies: list[str] = []
+
+    def post(client: Client, path: str, body: str) -> dict[str, int]:
+        bodies.append(body)
+        return {"job": 1}
+
+    monkeypatch.setattr(Client, "_post", post)
+    with Client("/nowhere") as client:
+        act(client)
+    (body,) = bodies
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def test_a_client_skips_when_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "tasks.json", {"bad": 7, "fine": GOOD})
+    with Client("/nowhere") as client, pytest.raises(BadTask, match="task bad"):
+        client.submit(path)
+    body = sent(monkeypatch, lambda client: client.submit(path, skip_invalid=True))
+    assert (list(body["tasks"]), body["skipped"]) == (["fine"], {"bad": 1})
+
+
+def test_an_order_that_skips_nothing_is_one_that_earlier_daemons_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = from_challenges("set", {"a": GOOD})
+    body = sent(monkeypatch, lambda client: client.send(schema.order(tasks)))
+    assert body.keys() == {"name", "tasks"}
 
 
 def test_files_whose_names_are_no_text_have_ids_that_are(tmp_path: Path) -> None:
