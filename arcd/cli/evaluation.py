@@ -4,6 +4,7 @@ Both give the same numbers, of the same samples and attempts. Knows nothing of h
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from arcd.arc.grids import Grid
 from arcd.arc.metrics import Report
 from arcd.arc.submission import Attempts
 from arcd.arc.tasks import Solutions
-from arcd.errors import BadInput, BadJob
+from arcd.errors import BadInput, BadJob, NotPublished
 from arcd.jobs import events
 from arcd.jobs.events import Record
 from arcd.jobs.history import History
@@ -56,9 +57,10 @@ def of_far_job(client: "Client", job: int, given: Solutions | None = None) -> Re
 def followed(client: "Client", job: int, solutions: Solutions) -> tuple[History, Samples]:
     """What happened to a job and all its samples, once it is finished: waits for that."""
     history, samples = History(job, solutions), Samples()
-    for record in client.follow(job):
-        history.apply(record)
-        _collect(record, samples)
+    with suppress(NotPublished):  # by the daemon, whose files are not needed here
+        for record in client.follow(job):
+            history.apply(record)
+            _collect(record, samples)
     return history, samples
 
 

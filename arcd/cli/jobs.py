@@ -8,7 +8,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from arcd.cli.app import (
     seconds_left,
 )
 from arcd.display.palette import Palette
+from arcd.errors import NotPublished
 
 if TYPE_CHECKING:
     from arcd.daemon.client import Client
@@ -76,6 +77,7 @@ def submit(
     """Give the running daemon a job."""
     from arcd import config as configuration
     from arcd.daemon import schema
+    from arcd.daemon.client import check_published
 
     found = load_tasks(tasks, solutions, skip_invalid=skip_invalid)
     wanted = [*(settings or ()), *budget_settings(budget, reserve)]
@@ -97,8 +99,10 @@ def submit(
         print(json.dumps(status))
     elif wait or watch:
         _print_status(status)
-    if (wait or watch) and status["state"] != "done":
-        raise typer.Exit(1)
+    if wait or watch:
+        check_published(status)
+        if status["state"] != "done":
+            raise typer.Exit(1)
 
 
 def watch(
@@ -196,10 +200,11 @@ def _displayed(palette: Palette, *, screen: bool) -> "Iterator[Display]":
 
 
 def _follow(client: "Client", job: int, display: "Display") -> dict[str, Any]:
-    """Show a job until it is finished; its status then."""
+    """Show a job until it is finished; its status then, which has what could not be written."""
     watch = display.of(job, client.solutions(job), partial(seconds_left, client, job))
-    for record in client.follow(job):
-        watch(record)
+    with suppress(NotPublished):
+        for record in client.follow(job):
+            watch(record)
     return client.job(job)
 
 
@@ -236,12 +241,13 @@ class _Shown:
 
     def follow_until_at_rest(self, client: "Client") -> None:
         """Show what has happened since, until the job is finished or paused with none in flight."""
-        for record in client.follow(self.job, self.after):
-            self.after = record.seq
-            self.state.apply(record)
-            self.watch(record)
-            if self.state.jobs[self.job].at_rest:
-                return
+        with suppress(NotPublished):
+            for record in client.follow(self.job, self.after):
+                self.after = record.seq
+                self.state.apply(record)
+                self.watch(record)
+                if self.state.jobs[self.job].at_rest:
+                    return
 
 
 def _at_rest(status: dict[str, Any]) -> bool:
@@ -284,6 +290,8 @@ def _print_status(status: dict[str, Any]) -> None:
         f"job {status['job']} ({status['name']}): {status['state']}, "
         f"{status['answered']} of {status['tasks']} tasks answered, {in_flight} in flight{doubt}"
     )
+    for path, reason in status.get("unpublished", {}).items():
+        say(f"  {path}: {reason}")
     if status["retriable"] and status["state"] == "done":
         say(f"  arcd retry {status['job']}")
 

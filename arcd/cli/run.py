@@ -81,6 +81,7 @@ def run(
 ) -> None:
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
     from arcd.cli import evaluation
+    from arcd.system import files
 
     place = home_of(home)
     wanted = [*(settings or ()), *budget_settings(budget, reserve)]
@@ -88,7 +89,11 @@ def run(
         place.path, base, device, config, wanted, seed=seed, grace=GRACE_S, backend=backend
     )
     found = load_tasks(tasks, solutions, skip_invalid=skip_invalid)
-    outcome = _solve(options, found, out_file, stall, palette, screen=watch)
+    # A daemon's output is not this command's, and a pipe without a reader would make it wait.
+    stream = out_file if out_file and files.is_stream(out_file) else None
+    outcome = _solve(options, found, None if stream else out_file, stall, palette, screen=watch)
+    if stream:
+        files.write_text(stream, store_with(place, outcome.job).jobs.submission(outcome.job))
     written = out_file or place.submission(outcome.job)
     metrics = None
     if found.solutions:

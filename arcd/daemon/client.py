@@ -24,7 +24,7 @@ import httpx
 from arcd.arc import tasks as taskfiles
 from arcd.arc.tasks import Solutions, TaskSet
 from arcd.daemon import schema
-from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob
+from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob, NotPublished
 from arcd.jobs.events import Record
 from arcd.jobs.state import FINISHED
 from arcd.system.home import Home
@@ -136,7 +136,10 @@ class Client:
         return list(self._get("/jobs"))
 
     def job(self, job: int) -> dict[str, Any]:
-        """A job: state, name, priority, and how many tasks are in which phase."""
+        """A job: state, name, priority, and how many tasks are in which phase.
+
+        `unpublished` has, by path, why a file does not have its last answers.
+        """
         return dict(self._get(f"/jobs/{job}"))
 
     def forecast(self, job: int) -> dict[str, Any]:
@@ -158,7 +161,8 @@ class Client:
         """Each of the job's records after number `after` once, until it is done or cancelled.
 
         Goes on after the death of a daemon that is started again within RESTART_TIMEOUT_S; `rest`
-        waits between two attempts to reach it, or raises to give up.
+        waits between two attempts to reach it, or raises to give up. At the end the files of the
+        job have its submission; raises NotPublished, which says why, where one has not.
         """
         lost: float | None = None
         while True:
@@ -166,7 +170,9 @@ class Client:
                 for record in self._stream(job, after):
                     after, lost = record.seq, None
                     yield record
-                if self.job(job)["state"] in FINISHED:
+                status = self.job(job)
+                if status["state"] in FINISHED:
+                    check_published(status)
                     return
             except (httpx.TransportError, NoDaemon) as error:
                 lost = lost or time.monotonic()
@@ -225,6 +231,15 @@ class Client:
 
     def _no_daemon(self) -> NoDaemon:
         return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
+
+
+def check_published(status: Mapping[str, Any]) -> None:
+    """Raise NotPublished, in one line, if a file does not have the last answers of a job."""
+    # A daemon of an earlier version does not tell.
+    failed = status.get("unpublished", {})
+    if failed:
+        lines = "; ".join(f"{path}: {reason}" for path, reason in failed.items())
+        raise NotPublished(f"job {status['job']}: {lines}")
 
 
 def _raise(response: httpx.Response) -> None:

@@ -32,6 +32,10 @@ class Options(BaseModel):
     """Seconds in which the tasks in flight may be finished when the daemon is to end."""
     since: int = 0
     """Leave alone the unfinished jobs that were last asked for before the record of this number."""
+    began: int | None = None
+    """The last record before the command that keeps this daemon alive began: what was asked for or
+    answered since is published, also where an earlier daemon of it died before. None: no earlier
+    one."""
     backend: Literal["real", "fake"] = "real"
     """Trainer and engine with a model, or fakes: see `fake_runtime`."""
 

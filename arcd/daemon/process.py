@@ -8,7 +8,6 @@ which finds everything in the store. An error that a restart would not mend is t
 supervisor as a failure.
 """
 
-import asyncio
 import logging
 import os
 import signal
@@ -77,10 +76,11 @@ class Daemon:
         self._service, self._recovery = JobService.open(
             Store(options.home), options.base_name, options.since
         )
-        self._publisher = Publisher(self._service, self._home)
+        self._publisher = Publisher(self._service, self._home, options.began)
         self._service.subscribe(self._log)
         self._phase: DaemonPhase = Loading()
         self._stopping = False
+        self._stopped_loading = anyio.Event()
 
     async def run(
         self, open_runtime: OpenRuntime, find_platform: Callable[[Options], Platform]
@@ -89,7 +89,8 @@ class Daemon:
         self._recover()
         servers = self._servers()
         async with anyio.create_task_group() as helping:
-            for helper in (self._beat, self._obey_signals, self._publisher.run):
+            helpers = (self._beat, self._obey_signals, self._publisher.run, self._end_while_loading)
+            for helper in helpers:
                 helping.start_soon(helper)
             async with anyio.create_task_group() as serving:
                 for http, listening in servers:
@@ -121,7 +122,7 @@ class Daemon:
             scheduler = self._become_ready(platform, runtime, estimator, rates, begun)
             await scheduler.run(self._options.grace)
             rates.write(estimator)
-        await to_thread.run_sync(self._publisher.flush)
+        await self._publisher.flush()
         self._service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
         self._service.close()
 
@@ -172,13 +173,17 @@ class Daemon:
             case Ready(scheduler=scheduler):
                 scheduler.stop()
             case Loading():
-                # Loading cannot be interrupted, so the process ends itself, after one beat: who
-                # asked by HTTP gets the answer before.
-                asyncio.get_running_loop().call_later(BEAT_INTERVAL_S, self._end_at_once)
+                self._stopped_loading.set()
 
-    def _end_at_once(self) -> None:
-        """End before the models are loaded: no task is in flight."""
-        self._publisher.flush()
+    async def _end_while_loading(self) -> None:
+        """End as soon as it is asked for before the models are loaded: no task is in flight.
+
+        Loading cannot be interrupted, so the process ends itself, after one beat: who asked by HTTP
+        gets the answer before.
+        """
+        await self._stopped_loading.wait()
+        await anyio.sleep(BEAT_INTERVAL_S)
+        await self._publisher.flush()
         self._service.emit(None, events.DaemonStopped())
         self._service.store.close()
         os._exit(0)
@@ -214,6 +219,7 @@ class Daemon:
                 self._service,
                 self._options.config,
                 base=self._options.base_name,
+                publishing=self._publisher,
                 check=self._check,
                 health=self.health,
                 forecast=self.forecast,

@@ -3,18 +3,27 @@
 The models and `accept` check all that comes in, before anything is stored. Knows nothing of HTTP.
 """
 
-import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+)
 
 from arcd import config as configuration
 from arcd.arc.tasks import MAX_GRIDS, TaskSet, from_challenges, solutions_of, to_challenges
 from arcd.config import Config
 from arcd.errors import BadConfig, BadInput, BadJob
 from arcd.jobs.journal import NewJob
+from arcd.system import files
 
 MAX_BODY = 256 << 20
 """Bytes of a request; 20000 tasks of the usual size are 100 MB."""
@@ -27,6 +36,18 @@ Tests = Annotated[int, Strict(), Field(ge=1, le=MAX_GRIDS)]
 Priority = Annotated[int, Strict(), Field(ge=1, le=100)]
 JobNumber = Annotated[int, Field(ge=1, le=2**53)]
 
+
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters, ends of lines, and lone surrogates, which are no Unicode."""
+
+
+def _one_line(path: str) -> str:
+    if _NO_TEXT.search(path):
+        raise ValueError("a path with characters that are no text")
+    return path
+
+
+Out = Annotated[str, AfterValidator(_one_line)]
 
 TakeUp = Literal["never", "unfinished", "done"]
 
@@ -45,7 +66,7 @@ class Order(_Message):
     """Jobs share the machine in proportion to their priorities."""
     settings: dict[str, Any] = {}
     """They replace those of the daemon's configuration, e.g. {"train": {"steps": 30}}."""
-    outs: Annotated[list[str], Field(max_length=10)] = []
+    outs: Annotated[list[Out], Field(max_length=10)] = []
     """Absolute paths on the daemon's machine where the submission is kept as well."""
     take_up: TakeUp = "never"
     """Instead of a new job take an unfinished one, or with "done" also a finished one, that has the
@@ -70,6 +91,9 @@ class Status(BaseModel):
     answered: int
     retriable: int
     """Answered tasks that failed or are doubtful."""
+    unpublished: dict[str, str] = {}
+    """By path, why a file does not have the job's last answers. A finished job's are written, or
+    have failed, when the stream of its events ends."""
 
 
 class Prediction(BaseModel):
@@ -165,7 +189,7 @@ def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
         raise BadConfig(f"train.start: {config.train.start}: not an absolute path")
     outs = tuple(Path(out) for out in order.outs)
     for out in outs:
-        writable = out.is_absolute() and os.access(out.parent, os.W_OK)
-        if not writable or not out.parent.is_dir() or out.is_dir():
-            raise BadJob(f"{out}: the submission cannot be written there")
+        reason = files.obstacle(out) if out.is_absolute() else "the path is not absolute"
+        if reason:
+            raise BadJob(f"{out}: the submission cannot be written there: {reason}")
     return NewJob(order.name, order.priority, tasks, config, outs, base, order.skipped)

@@ -11,7 +11,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import uvicorn
 from fastapi import FastAPI, Query, Request
@@ -45,11 +45,25 @@ PROBLEMS: dict[int | str, dict[str, object]] = {
 }
 
 
+class Publishing(Protocol):
+    """What becomes of the files that have a job's submission."""
+
+    async def settled(self, job: int) -> None:
+        """Return when each has the job's last answers, or could not be written with them."""
+
+    def unpublished(self, job: int) -> dict[str, str]:
+        """By path, why a file does not have the job's last answers."""
+
+
+Tell = Callable[[Job], Status]
+
+
 def application(
     service: JobService,
     config: Config,
     *,
     base: str = "",
+    publishing: Publishing,
     check: Callable[[NewJob], None],
     health: Callable[[], Health],
     forecast: Callable[[Job], Forecast],
@@ -66,6 +80,9 @@ def application(
     app.add_exception_handler(HTTPException, _explain_http)
     _route_daemon(app, health, stop)
 
+    def tell(job: Job) -> Status:
+        return Status(**job.to_json(), unpublished=publishing.unpublished(job.id))
+
     @app.post("/jobs", status_code=201)
     async def post_job(order: Order) -> Status:
         """Take a job on."""
@@ -74,11 +91,11 @@ def application(
         job = accept(order, config, base)
         check(job)
         if order.take_up == "never":
-            return _status(service.submit(job))
-        return _status(service.take_up(job, done=order.take_up == "done"))
+            return tell(service.submit(job))
+        return tell(service.take_up(job, done=order.take_up == "done"))
 
-    _route_reading(app, service, forecast)
-    _route_control(app, service)
+    _route_reading(app, service, publishing, forecast, tell)
+    _route_control(app, service, tell)
     guarded: ASGIApp = _Limited(app)
     return _Guarded(guarded, token) if token is not None else guarded
 
@@ -98,18 +115,24 @@ def _route_daemon(app: FastAPI, health: Callable[[], Health], stop: Callable[[],
         return health()
 
 
-def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], Forecast]) -> None:
+def _route_reading(
+    app: FastAPI,
+    service: JobService,
+    publishing: Publishing,
+    forecast: Callable[[Job], Forecast],
+    tell: Tell,
+) -> None:
     """What can be read of jobs."""
 
     @app.get("/jobs")
     async def get_jobs() -> list[Status]:
         """All jobs, oldest first."""
-        return [_status(job) for job in service.state.jobs.values()]
+        return [tell(job) for job in service.state.jobs.values()]
 
     @app.get("/jobs/{job}")
     async def get_job(job: Number) -> Status:
         """One job."""
-        return _status(service.job(job))
+        return tell(service.job(job))
 
     @app.get("/jobs/{job}/forecast")
     async def get_forecast(job: Number) -> Forecast:
@@ -133,33 +156,37 @@ def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], 
         job: Number,
         after: Annotated[int, Query(ge=0, le=2**53, description="Number of the last one seen")] = 0,
     ) -> StreamingResponse:
-        """The job's events as server-sent events, each a record as JSON; ends with the job."""
+        """The job's events as server-sent events, each a record as JSON.
+
+        Ends with the job, when its submission is in its files or could not be written there.
+        """
         service.job(job)
-        return StreamingResponse(_stream(service, job, after), media_type="text/event-stream")
+        found = _stream(service, publishing, job, after)
+        return StreamingResponse(found, media_type="text/event-stream")
 
 
-def _route_control(app: FastAPI, service: JobService) -> None:
+def _route_control(app: FastAPI, service: JobService, tell: Tell) -> None:
     """What changes a job."""
 
     @app.post("/jobs/{job}/pause")
     async def post_pause(job: Number) -> Status:
         """Begin no more of its tasks."""
-        return _status(service.pause(job))
+        return tell(service.pause(job))
 
     @app.post("/jobs/{job}/resume")
     async def post_resume(job: Number) -> Status:
         """End a pause."""
-        return _status(service.resume(job))
+        return tell(service.resume(job))
 
     @app.post("/jobs/{job}/cancel")
     async def post_cancel(job: Number) -> Status:
         """End the job: its waiting tasks stay unanswered."""
-        return _status(service.cancel(job))
+        return tell(service.cancel(job))
 
     @app.post("/jobs/{job}/retry")
     async def post_retry(job: Number) -> Status:
         """Do its failed and doubtful tasks once more."""
-        return _status(service.retry(job))
+        return tell(service.retry(job))
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
@@ -234,13 +261,14 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _status(job: Job) -> Status:
-    return Status.model_validate(job.to_json())
-
-
-async def _stream(service: JobService, job: int, after: int) -> AsyncIterator[str]:
+async def _stream(
+    service: JobService, publishing: Publishing, job: int, after: int
+) -> AsyncIterator[str]:
     async for record in service.follow(job, after):
         yield f"id: {record.seq}\ndata: {json.dumps(record.to_json())}\n\n"
+    if service.job(job).finished:
+        # Who waits for the job reads its files next.
+        await publishing.settled(job)
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:

@@ -93,10 +93,14 @@ class Journal:
             return [self._insert(job, event) for event in new]
 
     def redirect(self, job: int, outs: tuple[Path, ...]) -> None:
-        """Change where the job's submission is to be written beside the home folder."""
+        """Change where the job's submission is to be written beside the home folder.
+
+        It counts as not written there yet.
+        """
         with self._database.transaction() as connection:
             given = json.dumps([str(out) for out in outs])
-            connection.execute("UPDATE jobs SET outs = ? WHERE id = ?", (given, job))
+            change = "UPDATE jobs SET outs = ?, published = -1 WHERE id = ?"
+            connection.execute(change, (given, job))
 
     def last(self) -> int:
         """The number of the last record; 0 if there is none."""

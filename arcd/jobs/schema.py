@@ -40,7 +40,11 @@ CREATE TABLE jobs (
     config TEXT NOT NULL,
     outs TEXT NOT NULL,
     digest TEXT NOT NULL,           -- of what is asked for, without its name and priority
-    base TEXT NOT NULL DEFAULT ''   -- the base model it was given to, if that is known
+    base TEXT NOT NULL DEFAULT '',  -- the base model it was given to, if that is known
+    -- The last answered event in jobs/N/submission.json, and that which all outs have; 0: none yet,
+    -- -1: not written.
+    kept INTEGER NOT NULL DEFAULT -1,
+    published INTEGER NOT NULL DEFAULT -1
 ) STRICT;
 CREATE TABLE tasks (
     job INTEGER NOT NULL REFERENCES jobs,
@@ -64,9 +68,17 @@ CREATE TABLE serials (next INTEGER NOT NULL) STRICT;
 INSERT INTO serials VALUES (0);
 {_RATES}{_SKIPPED}"""
 
+_PUBLISHED = """\
+ALTER TABLE jobs ADD COLUMN kept INTEGER NOT NULL DEFAULT -1;
+ALTER TABLE jobs ADD COLUMN published INTEGER NOT NULL DEFAULT -1;
+-- Nobody knows, and what is there may be the user's by now: it counts as written.
+UPDATE jobs SET published =
+    (SELECT coalesce(max(answered), 0) FROM tasks WHERE tasks.job = jobs.id);
+"""
+
 MIGRATIONS = {
     1: f"ALTER TABLE jobs ADD COLUMN base TEXT NOT NULL DEFAULT '';\n{_RATES}",
-    2: _SKIPPED,
+    2: f"{_PUBLISHED}{_SKIPPED}",
 }
 """SQL that makes a store the next version, by the version it starts from."""
 

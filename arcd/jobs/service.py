@@ -78,9 +78,10 @@ class JobService:
         alike = [self.state.jobs[number] for number in self.store.jobs.like(new)]
         for job in alike:
             if not job.finished:
-                if not done and new.outs != self.store.jobs.outs(job.id):
+                moved = not done and new.outs != self.store.jobs.outs(job.id)
+                if moved:
                     self.store.journal.redirect(job.id, new.outs)
-                return self.resume(job.id)
+                return self.resume(job.id, anyway=moved)
         if done:
             for job in alike:
                 if job.state is JobState.done:
@@ -101,11 +102,11 @@ class JobService:
             self.emit(number, events.Paused())
         return job
 
-    def resume(self, number: int) -> Job:
-        """End a pause, or take up a job that is held."""
+    def resume(self, number: int, *, anyway: bool = False) -> Job:
+        """End a pause, or take up a job that is held; `anyway`: say so even where it is neither."""
         job = self._unfinished(number)
         self._check_base(number)
-        if job.paused or number in self.held:
+        if job.paused or number in self.held or anyway:
             self.emit(number, events.Resumed())
             self.held.discard(number)
             self.wake()

@@ -69,6 +69,20 @@ def forecast(job: Job) -> Forecast:
     return Forecast(job=job.id, seconds=3.0, tasks=tasks, accuracy=job.accuracy())
 
 
+class Published:
+    """As if all files were written, but for those that a test puts here."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+        self.waited: list[int] = []
+
+    async def settled(self, job: int) -> None:
+        self.waited.append(job)
+
+    def unpublished(self, job: int) -> dict[str, str]:
+        return self.failed
+
+
 class Bench:
     """An application on a service without a scheduler: nothing ever happens to a job by itself."""
 
@@ -78,9 +92,11 @@ class Bench:
         with patch("arcd.jobs.database.sqlite3.connect", connect):
             self.service = JobService(Store(home))
         self.stopped = 0
+        self.published = Published()
         self.app = server.application(
             self.service,
             resolve(),
+            publishing=self.published,
             check=lambda _: None,
             health=health,
             forecast=forecast,
@@ -96,7 +112,9 @@ class Bench:
         return {**schema.order(TASKS).model_dump(mode="json"), **changes}
 
     def submit(self, **changes: object) -> "Response":
-        return self.client.post("/jobs", json=self.order(**changes))
+        # The test client's own JSON has no lone surrogates.
+        body, headers = json.dumps(self.order(**changes)), {"Content-Type": "application/json"}
+        return self.client.post("/jobs", content=body, headers=headers)
 
 
 @pytest.fixture
@@ -158,6 +176,15 @@ def test_a_job_is_taken_on_and_can_be_asked_for(bench: Bench) -> None:
         ({"solutions": {"00d62c1b": [[[10]]]}}, "not a colour"),
         ({"outs": ["relative.json"]}, "relative.json: the submission cannot be written there"),
         ({"outs": ["/nowhere/at/all.json"]}, "cannot be written there"),
+        ({"outs": ["/tmp/a\0b.json"]}, "outs.0: Value error, a path with characters"),
+        ({"outs": ["/tmp/a\nb.json"]}, "outs.0: Value error, a path with characters"),
+        ({"outs": ["/tmp/a\ud800b.json"]}, "outs.0: Value error, a path with characters"),
+        ({"outs": [f"/tmp/{'x' * 256}"]}, "File name too long"),
+        ({"outs": ["/tmp/" + "x/" * 3000]}, "File name too long"),
+        ({"outs": ["/tmp"]}, "/tmp: the submission cannot be written there: Is a directory"),
+        ({"outs": ["/dev/null"]}, "it is not a regular file"),
+        ({"outs": ["/dev/stdout"]}, "it names an open file of a process"),
+        ({"outs": ["/proc/self/fd/1"]}, "it names an open file of a process"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -273,6 +300,27 @@ def test_events_are_streamed_with_their_numbers(bench: Bench) -> None:
     after = bench.client.get("/jobs/1/events", params={"after": records[0]["seq"]}).text
     assert "Submitted" not in after
     assert "Cancelled" in after
+
+
+def test_the_stream_of_a_job_that_is_over_ends_when_its_files_are_settled(bench: Bench) -> None:
+    bench.submit()
+    bench.service.close()
+    bench.client.get("/jobs/1/events")
+    assert bench.published.waited == [], "the daemon ends, the job goes on"
+    bench.client.post("/jobs/1/cancel")
+    bench.client.get("/jobs/1/events")
+    assert bench.published.waited == [1]
+
+
+def test_a_file_that_could_not_be_written_is_told_with_the_job(bench: Bench) -> None:
+    assert bench.submit().json()["unpublished"] == {}
+    bench.published.failed = {"/full/o.json": "not written: No space left on device"}
+    for status in (
+        bench.client.get("/jobs/1").json(),
+        bench.client.get("/jobs").json()[0],
+        bench.client.post("/jobs/1/cancel").json(),
+    ):
+        assert status["unpublished"] == bench.published.failed
 
 
 def test_stop_is_passed_on(bench: Bench) -> None:
