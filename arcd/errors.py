@@ -17,6 +17,7 @@ ArcdError                 exit code 1: something arcd can explain in one line
 ├── StoreFailed           the jobs cannot be read or written
 ├── HomeInUse             another arcd has locked the home folder
 ├── DaemonFailed          the daemon ended, and starting it again would not help
+├── NotPublished          a file does not have the submission of a job that is over
 ├── NoDaemon              no daemon answers in the home folder
 └── RunInterrupted        exit code 130: Ctrl-C; what was done is kept
 
@@ -110,6 +111,10 @@ class DaemonFailed(ArcdError):
     def __init__(self, message: str | None = None, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class NotPublished(ArcdError):
+    """A file does not have the submission of a job that is over."""
 
 
 class NoDaemon(ArcdError):

@@ -3,7 +3,7 @@
 Two kinds of numbers. Sample metrics are over all samples of a test; attempt metrics are over the
 answers that were chosen from them, best first. Each number is computed for a test, then averaged
 over the tests of a task, then over all tasks with a known solution: a test without an answer counts
-as wrong. Knows nothing of how answers are made, nor of files.
+as wrong. Knows nothing of how answers are made, nor of where they were read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +11,7 @@ from dataclasses import asdict, astuple, dataclass
 from statistics import fmean
 
 from arcd.arc.grids import Grid, shape
+from arcd.arc.submission import BLANK
 from arcd.arc.tasks import Solutions
 from arcd.errors import BadInput
 
@@ -35,7 +36,8 @@ class Metrics:
     pass_n: float
     """1 if the true output is among all the samples."""
     unanswered: float
-    """Share of the samples that are not a grid; 1 where there are no samples."""
+    """Share of the samples that are not a grid, or of the attempts that are blank; 1 where there
+    are none."""
     pass_1: float
     """1 if the first attempt is the true output."""
     pass_2: float
@@ -78,15 +80,25 @@ def evaluate(truth: Solutions, attempts: Answers, samples: Answers | None = None
     """
     if not truth:
         raise BadInput("no task with a known solution: nothing to evaluate")
-    drawn = attempts if samples is None else samples
     tasks = {
         task_id: _mean(
-            _of_test(output, _answers(attempts, task_id, i), _answers(drawn, task_id, i))
+            _of_test(output, *_answered(task_id, i, output, attempts, samples))
             for i, output in enumerate(outputs)
         )
         for task_id, outputs in truth.items()
     }
     return Report(tasks, _mean(tasks.values()))
+
+
+def _answered(
+    task_id: str, test: int, true: Grid, attempts: Answers, samples: Answers | None
+) -> tuple[Sequence[Grid | None], Sequence[Grid | None]]:
+    """The attempts at a test, and what its sample metrics are of."""
+    chosen = _answers(attempts, task_id, test)
+    if samples is not None:
+        return chosen, _answers(samples, task_id, test)
+    # The blank grid stands for an attempt that was not made; where it is right, it counts.
+    return chosen, [None if grid == BLANK != true else grid for grid in chosen]
 
 
 def _answers(answers: Answers, task_id: str, test: int) -> Sequence[Grid | None]:

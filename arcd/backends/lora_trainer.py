@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from arcd.backends.lora_adapter import TrainableAdapter
-from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
+from arcd.backends.protocols import WRITING, Adapter, Trained, TrainingStep, TrainRequest
 from arcd.config import TrainConfig
 from arcd.errors import TrainerFailed
 from arcd.model.base_model import MARKER, Device, fingerprint
@@ -119,7 +119,7 @@ class LoraTrainer:
         adapter = Adapter.under(self._folder, serial)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=".writing-"))
+            temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=WRITING))
             try:
                 trained.save(temporary)
                 (temporary / MARKER).write_text(json.dumps(self._marker) + "\n")

@@ -12,6 +12,7 @@ Everything that needs torch or vLLM is behind these two. Trainers: `trainer_pool
 model: `fake`. Knows nothing of jobs, votes or schedules.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,17 @@ class Adapter:
         return cls(serial, folder / _adapter_name(serial))
 
 
+WRITING = ".writing-"
+"""What the name of a folder begins with in which an adapter is being written."""
+
+
 def _adapter_name(serial: int) -> str:
     return f"adapter-{serial}"
+
+
+def is_adapter_name(name: str) -> bool:
+    """Whether a folder in a folder of adapters is one, or one that is being written."""
+    return re.fullmatch("adapter-[0-9]+", name) is not None or name.startswith(WRITING)
 
 
 # The trainer: lessons in, an adapter out.

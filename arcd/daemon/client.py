@@ -24,7 +24,7 @@ import httpx
 from arcd.arc import tasks as taskfiles
 from arcd.arc.tasks import Solutions, TaskSet
 from arcd.daemon import schema
-from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob
+from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob, NotPublished
 from arcd.jobs.events import Record
 from arcd.jobs.state import FINISHED
 from arcd.system.home import Home
@@ -37,6 +37,18 @@ RETRY_S = 0.2
 
 RESTART_TIMEOUT_S = 120.0
 """Seconds in which a daemon that was lost while a job was followed must answer again."""
+
+
+class _Socket(httpx.HTTPTransport):
+    """The way to the daemon of a home, if nobody else can have made its socket."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(uds=str(home.socket))
+        self._home = home
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._home.check_socket()
+        return super().handle_request(request)
 
 
 class Client:
@@ -59,7 +71,7 @@ class Client:
         place = Home.at(Path(home) if home is not None else None)
         self._where = url or str(place.path)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        transport = None if url else httpx.HTTPTransport(uds=str(place.socket))
+        transport = None if url else _Socket(place)
         # Never through a proxy, whatever the environment says.
         self._http = httpx.Client(
             base_url=url or "http://arcd",
@@ -88,13 +100,17 @@ class Client:
         settings: Mapping[str, Any] | None = None,
         solutions: str | Path | None = None,
         out: str | Path | None = None,
+        skip_invalid: bool = False,
     ) -> int:
         """Submit a job and return its number; see `arcd submit --help`.
 
         `settings` is a tree like {"train": {"steps": 30}}. Raises BadInput, naming file, task and
         reason, before anything is stored.
         """
-        found = tasks if isinstance(tasks, TaskSet) else taskfiles.load(str(tasks))
+        if isinstance(tasks, TaskSet):
+            found = tasks
+        else:
+            found = taskfiles.load(str(tasks), skip_invalid=skip_invalid)
         if solutions is not None:
             found = found.with_solutions(Path(solutions))
         order = schema.order(
@@ -108,7 +124,8 @@ class Client:
 
     def send(self, order: schema.Order) -> dict[str, Any]:
         """Submit an order as it is; the job as `job` gives it."""
-        return self._post("/jobs", order.model_dump_json())
+        # Without what is as it always was: a daemon of an earlier version refuses what is new.
+        return self._post("/jobs", order.model_dump_json(exclude_defaults=True))
 
     def health(self) -> dict[str, Any]:
         """The daemon: state (loading, ready or stopping), pid, base, device, ledger."""
@@ -119,7 +136,10 @@ class Client:
         return list(self._get("/jobs"))
 
     def job(self, job: int) -> dict[str, Any]:
-        """A job: state, name, priority, and how many tasks are in which phase."""
+        """A job: state, name, priority, and how many tasks are in which phase.
+
+        `unpublished` has, by path, why a file does not have its last answers.
+        """
         return dict(self._get(f"/jobs/{job}"))
 
     def forecast(self, job: int, *, detail: bool = True) -> dict[str, Any]:
@@ -144,7 +164,8 @@ class Client:
         """Each of the job's records after number `after` once, until it is done or cancelled.
 
         Goes on after the death of a daemon that is started again within RESTART_TIMEOUT_S; `rest`
-        waits between two attempts to reach it, or raises to give up.
+        waits between two attempts to reach it, or raises to give up. At the end the files of the
+        job have its submission; raises NotPublished, which says why, where one has not.
         """
         lost: float | None = None
         while True:
@@ -152,7 +173,9 @@ class Client:
                 for record in self._stream(job, after):
                     after, lost = record.seq, None
                     yield record
-                if self.job(job)["state"] in FINISHED:
+                status = self.job(job)
+                if status["state"] in FINISHED:
+                    check_published(status)
                     return
             except (httpx.TransportError, NoDaemon) as error:
                 lost = lost or time.monotonic()
@@ -215,6 +238,15 @@ class Client:
 
     def _no_daemon(self) -> NoDaemon:
         return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
+
+
+def check_published(status: Mapping[str, Any]) -> None:
+    """Raise NotPublished, in one line, if a file does not have the last answers of a job."""
+    # A daemon of an earlier version does not tell.
+    failed = status.get("unpublished", {})
+    if failed:
+        lines = "; ".join(f"{path}: {reason}" for path, reason in failed.items())
+        raise NotPublished(f"job {status['job']}: {lines}")
 
 
 def _raise(response: httpx.Response) -> None:

@@ -9,7 +9,6 @@ which finds everything in the store. An error that a restart would not mend is t
 supervisor as a failure.
 """
 
-import asyncio
 import logging
 import os
 import signal
@@ -31,7 +30,7 @@ from arcd.daemon.door import Door
 from arcd.daemon.forgetting import forget
 from arcd.daemon.heartbeat import PREDECESSOR_DIED, Failure, Pulse, prepare_child
 from arcd.daemon.kept_rates import KeptRates
-from arcd.daemon.options import Options
+from arcd.daemon.options import Options, address
 from arcd.daemon.phases import DaemonPhase, Loading, Platform, Ready
 from arcd.daemon.publisher import Publisher
 from arcd.daemon.schema import Forecast, Health
@@ -86,6 +85,7 @@ class Daemon:
         self._jobs: _Jobs | None = None
         self._phase: DaemonPhase = Loading()
         self._stopping = False
+        self._stopped_loading = anyio.Event()
 
     async def run(
         self, open_runtime: OpenRuntime, find_platform: Callable[[Options], Platform]
@@ -93,7 +93,7 @@ class Daemon:
         """Serve until told to stop."""
         entrances = self._entrances()
         async with anyio.create_task_group() as helping:
-            for helper in (self._beat, self._obey_signals):
+            for helper in (self._beat, self._obey_signals, self._end_while_loading):
                 helping.start_soon(helper)
             async with anyio.create_task_group() as serving:
                 for entrance in entrances:
@@ -106,7 +106,7 @@ class Daemon:
                 ):
                     helping.start_soon(helper)
                 for entrance in entrances:
-                    entrance.door.open(self._application(jobs.service, entrance.token))
+                    entrance.door.open(self._application(jobs, entrance.token))
                 await self._work(jobs, open_runtime, find_platform)
                 for entrance in entrances:
                     entrance.http.should_exit = True
@@ -120,7 +120,7 @@ class Daemon:
         state, unkept = await to_thread.run_sync(folded, self._home)
         service, recovery = JobService.open(self._store, state, options.base_name, options.since)
         service.subscribe(partial(_log, state))
-        publisher = Publisher(service, self._home)
+        publisher = Publisher(service, self._home, options.began)
         self._recover(service, recovery)
         return _Jobs(service, publisher, Snapshotter(service, self._home, unkept))
 
@@ -149,7 +149,7 @@ class Daemon:
             scheduler = self._become_ready(service, platform, runtime, estimator, rates, begun)
             await scheduler.run(self._options.grace)
             rates.write(estimator)
-        await to_thread.run_sync(jobs.publisher.flush)
+        await jobs.publisher.flush()
         await to_thread.run_sync(jobs.snapshotter.flush)
         service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
         service.close()
@@ -202,14 +202,18 @@ class Daemon:
             case Ready(scheduler=scheduler):
                 scheduler.stop()
             case Loading():
-                # Loading cannot be interrupted, so the process ends itself, after one beat: who
-                # asked by HTTP gets the answer before.
-                asyncio.get_running_loop().call_later(BEAT_INTERVAL_S, self._end_at_once)
+                self._stopped_loading.set()
 
-    def _end_at_once(self) -> None:
-        """End before the models are loaded: no task is in flight."""
+    async def _end_while_loading(self) -> None:
+        """End as soon as it is asked for before the models are loaded: no task is in flight.
+
+        Loading cannot be interrupted, so the process ends itself, after one beat: who asked by HTTP
+        gets the answer before.
+        """
+        await self._stopped_loading.wait()
+        await anyio.sleep(BEAT_INTERVAL_S)
         if self._jobs:
-            self._jobs.publisher.flush()
+            await self._jobs.publisher.flush()
             self._jobs.service.emit(None, events.DaemonStopped())
         self._store.close()
         os._exit(0)
@@ -230,7 +234,7 @@ class Daemon:
         found = [self._entrance(server.listen_on_unix(self._home), None)]
         if options.host is not None:
             listening = server.listen_on_tcp(options.host, options.port)
-            log.info("listening on %s:%d", *listening.getsockname()[:2])
+            log.info("listening on %s", address(*listening.getsockname()[:2]))
             found.append(self._entrance(listening, server.token_in(self._home)))
         return found
 
@@ -238,16 +242,17 @@ class Daemon:
         door = Door(server.early_application(self.health, self.stop, token))
         return _Entrance(server.server_of(door), listening, door, token)
 
-    def _application(self, service: JobService, token: str | None) -> ASGIApp:
+    def _application(self, jobs: "_Jobs", token: str | None) -> ASGIApp:
         return server.application(
-            service,
+            jobs.service,
             self._options.config,
             base=self._options.base_name,
+            publishing=jobs.publisher,
             check=self._check,
             health=self.health,
             forecast=self.forecast,
             stop=self.stop,
-            forget=partial(forget, service, self._home),
+            forget=partial(forget, jobs.service, self._home),
             token=token,
         )
 

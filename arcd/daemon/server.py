@@ -7,12 +7,11 @@ engines.
 import hmac
 import json
 import os
-import pathlib
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, Protocol
 
 import msgspec
 import uvicorn
@@ -27,6 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd.config import Config
+from arcd.daemon.options import address
 from arcd.daemon.schema import (
     MAX_BODY,
     Forecast,
@@ -59,11 +59,25 @@ PROBLEMS: dict[int | str, dict[str, object]] = {
 }
 
 
+class Publishing(Protocol):
+    """What becomes of the files that have a job's submission."""
+
+    async def settled(self, job: int) -> None:
+        """Return when each has the job's last answers, or could not be written with them."""
+
+    def unpublished(self, job: int) -> dict[str, str]:
+        """By path, why a file does not have the job's last answers."""
+
+
+Tell = Callable[[Job], Status]
+
+
 def application(
     service: JobService,
     config: Config,
     *,
     base: str = "",
+    publishing: Publishing,
     check: Callable[[NewJob], None],
     health: Callable[[], Health],
     forecast: Callable[[Job, bool], Forecast],
@@ -77,6 +91,9 @@ def application(
     """
     app = _empty_application()
     _route_daemon(app, health, stop)
+
+    def tell(job: Job) -> Status:
+        return Status(**job.to_json(), unpublished=publishing.unpublished(job.id))
 
     def job_in(body: bytearray) -> tuple[Order, NewJob]:
         order = _order_in(body)
@@ -92,12 +109,12 @@ def application(
         # In a thread: reading 20 000 tasks takes seconds.
         order, job = await to_thread.run_sync(job_in, await _body(request))
         if order.take_up == "never":
-            return _status(await service.submit(job))
-        return _status(await service.take_up(job, done=order.take_up == "done"))
+            return tell(await service.submit(job))
+        return tell(await service.take_up(job, done=order.take_up == "done"))
 
-    _route_reading(app, service, forecast)
-    _route_control(app, service)
-    _route_forgetting(app, service, forget)
+    _route_reading(app, service, publishing, forecast, tell)
+    _route_control(app, service, tell)
+    _route_forgetting(app, service, forget, tell)
     return _protected(app, token)
 
 
@@ -178,19 +195,23 @@ def _route_daemon(app: FastAPI, health: Callable[[], Health], stop: Callable[[],
 
 
 def _route_reading(
-    app: FastAPI, service: JobService, forecast: Callable[[Job, bool], Forecast]
+    app: FastAPI,
+    service: JobService,
+    publishing: Publishing,
+    forecast: Callable[[Job, bool], Forecast],
+    tell: Tell,
 ) -> None:
     """What can be read of jobs."""
 
     @app.get("/jobs")
     async def get_jobs() -> list[Status]:
         """All jobs, oldest first."""
-        return [_status(job) for job in service.state.jobs.values()]
+        return [tell(job) for job in service.state.jobs.values()]
 
     @app.get("/jobs/{job}")
     async def get_job(job: Number) -> Status:
         """One job."""
-        return _status(service.job(job))
+        return tell(service.job(job))
 
     @app.get("/jobs/{job}/forecast")
     async def get_forecast(
@@ -217,44 +238,48 @@ def _route_reading(
         job: Number,
         after: Annotated[int, Query(ge=0, le=2**53, description="Number of the last one seen")] = 0,
     ) -> StreamingResponse:
-        """The job's events as server-sent events, each a record as JSON; ends with the job."""
+        """The job's events as server-sent events, each a record as JSON.
+
+        Ends with the job, when its submission is in its files or could not be written there.
+        """
         service.job(job)
-        return StreamingResponse(_stream(service, job, after), media_type="text/event-stream")
+        found = _stream(service, publishing, job, after)
+        return StreamingResponse(found, media_type="text/event-stream")
 
 
-def _route_control(app: FastAPI, service: JobService) -> None:
+def _route_control(app: FastAPI, service: JobService, tell: Tell) -> None:
     """What changes a job."""
 
     @app.post("/jobs/{job}/pause")
     async def post_pause(job: Number) -> Status:
         """Begin no more of its tasks."""
-        return _status(service.pause(job))
+        return tell(service.pause(job))
 
     @app.post("/jobs/{job}/resume")
     async def post_resume(job: Number) -> Status:
         """End a pause."""
-        return _status(service.resume(job))
+        return tell(service.resume(job))
 
     @app.post("/jobs/{job}/cancel")
     async def post_cancel(job: Number) -> Status:
         """End the job: its waiting tasks stay unanswered."""
-        return _status(service.cancel(job))
+        return tell(service.cancel(job))
 
     @app.post("/jobs/{job}/retry")
     async def post_retry(job: Number) -> Status:
         """Do its failed and doubtful tasks once more."""
-        return _status(service.retry(job))
+        return tell(service.retry(job))
 
 
 def _route_forgetting(
-    app: FastAPI, service: JobService, forget: Callable[[int], Awaitable[None]]
+    app: FastAPI, service: JobService, forget: Callable[[int], Awaitable[None]], tell: Tell
 ) -> None:
     """What ends all knowledge of a job."""
 
     @app.delete("/jobs/{job}")
     async def delete_job(job: Number) -> Status:
         """Delete the records, samples and files of a finished job; answers with what it was."""
-        before = _status(service.job(job))
+        before = tell(service.job(job))
         await forget(job)
         return before
 
@@ -287,7 +312,8 @@ def listen_on_unix(home: Home) -> socket.socket:
     """
     path = home.socket
     if path.parent != home.path:
-        _private_folder(path.parent)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    home.check_socket()
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
@@ -304,39 +330,40 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=_family(host))
     except OSError as error:
-        raise ArcdError(f"{host}:{port}: {error.strerror or error}") from None
+        raise ArcdError(f"{address(host, port)}: {error.strerror or error}") from None
 
 
 def token_in(home: Home) -> str:
-    """The token of this home, made at the first call; only its owner may read it."""
-    try:
-        return home.token.read_text().strip()
-    except FileNotFoundError:
-        token = secrets.token_urlsafe(32)
-        with open(os.open(home.token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(token + "\n")
-        return token
+    """The token of this home, made at the first call; only its owner may read it.
+
+    Called with the home locked. A file without a token, as a power cut may leave one, is replaced.
+    """
+    with suppress(FileNotFoundError):
+        if found := home.token.read_text().strip():
+            return found
+    token = secrets.token_urlsafe(32)
+    writing = home.token.with_name(".token.tmp")
+    writing.unlink(missing_ok=True)
+    with open(os.open(writing, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    writing.replace(home.token)
+    return token
 
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _private_folder(path: pathlib.Path) -> None:
-    """Make a folder of this user alone in one that others may write to; refuse any other."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ArcdError(f"{path}: not a folder of this user alone")
-
-
-def _status(job: Job) -> Status:
-    return Status.model_validate(job.to_json())
-
-
-async def _stream(service: JobService, job: int, after: int) -> AsyncIterator[str]:
+async def _stream(
+    service: JobService, publishing: Publishing, job: int, after: int
+) -> AsyncIterator[str]:
     async for record in service.follow(job, after):
         yield f"id: {record.seq}\ndata: {json.dumps(record.to_json())}\n\n"
+    if service.job(job).finished:
+        # Who waits for the job reads its files next.
+        await publishing.settled(job)
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:
@@ -367,7 +394,9 @@ async def _explain_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _problem(status: int, error: str) -> JSONResponse:
-    return JSONResponse(Problem(error=error).model_dump(), status)
+    # What is no text, such as half of a surrogate pair in a path, is told in its digits.
+    told = error.encode(errors="backslashreplace").decode()
+    return JSONResponse(Problem(error=told).model_dump(), status)
 
 
 class _Guarded:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
-from rich.panel import Panel
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from arcd.arc.grids import Grid, shape
 from arcd.arc.selection import ATTEMPTS, Verdict, Vote
 from arcd.arc.tasks import Task
 from arcd.display.palette import Palette
+from arcd.display.terminal import panel
 
 MAX_CANDIDATES = 6
 """Candidates of a test that are drawn at most."""
@@ -78,7 +78,7 @@ def task(value: Task, palette: Palette | None, solutions: Sequence[Grid] = ()) -
     for i, query in enumerate(value.tests):
         solution = solutions[i] if i < len(solutions) else None
         parts.append(_arrow(f"test {i}", query, solution, palette))
-    return Panel(Columns(parts, padding=(0, 4)), title=f"task {value.id}", title_align="left")
+    return panel(Columns(parts, padding=(0, 4)), f"task {value.id}")
 
 
 def _arrow(name: str, left: Grid, right: Grid | None, palette: Palette | None) -> RenderableType:
@@ -124,7 +124,7 @@ def answers(
         body = votes(ranked[:MAX_CANDIDATES], palette, truth)
         valid = sum(vote.count for vote in ranked)
         title = f"test {i}: {_count(len(ranked), 'different answer')} in {valid} valid samples"
-        panels.append(Panel(body, title=title, title_align="left"))
+        panels.append(panel(body, title))
     panels += [Text(f"note: {note}", style="yellow") for note in value.notes]
     return Group(*panels)
 

@@ -21,6 +21,7 @@ _ROWS = (
     "candidates WHERE (job, task, test, sample) IN"
     " (SELECT job, task, test, sample FROM candidates WHERE job = ? LIMIT ?)",
     "events WHERE seq IN (SELECT seq FROM events WHERE job = ? AND kind != 'Forgotten' LIMIT ?)",
+    "skipped WHERE (job, task) IN (SELECT job, task FROM skipped WHERE job = ? LIMIT ?)",
     # Last: by its tasks `half_deleted` finds what a death has left of a job.
     "tasks WHERE (job, task) IN (SELECT job, task FROM tasks WHERE job = ? LIMIT ?)",
 )

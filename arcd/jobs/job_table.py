@@ -1,15 +1,18 @@
 """What the store knows of each job: its tasks, its configuration, its samples and its answers.
 
-Reads only. Knows nothing of who asks.
+Writes nothing but how far a job is published. Knows nothing of who asks.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from arcd.arc.grids import Grid, to_grid
 from arcd.arc.selection import Candidate, Verdict
+from arcd.arc.submission import blank_text
 from arcd.arc.tasks import Task, TaskSet, from_challenges
 from arcd.config import Config
 from arcd.jobs import events
@@ -18,6 +21,22 @@ from arcd.jobs.journal import NewJob
 
 _SUBMITTED = "EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
 """All tasks of the job are in the store."""
+
+NEVER = -1
+"""Stands for the last answer in a file that was not written yet: less than any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How far a job's files are: the number of the last Answered record in each.
+
+    0: the file is blank. NEVER: it was not written yet.
+    """
+
+    own: int = NEVER
+    """Of the file in the home folder."""
+    outs: int = NEVER
+    """Of all further files together: none of them is older."""
 
 
 class JobTable:
@@ -123,11 +142,42 @@ class JobTable:
             yield answered.verdict
 
     def submission(self, job: int) -> str:
-        """The job's submission as a JSON text: every task and every test, at any time."""
-        rows = self._database.read(
-            "SELECT task, attempts FROM tasks WHERE job = ? ORDER BY position", (job,)
-        )
-        return "{" + ", ".join(f"{json.dumps(task)}: {attempts}" for task, attempts in rows) + "}"
+        """The job's submission as a JSON text: every id of its file and every test, at any time."""
+        return self.submission_at(job)[0]
+
+    def submission_at(self, job: int) -> tuple[str, int]:
+        """The submission, and the number of the last Answered record in it; 0 if it is blank."""
+        query = "SELECT task, attempts, answered FROM tasks WHERE job = ? ORDER BY position"
+        rows = list(self._database.read(query, (job,)))
+        blanks = ((task, blank_text(tests), 0) for task, tests in self.skipped(job).items())
+        entries = (f"{json.dumps(task)}: {attempts}" for task, attempts, _ in chain(rows, blanks))
+        return "{" + ", ".join(entries) + "}", max((seq or 0 for _, _, seq in rows), default=0)
+
+    def skipped(self, job: int) -> dict[str, int]:
+        """The ids of the job's file whose tasks cannot be used, with the number of their tests."""
+        table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'skipped'"
+        if not list(self._database.read(table)):
+            return {}  # a store of an older version, which is only read
+        query = "SELECT task, tests FROM skipped WHERE job = ? ORDER BY task"
+        return dict(self._database.read(query, (job,)))
+
+    def published(self) -> dict[int, Published]:
+        """How far the files of each job are."""
+        rows = self._database.read("SELECT id, kept, published FROM jobs")
+        return {job: Published(own, outs) for job, own, outs in rows}
+
+    def published_of(self, job: int) -> Published:
+        """How far the files of one job are."""
+        (row,) = self._database.read("SELECT kept, published FROM jobs WHERE id = ?", (job,))
+        return Published(*row)
+
+    def keep_published(self, job: int, published: Published) -> None:
+        """Remember how far a job's files are; called when they are on the disk."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET kept = ?, published = ? WHERE id = ?",
+                (published.own, published.outs, job),
+            )
 
 
 def _grids(values: Sequence[Any]) -> tuple[Grid, ...]:

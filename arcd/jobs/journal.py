@@ -6,9 +6,8 @@ transaction as the event. Knows nothing of who emits events.
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +24,9 @@ from arcd.jobs.state import State
 
 ROWS_PER_STEP = 250
 """Tasks that reach the disk together when a job is submitted: one to two MB, some 10 ms."""
+
+_UNSUBMITTED = "NOT EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
+"""Not all tasks of a job are in the store yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,18 @@ class NewJob:
     outs: tuple[Path, ...] = ()
     base: str = ""
     """The base model it is for: the answers of two bases must not be mixed."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Ids of its file whose tasks cannot be used: blank in the submission, with so many tests."""
 
     @property
     def digest(self) -> str:
-        """A hash that is equal for jobs that ask for the same; name and priority do not count."""
-        asked = [self.config.model_dump(mode="json"), [str(out) for out in self.outs], self.base]
+        """A hash that is equal for jobs that ask for the same answers.
+
+        Name, priority and `outs` do not count. A budget does: it is counted from the job's
+        submission and decides how its tasks are done, so another budget is another job. A job of
+        another arcd may have another digest: then it is not found, and a new one is begun.
+        """
+        asked = [self.config.model_dump(mode="json"), self.base, dict(self.skipped)]
         found = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
         for task in sorted(self.tasks, key=lambda task: task.id):
             found.update(json.dumps([task.id, task.body, task.solution]).encode())
@@ -75,9 +84,10 @@ def new_job(
     outs: tuple[Path, ...] = (),
     base: str = "",
 ) -> NewJob:
-    """The job for a set of tasks and the solutions that are known of them."""
+    """The job for a set of tasks, the solutions that are known, and those that were skipped."""
     found = tuple(NewTask.of(task, tasks.solutions.get(task.id)) for task in tasks.tasks)
-    return NewJob(name, priority, found, config, outs, base)
+    skipped = {each.id: each.tests for each in tasks.skipped}
+    return NewJob(name, priority, found, config, outs, base, skipped)
 
 
 class Journal:
@@ -109,7 +119,14 @@ class Journal:
                     "INSERT INTO tasks (job, position, task, body, solution, attempts)"
                     " VALUES (?, ?, ?, ?, ?, ?)",
                     (
-                        (number, i, task.id, task.body, task.solution, _blank(task.tests))
+                        (
+                            number,
+                            i,
+                            task.id,
+                            task.body,
+                            task.solution,
+                            submission.blank_text(task.tests),
+                        )
                         for i, task in rows
                     ),
                 )
@@ -119,12 +136,10 @@ class Journal:
 
     def discard_unsubmitted(self) -> None:
         """Delete jobs of which not all tasks have reached the store."""
-        unsubmitted = "NOT EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
         with self._database.transaction() as connection:
-            connection.execute(
-                f"DELETE FROM tasks WHERE job IN (SELECT id FROM jobs WHERE {unsubmitted})"
-            )
-            connection.execute(f"DELETE FROM jobs WHERE {unsubmitted}")
+            for table, key in (("skipped", "job"), ("tasks", "job"), ("jobs", "id")):
+                which = f"SELECT id FROM jobs WHERE {_UNSUBMITTED}"
+                connection.execute(f"DELETE FROM {table} WHERE {key} IN ({which})")
 
     def append(self, job: int | None, *new: Event) -> list[Record]:
         """Write events of a job, or of the daemon, all or none; returns their records.
@@ -133,6 +148,16 @@ class Journal:
         """
         with self._database.transaction():
             return [self._insert(job, event) for event in new]
+
+    def redirect(self, job: int, outs: tuple[Path, ...]) -> None:
+        """Change where the job's submission is to be written beside the home folder.
+
+        It counts as not written there yet.
+        """
+        with self._database.transaction() as connection:
+            given = json.dumps([str(out) for out in outs])
+            change = "UPDATE jobs SET outs = ?, published = -1 WHERE id = ?"
+            connection.execute(change, (given, job))
 
     def last(self) -> int:
         """The number of the last record; 0 if there is none."""
@@ -168,6 +193,10 @@ class Journal:
             ),
         ).lastrowid
         assert number is not None
+        self._database.connection.executemany(
+            "INSERT INTO skipped (job, task, tests) VALUES (?, ?, ?)",
+            ((number, task, tests) for task, tests in job.skipped.items()),
+        )
         return number
 
     def _insert(self, job: int | None, event: Event) -> Record:
@@ -198,8 +227,3 @@ def _submitted(job: NewJob) -> events.Submitted:
     usable = budget.seconds - budget.reserve if budget.seconds is not None else None
     names = tuple(task.id for task in job.tasks)
     return events.Submitted(job.name, job.priority, names, usable)
-
-
-@cache
-def _blank(tests: int) -> str:
-    return json.dumps(submission.entry([()] * tests))

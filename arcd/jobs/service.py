@@ -83,7 +83,9 @@ class JobService:
     async def take_up(self, new: NewJob, *, done: bool = False) -> Job:
         """Go on with an unfinished job that asks for the same, or take this one on.
 
-        With `done`, a job that asks for the same and is done is enough.
+        The submission of an unfinished job is written where the new one's would be, and no longer
+        elsewhere. With `done`, a job that asks for the same and is done is enough, and none is
+        written elsewhere than before.
         """
         async with self._submitting:
             return self._alike(new, done=done) or await self._submit(new)
@@ -107,7 +109,10 @@ class JobService:
         alike = [self.state.jobs[number] for number in self.store.jobs.like(new)]
         for job in alike:
             if not job.finished:
-                return self.resume(job.id)
+                moved = not done and new.outs != self.store.jobs.outs(job.id)
+                if moved:
+                    self.store.journal.redirect(job.id, new.outs)
+                return self.resume(job.id, anyway=moved)
         if done:
             for job in alike:
                 if job.state is JobState.done:
@@ -128,11 +133,11 @@ class JobService:
             self.emit(number, events.Paused())
         return job
 
-    def resume(self, number: int) -> Job:
-        """End a pause, or take up a job that is held."""
+    def resume(self, number: int, *, anyway: bool = False) -> Job:
+        """End a pause, or take up a job that is held; `anyway`: say so even where it is neither."""
         job = self._unfinished(number)
         self._check_base(number)
-        if job.paused or number in self.held:
+        if job.paused or number in self.held or anyway:
             self.emit(number, events.Resumed())
             self.held.discard(number)
             self.wake()

@@ -165,6 +165,11 @@ class Job:
     def finished(self) -> bool:
         return self.state in FINISHED
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is paused and has no task in flight any more."""
+        return self.paused and not self.counts[Phase.started] + self.counts[Phase.trained]
+
     def retriable(self) -> list[str]:
         """The answered tasks that failed or are doubtful."""
         return [name for name, task in self.tasks.items() if task.retriable]

@@ -14,11 +14,15 @@ Knows nothing of what is in the files.
 
 import hashlib
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+
+from arcd.errors import ArcdError
 
 MAX_SOCKET_PATH_BYTES = 100
 """Longest path of a Unix socket; systems allow 104 (macOS) to 108 (Linux), the final zero included.
@@ -48,6 +52,18 @@ class Home:
             return inside
         name = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"arcd-{os.getuid()}-{name}" / "socket"
+
+    def check_socket(self) -> None:
+        """Raise ArcdError where the socket could be another user's: everybody may make a folder in
+        the temporary one."""
+        folder = self.socket.parent
+        if folder == self.path:
+            return
+        with suppress(FileNotFoundError):
+            found = folder.lstat()
+            own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if not own or found.st_mode & 0o077:
+                raise ArcdError(f"{folder}: not a folder of this user alone")
 
     @property
     def token(self) -> Path:

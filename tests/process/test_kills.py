@@ -39,7 +39,7 @@ SEEDS = range(24)
 COUNTS = {
     **dict.fromkeys(("DaemonStarted", "DaemonReady", "Submitted", "DaemonStopped", "rates"), (1,)),
     # What is answered while a file is written goes into the next one: there are two at least.
-    **dict.fromkeys(("write", "replace"), (1, 2)),
+    **dict.fromkeys(("write", "replace", "published"), (1, 2)),
 }
 """The times at which a point is tried, where these are not the first and the third."""
 

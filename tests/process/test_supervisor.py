@@ -85,8 +85,8 @@ class Rig:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.told = Told(home / "told")
         self.lock = HomeLock.take(home)
+        self.told = Told(home / "told")
         self.log = home / "log"
         self.incidents: list[Incident] = []
 

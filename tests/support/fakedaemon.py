@@ -29,6 +29,7 @@ from arcd.daemon.phases import Platform
 from arcd.jobs import database, events
 from arcd.jobs.daemon_facts import DaemonFacts
 from arcd.jobs.events import Record
+from arcd.jobs.job_table import JobTable
 from arcd.jobs.journal import Journal, NewJob
 from arcd.jobs.store import Store
 from arcd.model.base_model import Device
@@ -49,9 +50,9 @@ EVENTS = (
     *("DaemonStarted", "DaemonReady", "Submitted", "Started", "Training"),
     *("Trained", "Sampled", "Answered", "DaemonStopped"),
 )
-ACTS = ("serial", "adapter", "rates", "write", "replace")
-"""A number for an adapter and its folder; rates are kept; a submission is written and put in its
-place."""
+ACTS = ("serial", "adapter", "rates", "write", "replace", "published")
+"""A number for an adapter and its folder; rates are kept; a submission is written, put in its place
+and counted as published."""
 
 POINTS = (
     *(f"{when} {what}" for what in (*EVENTS, *ACTS) for when in ("before", "after")),
@@ -200,6 +201,10 @@ Patch = Callable[[object, str, object], None]
 """Like setattr; in a test, one that is undone after it."""
 
 
+STORED = (Journal, DaemonFacts, JobTable)
+"""What writes to the store."""
+
+
 def instrument(points: Points, patch: Patch = setattr) -> None:
     """Have the store and the files reach their points."""
 
@@ -208,7 +213,7 @@ def instrument(points: Points, patch: Patch = setattr) -> None:
 
         def surrounded(*args: object, **kwargs: object) -> object:
             what = name(*args)
-            with points.writing if owner in (Journal, DaemonFacts) else nullcontext():
+            with points.writing if owner in STORED else nullcontext():
                 points.reach(f"before {what}")
                 result = original(*args, **kwargs)
                 points.reach(f"after {what}")
@@ -228,6 +233,7 @@ def instrument(points: Points, patch: Patch = setattr) -> None:
     patch(Journal, "submitting", submitted)
     surround(DaemonFacts, "serial", lambda *_: "serial")
     surround(DaemonFacts, "keep_measured", lambda *_: "rates")
+    surround(JobTable, "keep_published", lambda *_: "published")
     surround(os, "replace", lambda *_: "replace")
     surround(files, "_write_durably", lambda *_: "write")
 

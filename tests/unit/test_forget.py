@@ -20,7 +20,7 @@ from arcd.jobs.service import JobService
 from arcd.jobs.store import Store
 from arcd.system.home import Home
 
-TABLES = {"events": "job", "tasks": "job", "candidates": "job", "jobs": "id"}
+TABLES = {"events": "job", "tasks": "job", "candidates": "job", "skipped": "job", "jobs": "id"}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def rows(store: Store, job: int) -> dict[str, int]:
     return {table: int(count) for table, (count,) in counts.items()}
 
 
-ALONE = {"events": 1, "tasks": 0, "candidates": 0, "jobs": 0}
+ALONE = {"events": 1, "tasks": 0, "candidates": 0, "skipped": 0, "jobs": 0}
 """What is left is that it was forgotten."""
 
 
