@@ -1,5 +1,6 @@
 """What `arcd run` does after its daemon is gone, and until when; the rest is tested end to end."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -10,11 +11,15 @@ from support import virtual
 from arcd.arc.selection import verdict
 from arcd.arc.tasks import load
 from arcd.config import BudgetConfig, Config
-from arcd.daemon.foreground import LAST_PART, Backstop, publish_rest
+from arcd.daemon import foreground
+from arcd.daemon.foreground import LAST_PART, Backstop, publish_rest, serve
+from arcd.daemon.options import Options
+from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError
 from arcd.jobs import events
 from arcd.jobs.job_table import Published
 from arcd.jobs.store import Store
+from arcd.model.base_model import bundled
 from arcd.system.home import Home
 
 TASKS = load("arc1-train:2")
@@ -104,6 +109,25 @@ def test_one_that_cannot_be_written_is_an_error_that_names_it_when_all_others_ar
             publish_rest(home, [gone, out], 1, done=done)
         assert out.read_text() == home.submission(1).read_text() == text(home)
         assert published(home) == Published()
+
+
+def test_every_daemon_of_a_command_knows_where_the_command_began(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[int | None] = []
+
+    class Ended:
+        def __init__(self, command: Sequence[str], *_: object, **__: object) -> None:
+            began.append(Options.model_validate_json(command[-1]).began)
+
+        async def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr(foreground, "Supervisor", Ended)
+    for folder in (home.path, tmp_path / "new"):
+        options = Options(home=folder, base=bundled())
+        serve(options, limits=Limits(), report=lambda _: None, progress=lambda *_: None)
+    assert began == [2, 0]
 
 
 # Until when.
