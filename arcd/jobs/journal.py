@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from arcd.arc import submission
 from arcd.arc.grids import Grid
@@ -114,21 +114,11 @@ class Journal:
             with self._database.transaction() as connection:
                 if begin == 0:
                     number = self._insert_job(job)
-                rows = enumerate(job.tasks[begin : begin + ROWS_PER_STEP], begin)
+                tasks = enumerate(job.tasks[begin : begin + ROWS_PER_STEP], begin)
                 connection.executemany(
                     "INSERT INTO tasks (job, position, task, body, solution, attempts)"
                     " VALUES (?, ?, ?, ?, ?, ?)",
-                    (
-                        (
-                            number,
-                            i,
-                            task.id,
-                            task.body,
-                            task.solution,
-                            submission.blank_text(task.tests),
-                        )
-                        for i, task in rows
-                    ),
+                    (_task_row(number, i, task) for i, task in tasks),
                 )
                 last = begin == steps[-1]
                 record = self._insert(number, _submitted(job)) if last else None
@@ -220,6 +210,11 @@ class Journal:
                     (json.dumps(submission.entry(verdict.attempts)), seq, job, task),
                 )
         return Record(seq, at, job, event)
+
+
+def _task_row(job: int, position: int, task: NewTask) -> tuple[Any, ...]:
+    blank = submission.blank_text(task.tests)
+    return job, position, task.id, task.body, task.solution, blank
 
 
 def _submitted(job: NewJob) -> events.Submitted:

@@ -18,6 +18,7 @@ from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError
 from arcd.jobs import events
 from arcd.jobs.job_table import Published
+from arcd.jobs.journal import new_job
 from arcd.jobs.store import Store
 from arcd.model.base_model import bundled
 from arcd.system.home import Home
