@@ -232,6 +232,12 @@ class State:
         elif isinstance(record.event, events.TaskEvent):
             self._task(self.jobs[record.job], record.at, record.event)
 
+    def count_sample(self, job: int, task: str) -> None:
+        """Take in a Sampled record, of which only the task matters here."""
+        state = self.jobs[job].tasks[task]
+        state.sampled += 1
+        _move(self.jobs[job], state, Phase.trained)
+
     def in_flight(self) -> list[tuple[int, str]]:
         """(job, task) of all tasks in flight."""
         return [
@@ -286,16 +292,16 @@ class State:
             case events.Shared(adapter=adapter):
                 task.adapter = adapter
             case events.Sampled():
-                task.sampled += 1
-                _move(job, task, Phase.trained)
+                self.count_sample(job.id, event.task)
                 return
             case events.Noted(note=note):
                 task.notes += (note,)
             case events.Answered(verdict=verdict):
                 task.answer = Answer.of(verdict)
                 job.changed = self.seq
-                # A clock that is set back must not make a time negative.
-                task.seconds = max(0.0, at - task.begun)
+                if task.in_flight:
+                    # A clock that is set back must not make a time negative.
+                    task.seconds = max(0.0, at - task.begun)
                 if task.taken and task.wanted and task.sampled == task.wanted:
                     task.taken = Times(task.taken.train, max(0.0, at - task.sampling))
                 task.answered_by = verdict.adapter
@@ -310,6 +316,8 @@ class State:
 
 
 def _move(job: Job, task: TaskState, phase: Phase) -> None:
+    if task.phase is phase:
+        return
     job.counts[task.phase] -= 1
     job.counts[phase] += 1
     task.phase = phase
