@@ -22,7 +22,7 @@ from arcd.backends.protocols import Trained, TrainRequest
 from arcd.config import resolve
 from arcd.errors import BadConfig
 from arcd.jobs import events
-from arcd.jobs.events import Times
+from arcd.jobs.events import Record, Times
 from arcd.jobs.state import JobState
 from arcd.model.prompts import Question
 from arcd.scheduling.budget import LEAST_ALLOTMENT, Pace, allot, cheap, seconds
@@ -328,9 +328,66 @@ async def test_what_was_judged_in_an_earlier_round_still_counts_when_the_time_is
     made.append(works)
     number = job(works, 205, "sample.judging_views=4")
     await works.finish()
-    verdicts = list(works.store.jobs.verdicts(number))
-    assert any(TIME_IS_UP in verdict.notes for verdict in verdicts)
-    assert all(verdict.likelihoods for verdict in verdicts)
+    assert cut_off(works, number)
+    assert all(verdict.likelihoods for verdict in works.store.jobs.verdicts(number))
+
+
+def cut_off(works: Works, number: int) -> set[str]:
+    """The tasks whose last round was not done when the time was up."""
+    (end,) = works.records(events.Finished, number)
+    last = [
+        record.event for record in works.records(events.Answered, number) if record.at == end.at
+    ]
+    return {event.task for event in last if isinstance(event, events.Answered)}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("budget", range(240, 420, 35))
+async def test_an_extra_round_that_is_cut_off_leaves_the_answer_its_adapter_and_no_note(
+    tmp_path: Path, made: list[Works], budget: float
+) -> None:
+    works = Works(
+        tmp_path,
+        task_set(*(task(f"t{i}") for i in range(4))),
+        trainer=Trainer(seconds_per_step=1.0),
+        engine=Disagreeing,
+    )
+    made.append(works)
+    works.store.database.connection.execute("PRAGMA synchronous = OFF")
+    number = job(works, budget)
+    found: dict[str, int | None] = {}
+
+    def look(record: Record) -> None:
+        if isinstance(record.event, events.Retried):
+            found.update((n, t.answered_by) for n, t in current.tasks.items())
+
+    works.service.subscribe(look)
+    current = works.service.state.jobs[number]
+    await works.finish()
+    assert min(t.round for t in current.tasks.values()) > 1, "the budget is for extra rounds"
+    assert cut_off(works, number)
+    assert None not in found.values()
+    for name, each in current.tasks.items():
+        assert each.answered_by is not None
+        if name in cut_off(works, number):
+            assert each.answered_by == found[name]
+        assert TIME_IS_UP not in each.notes
+        assert each.answer is not None
+        assert each.answer.samples == len(list(works.store.jobs.candidates(number, name)))
+
+
+@pytest.mark.anyio
+async def test_a_task_that_was_not_begun_when_the_time_was_up_has_taken_no_time(
+    tmp_path: Path, made: list[Works]
+) -> None:
+    works = Works(tmp_path, task_set(*(task(f"t{i}") for i in range(50))), seconds_per_token=5.0)
+    made.append(works)
+    number = job(works, 100)
+    await anyio.sleep(1e6)
+    await works.finish()
+    tasks = works.service.state.jobs[number].tasks.values()
+    assert {t.seconds for t in tasks if not t.wanted} == {0.0}
+    assert all(TIME_IS_UP in t.notes for t in tasks)
 
 
 @pytest.mark.anyio
