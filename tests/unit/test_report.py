@@ -26,6 +26,7 @@ from playwright.sync_api import (
 from playwright.sync_api import Error as PlaywrightError
 from support.past import DAEMON, Past
 from support.small import grid, solutions, task
+from support.trace_format import TRACE
 
 from arcd.arc.grids import Grid, to_text
 from arcd.arc.selection import Verdict, Vote
@@ -360,42 +361,6 @@ def test_of_many_tasks_a_page_is_shown_and_grids_are_unpacked_when_they_are_seen
     found.page.evaluate("lanes.zoom(0.01)")
     assert 0 < blocks.count() < 50
     assert found.said == []
-
-
-NUMBER = {"type": "integer", "minimum": 0}
-EVENT = {
-    "type": "object",
-    "required": ["ph", "name", "pid", "tid"],
-    "properties": {"name": {"type": "string"}, "pid": NUMBER, "tid": NUMBER},
-    "oneOf": [
-        {
-            "properties": {"ph": {"const": "X"}, "ts": NUMBER, "dur": NUMBER},
-            "required": ["ts", "dur", "cat"],
-        },
-        {
-            "properties": {"ph": {"const": "i"}, "ts": NUMBER, "s": {"enum": ["g", "p", "t"]}},
-            "required": ["ts", "s"],
-        },
-        {
-            "properties": {
-                "ph": {"const": "M"},
-                "name": {"enum": ["process_name", "thread_name"]},
-                "args": {"type": "object", "required": ["name"]},
-            },
-            "required": ["args"],
-        },
-    ],
-}
-TRACE = {
-    "type": "object",
-    "required": ["traceEvents"],
-    "properties": {
-        "traceEvents": {"type": "array", "items": EVENT},
-        "displayTimeUnit": {"enum": ["ms", "ns"]},
-        "otherData": {"type": "object"},
-    },
-}
-"""Of "Trace Event Format" (The Chromium Authors) what arcd writes."""
 
 
 def test_the_trace_keeps_to_its_format() -> None:
