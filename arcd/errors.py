@@ -11,7 +11,8 @@ ArcdError                 exit code 1: something arcd can explain in one line
 │   └── BadSubmission     a submission file that cannot be read
 ├── MissingPackage        a part of arcd that is not installed here
 ├── TrainerFailed         an adapter could not be trained
-│   └── OutOfMemory       ... because its lessons do not fit the memory
+│   ├── OutOfMemory       ... because its lessons do not fit the memory
+│   └── DiskFull          ... because there is no room to write it
 ├── SampleRefused         the engine does not take this adapter or request
 ├── EngineFailed          the engine stopped
 ├── StoreFailed           the jobs cannot be read or written
@@ -87,6 +88,10 @@ class TrainerFailed(ArcdError):
 
 class OutOfMemory(TrainerFailed):
     """The training ran out of memory."""
+
+
+class DiskFull(TrainerFailed):
+    """The disk has no room for the adapter."""
 
 
 class SampleRefused(ArcdError):

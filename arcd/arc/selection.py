@@ -149,6 +149,11 @@ def verdict(
     return Verdict(task, ranked, len(found), invalid, adapter, notes)
 
 
+def taught(candidates: Iterable[Candidate]) -> bool:
+    """Whether an adapter has answered validly, so that the base's own votes do not count."""
+    return any(c.adapter is not None and c.grid is not None for c in candidates)
+
+
 def _ranked(candidates: Sequence[Candidate], likelihoods: Mapping[Grid, float]) -> tuple[Vote, ...]:
     taught = [c for c in candidates if c.adapter is not None]
     return rank(taught, likelihoods) or rank(candidates, likelihoods)

@@ -120,9 +120,18 @@ class TrainableAdapter:
         """If wanted, recompute activations in the backward pass for as long as the block lasts."""
         return _gradient_checkpointing(self._peft) if wanted else nullcontext()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the weights that `save` writes."""
+        return sum(int(p.numel()) for p in self._parameters) * int(self._dtype.itemsize)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return cast(torch.dtype, getattr(torch, self._device.dtype))
+
     def save(self, folder: Path) -> None:
         """Write weights and configuration as a PEFT folder."""
-        dtype = getattr(torch, self._device.dtype)
+        dtype = self._dtype
         tensors = {
             name: value.detach().to("cpu", dtype).contiguous()
             for name, value in self._tensors().items()

@@ -7,9 +7,11 @@ tasks beyond their lessons, nor of who serves the adapter.
 
 import asyncio
 import ctypes
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -25,9 +27,12 @@ from transformers import PreTrainedModel
 from arcd.backends.lora_adapter import TrainableAdapter
 from arcd.backends.protocols import WRITING, Adapter, Trained, TrainingStep, TrainRequest
 from arcd.config import TrainConfig
-from arcd.errors import TrainerFailed
+from arcd.errors import DiskFull, TrainerFailed
 from arcd.model.base_model import MARKER, Device, fingerprint
 from arcd.system.ledger import Ledger
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk, or what a user may have of it, is full."""
 
 
 class LoraTrainer:
@@ -84,6 +89,7 @@ class LoraTrainer:
         tokens, loss = 0, math.nan
         with self._ledger.span("trainer", "hand-over"):
             adapter = self._prepared(wanted)
+            self._check_room(adapter)
         with adapter.checkpointing(wanted.frugal or wanted.config.checkpointing):
             for step in range(steps):
                 handle.check()
@@ -114,6 +120,25 @@ class LoraTrainer:
         self._tensors.reset(wanted.seed, wanted.start or wanted.config.start)
         return self._tensors
 
+    def _check_room(self, adapter: TrainableAdapter) -> None:
+        """Raise DiskFull before the training rather than after it."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder).free
+        except OSError as error:
+            raise self._refused(adapter, error) from error
+        if free < adapter.size:
+            raise self._full(adapter)
+
+    def _refused(
+        self, adapter: TrainableAdapter, error: OSError | SafetensorError
+    ) -> TrainerFailed:
+        """What to raise where the file system refuses an adapter."""
+        return self._full(adapter) if _no_room(error) else TrainerFailed(f"{self._folder}: {error}")
+
+    def _full(self, adapter: TrainableAdapter) -> DiskFull:
+        return DiskFull(f"{self._folder}: no room for an adapter of {adapter.size / 1e6:.1f} MB")
+
     def _save(self, trained: TrainableAdapter, serial: int) -> Adapter:
         """Write a PEFT folder, which is on the disk and complete before it has its name."""
         adapter = Adapter.under(self._folder, serial)
@@ -131,7 +156,7 @@ class LoraTrainer:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
         except (OSError, SafetensorError) as error:
-            raise TrainerFailed(f"{adapter.path}: {error}") from error
+            raise self._refused(trained, error) from error
         return adapter
 
 
@@ -184,6 +209,14 @@ def learning_rate_factor(config: TrainConfig, step: int, steps: int) -> float:
             return 1.0 - done
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _no_room(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    # safetensors tells the number in its text alone: "(os error 28)", before 0.6 "code: 28".
+    told = re.search(r"(?:os error|code:) (\d+)", str(error))
+    return told is not None and int(told[1]) in NO_ROOM
 
 
 def _return_freed_memory() -> None:

@@ -159,22 +159,20 @@ def report(
 
     Both work while the job runs.
     """
-    from arcd.cli import evaluation
     from arcd.display import report as reporting
-    from arcd.jobs.history import History
+    from arcd.jobs import outline
+    from arcd.jobs.sheets import sheets
     from arcd.system import files
 
     if out_file is None and trace is None:
         raise typer.BadParameter("give --out FILE or --trace FILE", param_hint="--out")
     place = home_to_read(home)
     store = store_with(place, job)
-    tasks = store.jobs.tasks(job)
-    history = History.of(job, store.journal.records(job=job), tasks.solutions)
+    history = outline.history(store.database, job)
     if out_file is not None:
-        metrics = evaluation.of_job(store, job) if tasks.solutions else None
         ledger = history.ledger or _ledger_of_daemon(place)
-        page = reporting.page(history, tasks, store.jobs.config(job), metrics, ledger)
-        files.write_text(out_file, page)
+        tasks = sheets(store.database, job)
+        files.write_text(out_file, reporting.page(history, tasks, store.jobs.config(job), ledger))
     if trace is not None:
         files.write_text(trace, json.dumps(reporting.trace(history)))
     written = {"report": out_file, "trace": trace}

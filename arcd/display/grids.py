@@ -5,6 +5,7 @@ come from.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -103,7 +104,17 @@ def votes(
     return Columns(parts, padding=(0, 4)) if parts else Text("no valid candidate")
 
 
-def likely(vote: Vote) -> str:
+class Likely(Protocol):
+    """What is said of a vote without its grid: see `Vote`."""
+
+    @property
+    def mean_logprob(self) -> float: ...
+
+    @property
+    def likelihood(self) -> float | None: ...
+
+
+def likely(vote: Likely) -> str:
     """A grid's log-likelihood, the mean over views, or else that of its samples per token."""
     if vote.likelihood is None:
         return f"{vote.mean_logprob:.3f} nats a token"

@@ -311,8 +311,9 @@ class State:
             case events.Answered(verdict=verdict):
                 task.answer = Answer.of(verdict)
                 job.changed, job.touched = self.seq, at
-                # A clock that is set back must not make a time negative.
-                task.seconds = max(0.0, at - task.begun)
+                if task.in_flight:
+                    # A clock that is set back must not make a time negative.
+                    task.seconds = max(0.0, at - task.begun)
                 if task.taken and task.wanted and task.sampled == task.wanted:
                     task.taken = Times(task.taken.train, max(0.0, at - task.sampling))
                 task.answered_by = verdict.adapter
@@ -327,6 +328,8 @@ class State:
 
 
 def _move(job: Job, task: TaskState, phase: Phase) -> None:
+    if task.phase is phase:
+        return
     job.counts[task.phase] -= 1
     job.counts[phase] += 1
     task.phase = phase

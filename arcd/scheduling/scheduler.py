@@ -11,6 +11,7 @@ the scheduler's own events too. Knows nothing of models, HTTP or processes.
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -25,15 +26,15 @@ from arcd.jobs.state import Job
 from arcd.scheduling.adapter_folder import AdapterFolder
 from arcd.scheduling.fair_queue import FairQueue
 from arcd.scheduling.intake import Intake
+from arcd.scheduling.kept_adapters import KeptAdapters
 from arcd.scheduling.planner import Planner
 from arcd.scheduling.predictor import InFlight, Predictor
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.rounds import (
     MOST_DEATHS,
-    TIME_IS_UP,
     BudgetRounds,
-    answer_from_candidates,
-    can_improve,
+    answer_at_deadline,
+    answer_early,
 )
 from arcd.scheduling.sharing import AdapterGroups
 from arcd.solver.solve import solve
@@ -64,14 +65,14 @@ class Scheduler:
         self._in_flight: dict[tuple[int, str], InFlight] = {}
         self._stopping = False
         self._queue = FairQueue()
-        self._folder = AdapterFolder(adapters)
-        self._groups = AdapterGroups(self._folder)
-        self._rounds = BudgetRounds(service, self._groups, self._withdraw, wall)
+        folder = AdapterFolder(adapters)
+        self._groups = AdapterGroups()
+        self._rounds = BudgetRounds(service, self._withdraw, wall)
         self._predictor = Predictor(service, runtime, estimator, self._groups, self._most_in_flight)
         self._planner = Planner(
             service,
             config,
-            self._folder,
+            folder,
             self._groups,
             self._rounds,
             self._predictor,
@@ -80,6 +81,7 @@ class Scheduler:
         self._intake = Intake(service, self._planner, self._groups, self._queue)
         for job in service.state.jobs.values():
             self._enqueue(job, job.tasks)
+        self._kept = KeptAdapters(folder, self._groups, service.state.jobs)
         service.subscribe(self._hear)
 
     def predicted(self, job: int) -> dict[str, Times]:
@@ -153,35 +155,26 @@ class Scheduler:
         if not task.in_flight:
             self._service.wake()
         elif self._rounds.is_late(job):
-            self._answer_early(job, item.task, TIME_IS_UP)
+            answer_at_deadline(self._service, job, [item.task])
         else:
             # Only a cancelled scope leaves a task unanswered.
             self._service.emit(job.id, events.Released(item.task))
-            if job.cancelled:
-                self._folder.discard(task.adapter, task.answered_by)
 
     async def _solve(self, job: Job, flight: InFlight) -> None:
         name = flight.item.task
         task = job.tasks[name]
         if task.deaths >= MOST_DEATHS:
             died = f"the daemon died {task.deaths} times with this task in flight"
-            self._answer_early(job, name, f"set aside: {died}")
+            answer_early(self._service, job, name, f"set aside: {died}")
             return
-        before = task.answered_by
-        assignment = self._planner.assignment(job, flight, self._queue.work(job.id))
+        planned = self._planner.assignment(job, flight, self._queue.work(job.id))
+        assignment = replace(planned, make_room=self._kept.make_room)
 
         def emit(event: events.TaskEvent) -> None:
             with self._runtime.ledger.span("host", "record"):
                 self._service.emit(job.id, event, *self._groups.hand_out(job, event))
 
-        done = await solve(assignment, self._runtime, emit)
-        if before != done.adapter:
-            self._groups.discard(job, name, before)
-        if not (job in self._rounds and can_improve(task) and self._folder.has_room()):
-            self._groups.discard(job, name, done.adapter)
-
-    def _answer_early(self, job: Job, task: str, note: str) -> None:
-        answer_from_candidates(self._service, self._groups, job, [task], note)
+        await solve(assignment, self._runtime, emit)
 
     def _enqueue(self, job: Job, names: Iterable[str]) -> None:
         """Put tasks of a job into the queue, those that wait."""
@@ -213,6 +206,7 @@ class Scheduler:
                 self._enqueue(job, [name])
             case events.Cancelled():
                 self._withdraw(job.id)
+        self._kept.hear(job, record)
 
     def _on_trained(self, job: Job, event: events.Trained) -> None:
         self._groups.stop_leading(job, event.task)

@@ -38,6 +38,8 @@ class Assignment:
     """The adapter, if it was trained in this round already."""
     start: Path | None = None
     """The folder of an earlier round's adapter, from which training goes on."""
+    answered_by: int | None = None
+    """The number of the adapter that an earlier round's answer is from."""
     candidates: tuple[Candidate, ...] = ()
     """Those of all rounds."""
     notes: tuple[str, ...] = ()
@@ -45,6 +47,9 @@ class Assignment:
     sampling_timeout_s: Callable[[], float] = lambda: math.inf
     """Called when sampling begins. After so many seconds it is ended, and the candidates there are
     are voted on."""
+    make_room: Callable[[], bool] = lambda: False
+    """Called when the disk is full: deletes what can be done without, and tells whether there was
+    anything."""
 
     @property
     def round_config(self) -> Config:

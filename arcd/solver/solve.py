@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import anyio
 
-from arcd.arc.selection import NO_LIKELIHOODS, Candidate, Likelihoods, Verdict, verdict
+from arcd.arc.selection import NO_LIKELIHOODS, Candidate, Likelihoods, Verdict, taught, verdict
 from arcd.backends.protocols import Adapter
 from arcd.backends.runtime import Runtime
 from arcd.errors import SampleRefused
@@ -42,8 +42,8 @@ async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict
         lessons = assignment.lessons(runtime.encoding)
         questions = assignment.questions(runtime.encoding)
         requests = assignment.requests(questions)
-    taught = 0 if isinstance(lessons, TooLong) else len(lessons)
-    emit(events.Started(task.id, taught, len(requests), assignment.predicted))
+    known = 0 if isinstance(lessons, TooLong) else len(lessons)
+    emit(events.Started(task.id, known, len(requests), assignment.predicted))
     _note_too_long(questions, notes)
 
     adapter = assignment.adapter
@@ -63,7 +63,9 @@ async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict
         notes.add(f"sampling took more than {timeout_s:.0f} s and was ended")
 
     with runtime.ledger.span("host", "select"):
-        serial = adapter.serial if adapter else None
+        # Where this round has no adapter, that of an earlier one still has the votes that count.
+        earlier = assignment.answered_by if taught(candidates) else None
+        serial = adapter.serial if adapter else earlier
         tests, noted = len(task.tests), tuple(notes.all)
         found = verdict(task.id, tests, candidates, serial, noted, likelihoods)
     emit(events.Answered(task.id, found))

@@ -1,19 +1,25 @@
 """The training stage: a task's adapter, or a note that says why the base has to answer alone.
 
-Out of memory is met by lessons of half the longest length, then by recomputing activations too.
-Knows nothing of samples or votes.
+Out of memory is met by lessons of half the longest length, then by recomputing activations too. A
+full disk is waited for: an answer of the base in place of every later adapter would look like
+success. Knows nothing of samples or votes.
 """
 
 from collections.abc import Callable, Iterator
 
+import anyio
+
 from arcd.backends.protocols import Adapter, TrainingStep, TrainRequest
 from arcd.backends.runtime import Runtime
-from arcd.errors import OutOfMemory, TrainerFailed
+from arcd.errors import DiskFull, OutOfMemory, TrainerFailed
 from arcd.jobs import events
 from arcd.jobs.events import Emit
 from arcd.model.prompts import Lesson, TooLong
 from arcd.solver.assignment import Assignment
 from arcd.system.seeds import seed_of
+
+ROOM_POLL_S = 10.0
+"""Seconds after which a training that waits for room on the disk is tried again."""
 
 
 async def train(
@@ -25,7 +31,9 @@ async def train(
 ) -> Adapter | None:
     """The task's adapter, or None if it has no lessons or its training fails.
 
-    Call it with one of the trainer's slots held. Raises no TrainerFailed: that becomes a note.
+    While the disk has no room for the adapter it waits, which a note says; a deadline or a
+    cancellation ends that as it ends a training. Call it with one of the trainer's slots held.
+    Raises no TrainerFailed: that becomes a note.
     """
     if isinstance(lessons, TooLong):
         note(f"answered by the base: {lessons}")
@@ -38,7 +46,7 @@ async def train(
         if given_up:
             note(f"out of memory in training, tried again with {given_up}")
         try:
-            return await _train_once(assignment, remaining, runtime, emit, frugal=frugal)
+            return await _train_with_room(assignment, remaining, runtime, emit, note, frugal=frugal)
         except OutOfMemory:
             continue
         except TrainerFailed as error:
@@ -59,6 +67,25 @@ def _fallbacks(
         lessons = shorter
         yield f"lessons of at most {half} tokens", lessons, False
     yield "activations recomputed", lessons, True
+
+
+async def _train_with_room(
+    assignment: Assignment,
+    lessons: list[Lesson],
+    runtime: Runtime,
+    emit: Emit,
+    note: Callable[[str], None],
+    *,
+    frugal: bool,
+) -> Adapter:
+    """As `_train_once`, which is tried again as long as the disk is full."""
+    while True:
+        try:
+            return await _train_once(assignment, lessons, runtime, emit, frugal=frugal)
+        except DiskFull as error:
+            if not assignment.make_room():
+                note(f"had to wait for room on the disk: {error}")
+                await anyio.sleep(ROOM_POLL_S)
 
 
 async def _train_once(

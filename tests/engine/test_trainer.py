@@ -1,6 +1,8 @@
 """The LoRA trainer on a tiny model: resets, schedules, starts, shapes, cancellation."""
 
 import asyncio
+import errno
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from arcd.arc.tasks import load
@@ -24,7 +27,7 @@ from arcd.backends.lora_trainer import LoraTrainer, learning_rate_factor
 from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import TrainConfig, resolve
-from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed
+from arcd.errors import DiskFull, OutOfMemory, StoreFailed, TrainerFailed
 from arcd.model.base_model import Device, load_model, open_encoding
 from arcd.model.prompts import Lesson, build_lessons
 from arcd.pretrain.cell_model import CellModel
@@ -327,6 +330,50 @@ async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(
         await used.train(wanted(base), ignore)
     place.unlink()
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("IoError(Os { code: 28, kind: StorageFull })"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=str,
+)
+async def test_a_full_disk_is_told_from_other_failures_and_leaves_nothing_half_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def half(self: TrainableAdapter, folder: Path) -> None:
+        (folder / "adapter_model.safetensors").write_text("half")
+        raise error
+
+    used = trainer(base, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainableAdapter, "save", half)
+        with pytest.raises(DiskFull, match=r"no room for an adapter of \d"):
+            await used.train(wanted(base), ignore)
+    assert list(tmp_path.iterdir()) == []
+    assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+async def test_without_room_for_its_adapter_nothing_is_trained(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, steps = trainer(base, tmp_path), recorded_steps(monkeypatch)
+    saved = (await used.train(wanted(base), ignore)).adapter.path / "adapter_model.safetensors"
+    usage = shutil.disk_usage(tmp_path)
+    done = len(steps)
+    size = saved.stat().st_size
+    with monkeypatch.context() as patched:
+        # The file has a header beside the weights.
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size * 9 // 10))
+        with pytest.raises(DiskFull):
+            await used.train(wanted(base, serial=1), ignore)
+        assert len(steps) == done
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
+        await used.train(wanted(base, serial=1), ignore)
 
 
 async def test_a_step_that_failed_leaves_no_scaler_that_refuses_the_next(

@@ -47,9 +47,11 @@ class Left(TypedDict, total=False):
     first_sample: int
     adapter: Adapter
     start: Path
+    answered_by: int
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
     sampling_timeout_s: Callable[[], float]
+    make_room: Callable[[], bool]
 
 
 @dataclass
