@@ -4,6 +4,7 @@ Routes, limits and their OpenAPI document; nothing is decided here. Knows nothin
 engines.
 """
 
+import asyncio
 import hmac
 import json
 import os
@@ -12,7 +13,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, cast
 
 import uvicorn
 from fastapi import FastAPI, Query, Request
@@ -23,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd.config import Config
+from arcd.daemon.connections import Connections, most_connections
 from arcd.daemon.schema import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
 from arcd.errors import ArcdError, BadInput, BadJob, NoJob
 from arcd.jobs.journal import NewJob
@@ -164,9 +166,14 @@ def _route_control(app: FastAPI, service: JobService) -> None:
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """A server to be awaited with `serve([socket])`; it ends once its `should_exit` is set."""
+    most = most_connections()
     settings = uvicorn.Config(
         app,
-        log_level="warning",
+        # Not "warning": any client can cause those.
+        log_level="error",
+        http=cast(type[asyncio.Protocol], Connections(most)),
+        ws="none",
+        backlog=most,
         lifespan="off",
         access_log=False,
         timeout_graceful_shutdown=2,
