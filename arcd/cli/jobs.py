@@ -196,7 +196,7 @@ def _displayed(palette: Palette, *, screen: bool) -> "Iterator[Display]":
 def _follow(client: "Client", job: int, display: "Display") -> dict[str, Any]:
     """Show a job until it is finished; its status then."""
     watch = display.of(job, client.solutions(job), partial(seconds_left, client, job))
-    for record in client.follow(job):
+    for record in client.follow(job, brief=True):
         watch(record)
     return client.job(job)
 

@@ -182,7 +182,7 @@ class _Run:
             status = self._submit(client)
             self._job = status["job"]
             watch = self._begin(status)
-            for record in client.follow(status["job"], rest=_rest):
+            for record in client.follow(status["job"], brief=True, rest=_rest):
                 watch(record)
             account = Account.from_json(_answered(client.health)["ledger"])
             return Outcome(status["job"], _answered(lambda: client.job(status["job"])), account)

@@ -6,7 +6,6 @@ engines.
 
 import asyncio
 import hmac
-import json
 import os
 import pathlib
 import secrets
@@ -134,10 +133,15 @@ def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], 
     async def get_events(
         job: Number,
         after: Annotated[int, Query(ge=0, le=2**53, description="Number of the last one seen")] = 0,
+        brief: Annotated[
+            bool,
+            Query(description="Leave out steps and samples of tasks that were answered before"),
+        ] = False,
     ) -> StreamingResponse:
         """The job's events as server-sent events, each a record as JSON; ends with the job."""
         service.job(job)
-        return StreamingResponse(_stream(service, job, after), media_type="text/event-stream")
+        stream = _stream(service, job, after, brief)
+        return StreamingResponse(stream, media_type="text/event-stream")
 
 
 def _route_control(app: FastAPI, service: JobService) -> None:
@@ -244,9 +248,9 @@ def _status(job: Job) -> Status:
     return Status.model_validate(job.to_json())
 
 
-async def _stream(service: JobService, job: int, after: int) -> AsyncIterator[str]:
-    async for record in service.follow(job, after):
-        yield f"id: {record.seq}\ndata: {json.dumps(record.to_json())}\n\n"
+async def _stream(service: JobService, job: int, after: int, brief: bool) -> AsyncIterator[str]:
+    async for lines in service.follow(job, after, brief=brief):
+        yield "".join(f"id: {line.seq}\ndata: {line.text}\n\n" for line in lines)
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:
