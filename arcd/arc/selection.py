@@ -46,8 +46,9 @@ class Candidate:
 
     @property
     def mean_logprob(self) -> float:
-        """Nats per token."""
-        return self.logprob / max(1, self.length)
+        """Nats per token; minus infinity where the model gave no number."""
+        mean = self.logprob / max(1, self.length)
+        return -math.inf if math.isnan(mean) else mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,11 @@ class TrainableAdapter:
         self._optimizer.zero_grad()
         return loss.item()
 
+    @property
+    def finite(self) -> bool:
+        """Whether all its weights are numbers: the loss is NaN for ever if one is not."""
+        return all(bool(weights.isfinite().all()) for weights in self._parameters)
+
     def checkpointing(self, wanted: bool) -> AbstractContextManager[None]:
         """If wanted, recompute activations in the backward pass for as long as the block lasts."""
         return _gradient_checkpointing(self._peft) if wanted else nullcontext()

@@ -95,15 +95,20 @@ class LoraTrainer:
                 handle.check()
                 if self._device.kind == "cpu":
                     torch.set_num_threads(self._cores())
-                batch = wanted.lessons[step * size : (step + 1) * size]
+                batch = list(wanted.lessons[step * size : (step + 1) * size])
                 lr = wanted.config.lr * learning_rate_factor(wanted.config, step, steps)
                 with self._ledger.span("trainer", "step"):
                     loss = adapter.step(batch, lr)
                 tokens += sum(len(lesson.tokens) for lesson in batch)
                 rate = tokens / (time.monotonic() - begun)
                 handle.tell(TrainingStep(step + 1, steps, loss, rate))
+                # In fp16 a loss can overflow once and the weights stay as they were.
+                if not math.isfinite(loss) and not adapter.finite:
+                    break
         if not math.isfinite(loss):
             raise TrainerFailed(f"the loss became {loss} in training")
+        if not adapter.finite:
+            raise TrainerFailed("its weights became infinite or NaN in training")
         with self._ledger.span("trainer", "hand-over"):
             saved = self._save(adapter, wanted.serial)
             _return_freed_memory()

@@ -94,7 +94,7 @@ class Trained:
     """Of all lessons."""
     seconds: float
     loss: float
-    """Of the last step, in nats per labelled token."""
+    """Of the last step, in nats per labelled token; finite."""
     resident_bytes: int | None = None
     """What the process had in memory after it; None on a system that does not tell."""
 
@@ -123,8 +123,8 @@ class Trainer(Protocol):
         """Train an adapter; when this returns, its folder is complete and on the disk.
 
         `progress` is called in the event loop, after each step. Raises OutOfMemory or another
-        TrainerFailed if there is no adapter. A cancellation takes effect within a step and leaves
-        nothing on the disk.
+        TrainerFailed if there is no adapter; one with a loss or weights that are not finite is
+        none. A cancellation takes effect within a step and leaves nothing on the disk.
         """
         ...
 

@@ -203,7 +203,7 @@ def _follow(client: "Client", job: int, display: "Display") -> dict[str, Any]:
     """Show a job until it is finished; its status then, which has what could not be written."""
     watch = display.of(job, client.solutions(job), partial(seconds_left, client, job))
     with suppress(NotPublished):
-        for record in client.follow(job):
+        for record in client.follow(job, brief=True):
             watch(record)
     return client.job(job)
 

@@ -159,10 +159,16 @@ class Client:
         return dict(self._get(f"/jobs/{job}/result"))
 
     def follow(
-        self, job: int, after: int = 0, *, rest: Callable[[float], None] = time.sleep
+        self,
+        job: int,
+        after: int = 0,
+        *,
+        brief: bool = False,
+        rest: Callable[[float], None] = time.sleep,
     ) -> Iterator[Record]:
         """Each of the job's records after number `after` once, until it is done or cancelled.
 
+        In brief, steps and samples of tasks that were answered before the call are left out.
         Goes on after the death of a daemon that is started again within RESTART_TIMEOUT_S; `rest`
         waits between two attempts to reach it, or raises to give up. At the end the files of the
         job have its submission; raises NotPublished, which says why, where one has not.
@@ -170,7 +176,7 @@ class Client:
         lost: float | None = None
         while True:
             try:
-                for record in self._stream(job, after):
+                for record in self._stream(job, after, brief=brief):
                     after, lost = record.seq, None
                     yield record
                 status = self.job(job)
@@ -207,10 +213,11 @@ class Client:
         """End the daemon in order."""
         self._post("/stop")
 
-    def _stream(self, job: int, after: int) -> Iterator[Record]:
+    def _stream(self, job: int, after: int, *, brief: bool) -> Iterator[Record]:
         silent = httpx.Timeout(TIMEOUT_S.connect, read=None)
         path = f"/jobs/{job}/events"
-        with self._http.stream("GET", path, params={"after": after}, timeout=silent) as response:
+        asked = {"after": str(after), "brief": str(brief).lower()}
+        with self._http.stream("GET", path, params=asked, timeout=silent) as response:
             if response.is_error:
                 response.read()
                 _raise(response)

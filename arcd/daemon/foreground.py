@@ -259,7 +259,7 @@ class _Run:
             watch = self._begin(status)
             # What the daemon could not write is written when it is gone.
             with suppress(NotPublished):
-                for record in client.follow(status["job"], rest=_rest):
+                for record in client.follow(status["job"], brief=True, rest=_rest):
                     watch(record)
             account = Account.from_json(_answered(client.health)["ledger"])
             return Outcome(status["job"], _answered(lambda: client.job(status["job"])), account)

@@ -4,14 +4,14 @@ Routes, limits and their OpenAPI document; nothing is decided here. Knows nothin
 engines.
 """
 
+import asyncio
 import hmac
-import json
 import os
 import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, cast
 
 import msgspec
 import uvicorn
@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd.config import Config
+from arcd.daemon.connections import Connections, most_connections
 from arcd.daemon.options import address
 from arcd.daemon.schema import (
     MAX_BODY,
@@ -237,14 +238,18 @@ def _route_reading(
     async def get_events(
         job: Number,
         after: Annotated[int, Query(ge=0, le=2**53, description="Number of the last one seen")] = 0,
+        brief: Annotated[
+            bool,
+            Query(description="Leave out steps and samples of tasks that were answered before"),
+        ] = False,
     ) -> StreamingResponse:
         """The job's events as server-sent events, each a record as JSON.
 
         Ends with the job, when its submission is in its files or could not be written there.
         """
         service.job(job)
-        found = _stream(service, publishing, job, after)
-        return StreamingResponse(found, media_type="text/event-stream")
+        stream = _stream(service, publishing, job, after, brief)
+        return StreamingResponse(stream, media_type="text/event-stream")
 
 
 def _route_control(app: FastAPI, service: JobService, tell: Tell) -> None:
@@ -286,9 +291,14 @@ def _route_forgetting(
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """A server to be awaited with `serve([socket])`; it ends once its `should_exit` is set."""
+    most = most_connections()
     settings = uvicorn.Config(
         app,
-        log_level="warning",
+        # Not "warning": any client can cause those.
+        log_level="error",
+        http=cast(type[asyncio.Protocol], Connections(most)),
+        ws="none",
+        backlog=most,
         lifespan="off",
         access_log=False,
         timeout_graceful_shutdown=2,
@@ -357,11 +367,11 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 async def _stream(
-    service: JobService, publishing: Publishing, job: int, after: int
+    service: JobService, publishing: Publishing, job: int, after: int, brief: bool
 ) -> AsyncIterator[str]:
-    async for record in service.follow(job, after):
-        yield f"id: {record.seq}\ndata: {json.dumps(record.to_json())}\n\n"
-    if service.job(job).finished:
+    async for lines in service.follow(job, after, brief=brief):
+        yield "".join(f"id: {line.seq}\ndata: {line.text}\n\n" for line in lines)
+    if job in service.state.jobs and service.job(job).finished:
         # Who waits for the job reads its files next.
         await publishing.settled(job)
 

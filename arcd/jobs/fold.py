@@ -4,6 +4,7 @@ Of a sample the state needs the task's name alone, so its grid is not read: most
 samples. Knows nothing of who needs the state.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,7 @@ class Fold:
             last = (seq, at)
             self.unkept[job] += 1
             if kind == "Sampled":
-                self.state.count_sample(job, body)
+                self.state.count_sample(job, _task_of(body))
             else:
                 self.state.apply(Record(seq, at, job, events.load(kind, body)))
         return last
@@ -63,12 +64,22 @@ class Fold:
         return found if next(same, None) else None
 
     def _records(self, job: int, after: int) -> Iterator[tuple[Any, ...]]:
-        """A job's records; of a sample the task alone. A daemon's start has ended trainings."""
+        """A job's records, without trainings that a daemon's start has ended."""
         daemon = "(SELECT max(seq) FROM events WHERE job IS NULL)"
         return self._database.read(
-            "SELECT seq, at, kind,"
-            " CASE kind WHEN 'Sampled' THEN json_extract(body, '$.task') ELSE body END"
-            " FROM events WHERE job = :job AND seq > :after"
+            "SELECT seq, at, kind, body FROM events WHERE job = :job AND seq > :after"
             f" AND (kind != 'Training' OR seq > coalesce({daemon}, 0)) ORDER BY seq",
             {"job": job, "after": after},
         )
+
+
+_TASK = '{"task": '
+"""The beginning of a sample's body, as `events.dump` writes it."""
+
+_DECODER = json.JSONDecoder()
+
+
+def _task_of(body: str) -> str:
+    """The task of a Sampled. Nothing behind it is read."""
+    assert body.startswith(_TASK), "the fields of an event are stored in their order"
+    return str(_DECODER.raw_decode(body, len(_TASK))[0])

@@ -5,6 +5,7 @@ report draw beyond that. `keep` limits how much of each kind it keeps. Knows not
 records come from, nor of how anything is drawn.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class History:
     over: deque[Span] = field(init=False)
     """The spans with an end, in the order of their ends."""
     losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """By task, (step, nats per token) of its last training."""
+    """By task, (step, nats per token) of its last training; finite losses alone."""
     answers: dict[str, Verdict] = field(default_factory=dict)
     """The last verdict of each task, the newest last."""
     right: dict[str, float] = field(default_factory=dict)
@@ -174,9 +175,10 @@ class History:
         curve = self.losses.setdefault(task, [])
         if curve and step <= curve[-1][0]:
             curve.clear()  # begun anew
-        if len(curve) == self.points:
-            del curve[1::2]
-        curve.append((step, loss))
+        if math.isfinite(loss):
+            if len(curve) == self.points:
+                del curve[1::2]
+            curve.append((step, loss))
         self._forget(self.losses)
 
     def _answered(self, task: str, verdict: Verdict) -> None:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from arcd import config as configuration
 from arcd.arc.grids import Grid, to_grid
 from arcd.arc.selection import Candidate, Verdict
 from arcd.arc.submission import blank_text
@@ -65,7 +66,7 @@ class JobTable:
     def config(self, job: int) -> Config:
         """The job's configuration as resolved when it was submitted."""
         (row,) = self._database.read("SELECT config FROM jobs WHERE id = ?", (job,))
-        return Config.model_validate_json(row[0])
+        return configuration.stored(row[0])
 
     def outs(self, job: int) -> tuple[Path, ...]:
         """Where the job's submission is to be written beside the home folder."""

@@ -6,7 +6,6 @@ or HTTP.
 """
 
 from collections.abc import AsyncIterator, Callable
-from itertools import islice
 from typing import Self
 
 import anyio
@@ -15,14 +14,12 @@ from anyio.lowlevel import checkpoint
 from arcd.errors import BadJob, NoJob
 from arcd.jobs import events
 from arcd.jobs.events import Event, Record
+from arcd.jobs.following import Feed, Line
 from arcd.jobs.forgetting import delete, half_deleted
 from arcd.jobs.journal import NewJob
 from arcd.jobs.recovery import Recovery, plan
 from arcd.jobs.state import FINISHED, Job, JobState, State
 from arcd.jobs.store import Store
-
-RECORDS_PER_READ = 500
-"""Records that `follow` reads from the store at once."""
 
 Subscriber = Callable[[Record], None]
 
@@ -39,10 +36,11 @@ class JobService:
         self.foreign: dict[int, str] = {}
         """Jobs of another base model, by number, with its name. An adapter fits one base, and one
         job must not mix the answers of two."""
-        self._subscribers: list[Subscriber] = []
         self._deleting = anyio.Lock()
         self._submitting = anyio.Lock()
         """One job at a time: of two that ask for the same, the second must find the first."""
+        self._feed = Feed(store.path, self.state.seq)
+        self._subscribers: list[Subscriber] = [self._feed.hear]
         self._changed = anyio.Event()
         self._closed = False
 
@@ -192,21 +190,28 @@ class JobService:
         """Return at the next event."""
         await self._changed.wait()
 
-    async def follow(self, number: int, after: int = 0) -> AsyncIterator[Record]:
-        """A job's records after number `after`, then each new one; ends with job or service."""
+    async def follow(
+        self, number: int, after: int = 0, *, brief: bool = False
+    ) -> AsyncIterator[list[Line]]:
+        """A job's records after number `after`, then each new one; ends with job or service.
+
+        In brief, steps and samples of the past are left out that a screen does not need.
+        """
         job = self.job(number)
+        past = None
+        if brief and after < self.state.seq:
+            in_flight = [name for name, task in job.tasks.items() if task.in_flight]
+            past = await self._feed.brief(number, self.state.seq, in_flight)
         while True:
-            # Taken before reading, so that an event during the reading is not missed.
-            changed, finished = self._changed, job.finished
-            while batch := list(
-                islice(self.store.journal.records(after, number), RECORDS_PER_READ)
-            ):
-                after = batch[-1].seq
-                for record in batch:
-                    yield record
-            if finished or self._closed:
+            while after < self.state.seq:
+                found = await self._feed.read(number, after, self.state.seq, past)
+                after = found.end
+                if found.lines:
+                    yield found.lines
+            # Nothing is awaited between the last look at the state and here: no event is missed.
+            if job.finished or self._closed:
                 return
-            await changed.wait()
+            await self.changed()
 
     def _check_base(self, number: int) -> None:
         if number in self.foreign:

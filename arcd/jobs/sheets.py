@@ -102,8 +102,8 @@ class _Body(msgspec.Struct):
 class _Vote(msgspec.Struct):
     grid: Raw
     count: int
-    mean_logprob: float | None
-    likelihood: float | None = None
+    mean_logprob: float | str | None
+    likelihood: float | str | None = None
 
 
 class _Verdict(msgspec.Struct):
@@ -143,8 +143,8 @@ def _sheet(database: Database, job: int, row: _Row, counts: Mapping[tuple[str, i
             SheetVote(
                 _text(v.grid),
                 v.count,
-                nan if v.mean_logprob is None else v.mean_logprob,
-                v.likelihood,
+                nan if v.mean_logprob is None else float(v.mean_logprob),
+                None if v.likelihood is None else float(v.likelihood),
             )
             for v in test
         ]

@@ -28,6 +28,7 @@ from arcd.scheduling.calibration import calibrate
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
 from arcd.system.ledger import Ledger
+from support import virtual
 from support.small import task, task_set
 from support.stores import take_on
 
@@ -94,7 +95,14 @@ class Works:
         """Working; stopped, with so much grace, at the end of the block."""
         trained = self.trainer.trained
         engine = self.engine(CellEncoding(), self.tasks.solutions, trained, self.seconds_per_token)
-        runtime = Runtime(self.trainer, engine, CellEncoding(), Ledger(), self.store.facts.serial)
+        runtime = Runtime(
+            self.trainer,
+            engine,
+            CellEncoding(),
+            Ledger(),
+            self.store.facts.serial,
+            background=virtual.at_once,
+        )
         measured = await calibrate(runtime, self.config) if self.calibrated else RateEstimator()
         self.scheduler = Scheduler(
             self.service,

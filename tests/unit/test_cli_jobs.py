@@ -46,7 +46,7 @@ class Finished(Client):
     def solutions(self, job: int) -> dict[str, Any]:
         return {}
 
-    def _stream(self, job: int, after: int) -> Iterator[Record]:
+    def _stream(self, job: int, after: int, *, brief: bool) -> Iterator[Record]:
         return iter(())
 
 

@@ -15,7 +15,8 @@ from arcd.daemon.fake_runtime import REPORTED_STEPS, StoredAnswers, guess
 from arcd.daemon.options import Options
 from arcd.jobs.journal import new_job
 from arcd.jobs.store import Store
-from arcd.model.prompts import TooLong, build_lessons
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import TooLong
 from arcd.system.ledger import Ledger
 
 WIDE = grid(1, 3)

@@ -26,11 +26,11 @@ HIDDEN = {"run": {"--backend"}, "serve": {"--backend"}}
 NEW_VERBS = {"forget"}
 """They came after 0.1.0."""
 
-NEW_IN_API: tuple[tuple[str | int, ...], ...] = (
-    ("paths", "/jobs/{job}", "delete"),
-    ("paths", "/jobs/{job}/forecast", "get", "parameters", 1),
-)
-"""Where the HTTP API says more than that of 0.1.0: keys, and positions in lists."""
+ADDED_METHODS = {"/jobs/{job}": {"delete"}}
+"""Of the HTTP API, by path; they came after 0.1.0."""
+
+ADDED_PARAMETERS = {"/jobs/{job}/events": {"brief"}, "/jobs/{job}/forecast": {"detail"}}
+"""Query parameters that came after 0.1.0, by path; without them all is as it was."""
 
 ADDED = {"Status": {"unpublished", "touched"}, "Order": {"skipped"}}
 """Fields of the HTTP API's messages that came after 0.1.0; none may be required."""
@@ -74,14 +74,6 @@ def without_prose(value: Any) -> Any:
     return [without_prose(inner) for inner in value] if isinstance(value, list) else value
 
 
-def remove(document: Any, *path: str | int) -> None:
-    """Take out what stands at this path; it must be there."""
-    *way, last = path
-    for step in way:
-        document = document[step]
-    del document[last]
-
-
 def test_the_verbs_are_those_of_0_1_0() -> None:
     assert set(COMMANDS) - NEW_VERBS == set(STORED)
 
@@ -113,8 +105,14 @@ def test_the_http_api_is_that_of_0_1_0(tmp_path: Path) -> None:
     store.close()
     stored = json.loads((DATA / "openapi-0.1.0.json").read_text())
     del stored["info"]["version"], document["info"]["version"]
-    for path in NEW_IN_API:
-        remove(document, *path)
+    for path, methods in ADDED_METHODS.items():
+        for method in methods:
+            del document["paths"][path][method]
+    for path, added in ADDED_PARAMETERS.items():
+        operation = document["paths"][path]["get"]
+        parameters = {each["name"]: each for each in operation["parameters"]}
+        assert not any(parameters.pop(name)["required"] for name in added)
+        operation["parameters"] = list(parameters.values())
     for name, fields in ADDED.items():
         message = document["components"]["schemas"][name]
         assert fields.isdisjoint(message["required"])

@@ -30,7 +30,7 @@ from arcd.daemon.client import Client
 from arcd.daemon.options import address
 from arcd.daemon.schema import Forecast, Health, Prediction
 from arcd.errors import ArcdError, NoDaemon
-from arcd.jobs import events
+from arcd.jobs import events, following
 from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, JobState
@@ -323,6 +323,23 @@ def test_a_file_that_could_not_be_written_is_told_with_the_job(bench: Bench) -> 
         bench.client.post("/jobs/1/cancel").json(),
     ):
         assert status["unpublished"] == bench.published.failed
+
+
+def test_a_screen_can_ask_for_a_brief_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "RECORDS_IN_MEMORY", 1)
+    bench = Bench(tmp_path)
+    bench.submit()
+    name = TASKS.tasks[0].id
+    for step in (1, 2, 3):
+        bench.service.emit(1, events.Training(name, step, 3, 0.5, 100.0))
+    bench.client.post("/jobs/1/cancel")
+    whole, brief = (
+        bench.client.get("/jobs/1/events", params={"brief": wanted}).text
+        for wanted in (False, True)
+    )
+    assert [text.count('"event": "Training"') for text in (whole, brief)] == [3, 0]
+    assert [text.count('"event": "Cancelled"') for text in (whole, brief)] == [1, 1]
+    bench.service.store.close()
 
 
 def test_stop_is_passed_on(bench: Bench) -> None:

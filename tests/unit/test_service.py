@@ -1,5 +1,6 @@
 """The job service: stored before anybody knows of it, told to everybody once, refused in a line."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from arcd.arc.selection import verdict
 from arcd.config import Config
 from arcd.errors import BadJob, NoJob, StoreFailed
 from arcd.jobs import events
-from arcd.jobs import service as service_module
 from arcd.jobs.events import Record
+from arcd.jobs.following import Line
 from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import JobState
@@ -122,17 +123,19 @@ async def test_who_waits_for_a_change_wakes_at_the_next_one(service: JobService)
 # Who follows.
 
 
+def records_in(lines: list[Line]) -> list[Record]:
+    return [Record.from_json(json.loads(line.text)) for line in lines]
+
+
 async def collect(service: JobService, found: list[Record], *arguments: int) -> None:
-    async for record in service.follow(*arguments):
-        found.append(record)
+    async for lines in service.follow(*arguments):
+        found.extend(records_in(lines))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 500])
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
 async def test_who_follows_gets_each_record_once_until_the_job_ends(
-    service: JobService, after: int, batch: int, monkeypatch: pytest.MonkeyPatch
+    service: JobService, after: int
 ) -> None:
-    monkeypatch.setattr(service_module, "RECORDS_PER_READ", batch)
     take_on(service, new_job("another", 10, TASKS, Config()))
     service.emit(1, events.Started("a", 1, 1))
     found: list[Record] = []
@@ -153,8 +156,8 @@ async def test_what_happens_while_a_slow_one_follows_is_not_lost(service: JobSer
     found: list[Record] = []
 
     async def follow() -> None:
-        async for record in service.follow(1):
-            found.append(record)
+        async for lines in service.follow(1):
+            found.extend(records_in(lines))
             await anyio.sleep(10)
 
     async with anyio.create_task_group() as following:
