@@ -48,8 +48,8 @@ class OfflineClient:
         return Fold(self._store.database, Snapshots(self._home.snapshot))
 
     def _job(self, number: int) -> Job:
+        if not self._store.jobs.has(number):
+            raise NoJob(f"job {number}: there is no such job")
         fold = self._fold()
         fold.job(number)
-        if number not in fold.state.jobs:
-            raise NoJob(f"job {number}: there is no such job")
         return fold.state.jobs[number]

@@ -47,7 +47,9 @@ class JobTable:
         self._database = database
 
     def has(self, job: int) -> bool:
-        """Whether there is a job of this number."""
+        """Whether there is a job of this number, which may be any."""
+        if not 0 < job < 2**63:  # SQLite's integers end there
+            return False
         query = f"SELECT 1 FROM jobs WHERE id = ? AND {_SUBMITTED}"
         return bool(list(self._database.read(query, (job,))))
 

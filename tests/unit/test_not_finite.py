@@ -120,7 +120,7 @@ def test_the_report_can_be_read(loss: float, tmp_path: Path) -> None:
         text = report.page(history, sheets(store.database, 1), Config(), None)
     (data,) = re.findall(r'<script id="data"[^>]*>(.*?)</script>', text, re.DOTALL)
     document = strict(data)
-    assert [step for step, _ in document["tasks"][0]["losses"]] == [1, 2, 3]
+    assert [step for step, _ in document["curves"][0]] == [1, 2, 3]
     strict(json.dumps(report.trace(past.history())))
 
 

@@ -18,7 +18,7 @@ from arcd.config import Config, resolve
 from arcd.daemon import schema
 from arcd.errors import BadTask
 from arcd.jobs import journal
-from arcd.jobs.journal import new_job
+from arcd.jobs.journal import NewJob, new_job
 from arcd.jobs.store import Store
 
 MANY = task_set(*(task(f"t{i}") for i in range(7)))

