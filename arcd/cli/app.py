@@ -213,7 +213,6 @@ def store_with(home: "Home", job: int) -> "Store":
     from arcd.jobs.store import Store
 
     store = Store(home.path, "read")
-    # SQLite has no larger numbers.
-    if not 0 < job < 1 << 63 or not store.jobs.has(job):
+    if not store.jobs.has(job):
         raise NoJob(f"{home.path}: no job {job}")
     return store

@@ -309,7 +309,7 @@ def test_numbers_that_json_does_not_have_are_left_out(tmp_path: Path) -> None:
     assert data["curves"] == [[[1, 1.0], [2, 0.6667]]]
     assert data["tasks"][0]["loss"] == 0.6667
     assert [vote["likely"] for vote in data["tasks"][0]["grids"]["ranked"][0]] == [
-        "nan nats a token"
+        "-inf nats a token"
     ]
 
 
