@@ -4,6 +4,7 @@ Knows what each setting means and which values make sense. Knows nothing of the 
 steers. The names of sections and fields are stored with every job: they must not change.
 """
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,9 +26,13 @@ from arcd.errors import BadConfig
 # Strict: `true` is no number and "yes" no truth value.
 Count = Annotated[int, Strict(), Field(ge=0)]
 Positive = Annotated[int, Strict(), Field(ge=1)]
+Tokens = Annotated[int, Strict(), Field(ge=1, le=1 << 20)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+MOST_LESSONS = 400_000
+"""Lessons of an adapter at most: what they show takes 200 MB, to find it out takes two minutes."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM serves (0.32, `LoRAConfig.max_lora_rank`)."""
@@ -42,20 +47,20 @@ class _Section(BaseModel):
 class TrainConfig(_Section):
     """The LoRA adapter of a task and how it is trained."""
 
-    steps: Count = 60
+    steps: Annotated[Count, Field(le=100_000)] = 60
     """Optimizer steps for each task; 0 answers with the base alone."""
-    batch_size: Positive = 2
+    batch_size: Annotated[Positive, Field(le=1000)] = 2
     """Lessons for each step."""
-    lr: Annotated[float, Field(gt=0)] = 4e-3
+    lr: Annotated[float, Field(gt=0, le=100)] = 4e-3
     """Highest learning rate, that of the steps after the warm-up."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """What the learning rate does after the warm-up: it stays, or it falls to zero on a straight
     line or on half a cosine."""
     warmup: Fraction = 0.05
     """Share of the steps, at the beginning, in which the learning rate rises from zero."""
-    rank: Positive = 16
+    rank: Annotated[Positive, Field(le=LORA_RANKS[-1])] = 16
     """Rank of the adapter's matrices, one of LORA_RANKS."""
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 16.0
     """The adapter's part of a layer's output is scaled by alpha / rank (arXiv 2106.09685)."""
     rslora: StrictBool = False
     """Scale by alpha / sqrt(rank) instead (arXiv 2312.03732)."""
@@ -71,20 +76,20 @@ class TrainConfig(_Section):
     """Names of the base model's linear layers that the adapter changes."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which an input of the adapter is set to zero in training."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """AdamW's (arXiv 1711.05101): each step shrinks the weights by this times the learning rate."""
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    clip: Annotated[float, Field(gt=0, le=1e30)] = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it."""
     checkpointing: StrictBool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
-    max_seq_len: Positive = 4096
+    max_seq_len: Tokens = 4096
     """Tokens of a lesson at most; pairs are dropped until it fits."""
     loss: Literal["target", "outputs"] = "outputs"
     """Which tokens of a lesson have a loss: those of its target, or those of all outputs but the
     first, which is shown before anything tells the rule."""
-    share: Positive = 1
+    share: Annotated[Positive, Field(le=1000)] = 1
     """Tasks in an adapter group: that many neighbours in the task file are trained together, one
-    adapter for all of them, in `steps` steps for each."""
+    adapter for all of them, in `steps` steps for each. At most MOST_LESSONS lessons together."""
     start: Path | None = None
     """Folder of a PEFT adapter from which each training starts; by default a fresh one."""
 
@@ -94,19 +99,21 @@ class TrainConfig(_Section):
             raise ValueError(f"rank must be one of {', '.join(map(str, LORA_RANKS))}")
         if not self.target_modules:
             raise ValueError("target_modules must not be empty")
+        if self.steps * self.batch_size * self.share > MOST_LESSONS:
+            raise ValueError(f"steps x batch_size x share must be at most {MOST_LESSONS} lessons")
         return self
 
 
 class SampleConfig(_Section):
     """How answers are sampled and chosen."""
 
-    samples: Positive = 16
+    samples: Annotated[Positive, Field(le=4096)] = 16
     """Samples for each test input."""
-    views: Positive | None = None
+    views: Annotated[Positive, Field(le=4096)] | None = None
     """Different views over which the samples are spread; by default one for each sample."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """Of the softmax that tokens are sampled from; 0 takes the likeliest token."""
-    judging_views: Count = 0
+    judging_views: Annotated[Count, Field(le=256)] = 0
     """Views in which the logprobs of the grids with the most votes are compared, at most as many as
     `samples`; 0: votes alone decide."""
 
@@ -131,25 +138,25 @@ class ViewConfig(_Section):
 class EngineConfig(_Section):
     """How vLLM is started; the first three fields have vLLM's names."""
 
-    max_model_len: Positive = 4096
+    max_model_len: Tokens = 4096
     """Tokens of prompt and completion together at most."""
-    max_loras: Positive = 2
+    max_loras: Annotated[Positive, Field(le=1000)] = 2
     """Adapters in one batch at most, so tasks that can be sampled at once."""
-    max_num_seqs: Positive = 64
+    max_num_seqs: Annotated[Positive, Field(le=65_536)] = 64
     """Sequences in one batch at most."""
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the GPU's memory for the engine; the rest is for the trainer."""
-    cpu_cache_gib: Positive = 2
+    cpu_cache_gib: Annotated[Positive, Field(le=65_536)] = 2
     """GiB of memory for keys and values where the engine runs on a CPU."""
 
 
 class BudgetConfig(_Section):
     """The time that a job may take."""
 
-    seconds: Annotated[float, Field(gt=0)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=1e8)] | None = None
     """Seconds from the submission of the job to its end; then every task has the best answer found
     so far. None: no limit, each task is trained and sampled once."""
-    reserve: Annotated[float, Field(ge=0)] = 10.0
+    reserve: Annotated[float, Field(ge=0, le=1e6)] = 10.0
     """Seconds of these in which no task is worked on: for writing answers and stopping."""
 
     @model_validator(mode="after")
@@ -162,7 +169,7 @@ class BudgetConfig(_Section):
 class Config(_Section):
     """Everything that decides the answer to a task, beside the base model and the task itself."""
 
-    seed: StrictInt = 0
+    seed: Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)] = 0
     """Decides all lessons, questions and samples; see `system.seeds`."""
     encoding: str = "auto"
     """How grids become tokens: `cells`, or layers of text such as `shape+rows+digits`; `auto` takes
@@ -170,9 +177,9 @@ class Config(_Section):
     precision: Precision = "auto"
     """Number format of weights and activations; `auto`: bf16 where the device has it, else fp16 on
     a GPU and fp32 on a CPU."""
-    lookahead: Count = 2
+    lookahead: Annotated[Count, Field(le=1000)] = 2
     """Tasks in flight beyond those in training: trained adapters that wait or are sampled."""
-    trainings: Positive | None = None
+    trainings: Annotated[Positive, Field(le=256)] | None = None
     """Adapters that are trained at once. By default one on a GPU; on a CPU half as many as it has
     cores, but two on two cores: two trainings with a core each are faster than one with both."""
     order: Literal["johnson", "file", "cheapest"] = "johnson"
@@ -241,6 +248,26 @@ def on_daemon(job: Config, daemon: Config) -> Config:
     Keys in DAEMON_KEYS are the new daemon's, all others the job's.
     """
     return job.model_copy(update={key: getattr(daemon, key) for key in DAEMON_KEYS})
+
+
+def stored(text: str) -> Config:
+    """The configuration of a stored job, from its JSON text.
+
+    A number beyond a bound that a later version has drawn is taken down, or up, to the bound: a job
+    of yesterday must not keep a daemon from starting today.
+    """
+    found: dict[str, Any] = json.loads(text)
+    try:
+        return Config.model_validate(found)
+    except ValidationError as error:
+        for each in error.errors():
+            bounds = each.get("ctx", {})
+            if (bound := bounds.get("le", bounds.get("ge"))) is not None:
+                _put(found, [str(part) for part in each["loc"]], bound)
+        if "steps" in (train := found.get("train", {})):
+            size = train.get("batch_size", 1) * train.get("share", 1)
+            train["steps"] = min(train["steps"], MOST_LESSONS // size)
+    return Config.model_validate(found)
 
 
 def tree(

@@ -11,12 +11,14 @@ ArcdError                 exit code 1: something arcd can explain in one line
 │   └── BadSubmission     a submission file that cannot be read
 ├── MissingPackage        a part of arcd that is not installed here
 ├── TrainerFailed         an adapter could not be trained
-│   └── OutOfMemory       ... because its lessons do not fit the memory
+│   ├── OutOfMemory       ... because its lessons do not fit the memory
+│   └── DiskFull          ... because there is no room to write it
 ├── SampleRefused         the engine does not take this adapter or request
 ├── EngineFailed          the engine stopped
 ├── StoreFailed           the jobs cannot be read or written
 ├── HomeInUse             another arcd has locked the home folder
 ├── DaemonFailed          the daemon ended, and starting it again would not help
+├── NotPublished          a file does not have the submission of a job that is over
 ├── NoDaemon              no daemon answers in the home folder
 └── RunInterrupted        exit code 130: Ctrl-C; what was done is kept
 
@@ -88,6 +90,10 @@ class OutOfMemory(TrainerFailed):
     """The training ran out of memory."""
 
 
+class DiskFull(TrainerFailed):
+    """The disk has no room for the adapter."""
+
+
 class SampleRefused(ArcdError):
     """The engine refused to sample this."""
 
@@ -110,6 +116,10 @@ class DaemonFailed(ArcdError):
     def __init__(self, message: str | None = None, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class NotPublished(ArcdError):
+    """A file does not have the submission of a job that is over."""
 
 
 class NoDaemon(ArcdError):

@@ -29,6 +29,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import large_jobs
 from pages import METRICS, ROOT, SESSION_BLOCKS, Record, changed, keep, read_records, write
 
 MEASURE = ROOT / ".measure"
@@ -219,6 +220,12 @@ def session(shell: Shell) -> Values:
     return told
 
 
+def scale(shell: Shell) -> Values:
+    """What a hundred thousand tasks cost, with daemons of fakes."""
+    shell.commands.append("python examples/measure.py scale")
+    return dict(large_jobs.measure(shell.home, shell.env))
+
+
 def tests(shell: Shell) -> Values:
     """The gate, from an environment that is set up."""
     return {"seconds": shell.run("bash tests/run.sh")[1]}
@@ -293,7 +300,7 @@ def photograph(page: Path, picture: Path, width: int, height: int) -> None:
 
 SECTIONS: dict[str, Callable[[Shell], Values | None]] = {
     section.__name__: section
-    for section in (quickstart, budget, memory, bench, session, pictures, dev100, tests)
+    for section in (quickstart, budget, memory, scale, bench, session, pictures, dev100, tests)
 }
 
 RESUMED = "dev100"

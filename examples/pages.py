@@ -128,6 +128,31 @@ def memory_line(record: Record) -> str:
     ) + source(record)
 
 
+SCALE = (
+    ("daemon answers `/health` after its start, 100 000 tasks", "health", "s", 3),
+    ("the same where no job has a snapshot yet", "first_health", "s", 3),
+    ("`arcd jobs` without a daemon", "jobs", "s", 2),
+    ("`arcd status` without a daemon", "status", "s", 2),
+    ("`arcd result` without a daemon", "result", "s", 2),
+    ("an order of 20 000 tasks, until it is accepted", "submit", "s", None),
+    ("meanwhile and after it, the longest answer to `/health`", "submit_step", "s", 0.25),
+    ("the largest order allowed, the daemon's most memory", "largest_order_mib", "MiB", 1024),
+    ("`arcd report` of 20 000 tasks", "report", "s", 6),
+    ("its memory", "report_mib", "MiB", 300),
+    ("its page", "report_page_mib", "MiB", None),
+    ("a live screen's look at 20 000 waiting tasks", "screen", "s", 0.01),
+)
+"""The rows of the table of large jobs: what, its value, its unit, the most it is meant to be."""
+
+
+def scale_table(record: Record) -> str:
+    rows = [
+        (what, f"{record['values'][key]:.3g} {unit}", "" if most is None else f"{most} {unit}")
+        for what, key, unit, most in SCALE
+    ]
+    return table(("with daemons of fakes", "measured", "at most"), *rows) + source(record)
+
+
 def transcript(block: str) -> Callable[[Record], str]:
     return lambda record: f"```\n{record['values'][block]}\n```"
 
@@ -139,6 +164,7 @@ BLOCKS: dict[str, Callable[[Record], str]] = {
     "bench": bench_table,
     "budget": budget_line,
     "memory": memory_line,
+    "scale": scale_table,
     "pictures": lambda record: f"Both pictures are of one run. {source(record).strip()}",
     "session": lambda record: f"This session was held with {setting(record)}",
     **{f"session.{block}": transcript(block) for block in SESSION_BLOCKS},

@@ -8,6 +8,9 @@ from arcd.errors import BadGrid
 Grid = tuple[tuple[int, ...], ...]
 """Rows of colours; `grid[row][column]`."""
 
+GridText = str
+"""A grid as a text: its rows of digits, e.g. 012/345."""
+
 COLOURS = 10
 """Colours of a cell: 0..9."""
 
@@ -50,6 +53,11 @@ def _brief(value: object) -> str:
 def shape(grid: Grid) -> tuple[int, int]:
     """(rows, columns)."""
     return len(grid), len(grid[0])
+
+
+def to_text(grid: Grid) -> GridText:
+    """Its rows as digits."""
+    return "/".join("".join(map(str, row)) for row in grid)
 
 
 def to_lists(grid: Grid) -> list[list[int]]:

@@ -46,8 +46,9 @@ class Candidate:
 
     @property
     def mean_logprob(self) -> float:
-        """Nats per token."""
-        return self.logprob / max(1, self.length)
+        """Nats per token; minus infinity where the model gave no number."""
+        mean = self.logprob / max(1, self.length)
+        return -math.inf if math.isnan(mean) else mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,11 @@ def verdict(
     )
     invalid = sum(c.grid is None for c in found)
     return Verdict(task, ranked, len(found), invalid, adapter, notes)
+
+
+def taught(candidates: Iterable[Candidate]) -> bool:
+    """Whether an adapter has answered validly, so that the base's own votes do not count."""
+    return any(c.adapter is not None and c.grid is not None for c in candidates)
 
 
 def _ranked(candidates: Sequence[Candidate], likelihoods: Mapping[Grid, float]) -> tuple[Vote, ...]:

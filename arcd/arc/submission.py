@@ -7,6 +7,7 @@ made is the blank grid [[0]]. Reading gives grids (`Attempts`); writing takes th
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,12 @@ def of(tasks: Iterable[Task], verdicts: Mapping[str, Verdict]) -> Submission:
 def entry(attempts: Sequence[Sequence[Grid]]) -> list[dict[str, list[list[int]]]]:
     """One task in the file: for each test two attempts, blank where there is none."""
     return [_test(test) for test in attempts]
+
+
+@cache
+def blank_text(tests: int) -> str:
+    """The entry of a task with this number of tests and no answer, as a JSON text."""
+    return json.dumps(entry([()] * tests))
 
 
 def _attempts(task: Task, verdict: Verdict | None) -> Sequence[Sequence[Grid]]:

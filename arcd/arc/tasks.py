@@ -8,6 +8,7 @@ solves a task can see them. Knows nothing of views, tokens or models.
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,23 @@ class Task:
 Solutions = Mapping[str, tuple[Grid, ...]]
 """The true outputs, one grid for each test of a task, by task id."""
 
+MAX_GRIDS = 200
+"""Grids of one task: a demonstration pair has two, a test input is one."""
+
+MAX_ID = 100
+"""Characters of a task's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A task that cannot be used. It has a place in the submission, which is blank."""
+
+    id: str
+    tests: int
+    """How many tests it has: at most MAX_GRIDS; 1 where that cannot be told."""
+    error: str
+    """Why it cannot be used, with its file, in one line."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSet:
@@ -55,8 +73,8 @@ class TaskSet:
     name: str
     tasks: tuple[Task, ...]
     solutions: Solutions
-    skipped: tuple[str, ...] = ()
-    """For each task that could not be used, an error of one line."""
+    skipped: tuple[Skipped, ...] = ()
+    """The tasks of the file that cannot be used."""
 
     def with_solutions(self, path: Path) -> "TaskSet":
         """The same tasks with the solutions of a Kaggle solutions file.
@@ -105,22 +123,29 @@ def from_challenges(
 def _collect(name: str, raw: "list[Raw]", *, skip_invalid: bool) -> TaskSet:
     tasks: list[Task] = []
     solutions: dict[str, tuple[Grid, ...]] = {}
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     for where, task_id, value in raw:
         try:
             if isinstance(value, BadTask):
                 raise value
             task, outputs = _to_task(task_id, value)
         except BadTask as error:
-            line = str(error) if error is value else f"{where}: task {task_id}: {error}"
+            shown = task_id if task_id.isprintable() else ascii(task_id)
+            line = str(error) if error is value else f"{where}: task {shown}: {error}"
             if not skip_invalid:
                 raise BadTask(line) from None
-            skipped.append(line)
+            skipped.append(Skipped(task_id, _tests_of(value), line))
             continue
         tasks.append(task)
         if outputs:
             solutions[task.id] = outputs
     return TaskSet(name, tuple(tasks), solutions, tuple(skipped))
+
+
+def _tests_of(value: object) -> int:
+    """How many tests a task that cannot be used seems to have."""
+    tests = value.get("test") if isinstance(value, dict) else None
+    return min(max(1, len(tests)), MAX_GRIDS) if isinstance(tests, list) else 1
 
 
 def load_solutions(path: Path) -> dict[str, tuple[Grid, ...]]:
@@ -168,11 +193,17 @@ def read_json(path: Path) -> Any:
         raise BadTask(f"{path}: {error}") from None
 
 
+_UNPAIRED = re.compile("[\ud800-\udfff]")
+"""A code point that no text has: UTF-8, and so no file or store, can hold it."""
+
+
 def _no_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, item in items:
         if key in value:
             raise BadTask(f"{key!r} stands in it twice")
+        if not key.isascii() and _UNPAIRED.search(key):
+            raise BadTask(f"not JSON: {key!r} has half of a surrogate pair")
         value[key] = item
     return value
 
@@ -200,7 +231,12 @@ def _from_folder(path: Path) -> list[Raw]:
         raise BadTask(f"{path}: {error.strerror or error}") from None
     if not files:
         raise BadTask(f"{path}: a folder without .json files")
-    return [(str(file), file.stem, _read_or_error(file)) for file in files]
+    return [(str(file), _text(file.stem), _read_or_error(file)) for file in files]
+
+
+def _text(name: str) -> str:
+    """A file's name with a backslash and digits for each byte that is not UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _read_or_error(file: Path) -> Any:
@@ -248,8 +284,8 @@ def _ids_in(path: Path) -> list[str]:
 
 def _to_task(task_id: str, value: object) -> tuple[Task, tuple[Grid, ...]]:
     """The task, and the outputs of its tests: none, or one for each."""
-    if not task_id.isprintable():
-        raise BadTask("its id has characters that cannot be printed")
+    if not task_id.isprintable() or not 1 <= len(task_id) <= MAX_ID:
+        raise BadTask(f"its id is not of 1 to {MAX_ID} characters that can be printed")
     if not isinstance(value, dict):
         raise BadTask("not an object with 'train' and 'test'")
     train = tuple(
@@ -257,6 +293,8 @@ def _to_task(task_id: str, value: object) -> tuple[Task, tuple[Grid, ...]]:
         for i, pair in enumerate(_items(value, "train"))
     )
     tests = _items(value, "test")
+    if 2 * len(train) + len(tests) > MAX_GRIDS:
+        raise BadTask(f"more than {MAX_GRIDS} grids")
     inputs = tuple(_grid(test, "input", f"test {i}") for i, test in enumerate(tests))
     solved = [isinstance(test, dict) and test.get("output") is not None for test in tests]
     if any(solved) and not all(solved):

@@ -25,6 +25,7 @@ from arcd.backends.protocols import (
 )
 from arcd.errors import OutOfMemory, SampleRefused, TrainerFailed
 from arcd.model.encoding import Encoding
+from arcd.model.lessons import lengths
 from arcd.model.prompts import Question
 
 
@@ -65,19 +66,20 @@ class FakeTrainer:
     async def _train(
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
     ) -> Trained:
-        lessons = wanted.lessons
-        if lessons[0].task in self.broken:
+        lessons, tokens = wanted.lessons, lengths(wanted.lessons)
+        task = lessons[0].task
+        if task in self.broken:
             raise TrainerFailed
-        if max(len(lesson.tokens) for lesson in lessons) > self.memory * (1 + wanted.frugal):
+        if max(tokens) > self.memory * (1 + wanted.frugal):
             raise OutOfMemory
         for step in range(1, len(lessons) + 1):
             await anyio.sleep(self.seconds_per_step)
             self.steps += 1
             progress(TrainingStep(step, len(lessons), 1 / step, 1000.0))
-        self.trained[wanted.serial] = lessons[0].task
-        tokens = sum(len(lesson.tokens) for lesson in lessons)
-        adapter = Adapter(wanted.serial, self._save(wanted.serial, lessons[0].task))
-        return Trained(adapter, len(lessons), tokens, self.seconds_per_step * len(lessons), 0.0)
+        self.trained[wanted.serial] = task
+        adapter = Adapter(wanted.serial, self._save(wanted.serial, task))
+        seconds = self.seconds_per_step * len(lessons)
+        return Trained(adapter, len(lessons), sum(tokens), seconds, 0.0)
 
     def _save(self, serial: int, task: str) -> Path:
         path = (self.folder or Path()) / f"adapter-{serial}"

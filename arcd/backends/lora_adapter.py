@@ -116,13 +116,27 @@ class TrainableAdapter:
         self._optimizer.zero_grad()
         return loss.item()
 
+    @property
+    def finite(self) -> bool:
+        """Whether all its weights are numbers: the loss is NaN for ever if one is not."""
+        return all(bool(weights.isfinite().all()) for weights in self._parameters)
+
     def checkpointing(self, wanted: bool) -> AbstractContextManager[None]:
         """If wanted, recompute activations in the backward pass for as long as the block lasts."""
         return _gradient_checkpointing(self._peft) if wanted else nullcontext()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the weights that `save` writes."""
+        return sum(int(p.numel()) for p in self._parameters) * int(self._dtype.itemsize)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return cast(torch.dtype, getattr(torch, self._device.dtype))
+
     def save(self, folder: Path) -> None:
         """Write weights and configuration as a PEFT folder."""
-        dtype = getattr(torch, self._device.dtype)
+        dtype = self._dtype
         tensors = {
             name: value.detach().to("cpu", dtype).contiguous()
             for name, value in self._tensors().items()

@@ -7,9 +7,11 @@ tasks beyond their lessons, nor of who serves the adapter.
 
 import asyncio
 import ctypes
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,11 +25,14 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from arcd.backends.lora_adapter import TrainableAdapter
-from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
+from arcd.backends.protocols import WRITING, Adapter, Trained, TrainingStep, TrainRequest
 from arcd.config import TrainConfig
-from arcd.errors import TrainerFailed
+from arcd.errors import DiskFull, TrainerFailed
 from arcd.model.base_model import MARKER, Device, fingerprint
 from arcd.system.ledger import Ledger
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says where a disk, or what a user may have of it, is full."""
 
 
 class LoraTrainer:
@@ -84,20 +89,26 @@ class LoraTrainer:
         tokens, loss = 0, math.nan
         with self._ledger.span("trainer", "hand-over"):
             adapter = self._prepared(wanted)
+            self._check_room(adapter)
         with adapter.checkpointing(wanted.frugal or wanted.config.checkpointing):
             for step in range(steps):
                 handle.check()
                 if self._device.kind == "cpu":
                     torch.set_num_threads(self._cores())
-                batch = wanted.lessons[step * size : (step + 1) * size]
+                batch = list(wanted.lessons[step * size : (step + 1) * size])
                 lr = wanted.config.lr * learning_rate_factor(wanted.config, step, steps)
                 with self._ledger.span("trainer", "step"):
                     loss = adapter.step(batch, lr)
                 tokens += sum(len(lesson.tokens) for lesson in batch)
                 rate = tokens / (time.monotonic() - begun)
                 handle.tell(TrainingStep(step + 1, steps, loss, rate))
+                # In fp16 a loss can overflow once and the weights stay as they were.
+                if not math.isfinite(loss) and not adapter.finite:
+                    break
         if not math.isfinite(loss):
             raise TrainerFailed(f"the loss became {loss} in training")
+        if not adapter.finite:
+            raise TrainerFailed("its weights became infinite or NaN in training")
         with self._ledger.span("trainer", "hand-over"):
             saved = self._save(adapter, wanted.serial)
             _return_freed_memory()
@@ -114,12 +125,31 @@ class LoraTrainer:
         self._tensors.reset(wanted.seed, wanted.start or wanted.config.start)
         return self._tensors
 
+    def _check_room(self, adapter: TrainableAdapter) -> None:
+        """Raise DiskFull before the training rather than after it."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder).free
+        except OSError as error:
+            raise self._refused(adapter, error) from error
+        if free < adapter.size:
+            raise self._full(adapter)
+
+    def _refused(
+        self, adapter: TrainableAdapter, error: OSError | SafetensorError
+    ) -> TrainerFailed:
+        """What to raise where the file system refuses an adapter."""
+        return self._full(adapter) if _no_room(error) else TrainerFailed(f"{self._folder}: {error}")
+
+    def _full(self, adapter: TrainableAdapter) -> DiskFull:
+        return DiskFull(f"{self._folder}: no room for an adapter of {adapter.size / 1e6:.1f} MB")
+
     def _save(self, trained: TrainableAdapter, serial: int) -> Adapter:
         """Write a PEFT folder, which is on the disk and complete before it has its name."""
         adapter = Adapter.under(self._folder, serial)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=".writing-"))
+            temporary = Path(tempfile.mkdtemp(dir=self._folder, prefix=WRITING))
             try:
                 trained.save(temporary)
                 (temporary / MARKER).write_text(json.dumps(self._marker) + "\n")
@@ -131,7 +161,7 @@ class LoraTrainer:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
         except (OSError, SafetensorError) as error:
-            raise TrainerFailed(f"{adapter.path}: {error}") from error
+            raise self._refused(trained, error) from error
         return adapter
 
 
@@ -184,6 +214,14 @@ def learning_rate_factor(config: TrainConfig, step: int, steps: int) -> float:
             return 1.0 - done
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _no_room(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    # safetensors tells the number in its text alone: "(os error 28)", before 0.6 "code: 28".
+    told = re.search(r"(?:os error|code:) (\d+)", str(error))
+    return told is not None and int(told[1]) in NO_ROOM
 
 
 def _return_freed_memory() -> None:

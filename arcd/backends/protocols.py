@@ -12,6 +12,7 @@ Everything that needs torch or vLLM is behind these two. Trainers: `trainer_pool
 model: `fake`. Knows nothing of jobs, votes or schedules.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,17 @@ class Adapter:
         return cls(serial, folder / _adapter_name(serial))
 
 
+WRITING = ".writing-"
+"""What the name of a folder begins with in which an adapter is being written."""
+
+
 def _adapter_name(serial: int) -> str:
     return f"adapter-{serial}"
+
+
+def is_adapter_name(name: str) -> bool:
+    """Whether a folder in a folder of adapters is one, or one that is being written."""
+    return re.fullmatch("adapter-[0-9]+", name) is not None or name.startswith(WRITING)
 
 
 # The trainer: lessons in, an adapter out.
@@ -84,7 +94,7 @@ class Trained:
     """Of all lessons."""
     seconds: float
     loss: float
-    """Of the last step, in nats per labelled token."""
+    """Of the last step, in nats per labelled token; finite."""
     resident_bytes: int | None = None
     """What the process had in memory after it; None on a system that does not tell."""
 
@@ -113,8 +123,8 @@ class Trainer(Protocol):
         """Train an adapter; when this returns, its folder is complete and on the disk.
 
         `progress` is called in the event loop, after each step. Raises OutOfMemory or another
-        TrainerFailed if there is no adapter. A cancellation takes effect within a step and leaves
-        nothing on the disk.
+        TrainerFailed if there is no adapter; one with a loss or weights that are not finite is
+        none. A cancellation takes effect within a step and leaves nothing on the disk.
         """
         ...
 

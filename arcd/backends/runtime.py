@@ -11,8 +11,9 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from anyio import to_thread
+from anyio import from_thread, to_thread
 
 from arcd.backends.protocols import Engine, Trainer
 from arcd.backends.trainer_pool import TrainerPool
@@ -29,6 +30,25 @@ is 0.005. Trainer and engine release the lock in thousands of calls to torch a s
 get it back each time: 45.5 s became 42.6 (12 tasks, 20 steps, two cores)."""
 
 
+T = TypeVar("T")
+
+
+class Background(Protocol):
+    """Runs Python code that takes long, so that the event loop goes on meanwhile."""
+
+    async def __call__(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """What `work` returns. Its argument is to be called often: it raises after a cancellation.
+
+        A cancellation takes effect when `work` has ended.
+        """
+        ...
+
+
+async def in_thread(work: Callable[[Callable[[], None]], T]) -> T:
+    """The background of a daemon: a thread."""
+    return await to_thread.run_sync(work, from_thread.check_cancelled)
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """What tasks are solved with; all of them share it."""
@@ -39,6 +59,7 @@ class Runtime:
     ledger: Ledger
     serial: Callable[[], int]
     """Gives the next adapter its number, which never repeats."""
+    background: Background = in_thread
 
 
 def set_environment() -> None:

@@ -5,7 +5,6 @@
 so that `arcd --help` is quick. Knows nothing of any single verb.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,22 +13,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from arcd.display.palette import Palette
+from arcd.display.terminal import Terminal
 from arcd.errors import BadInput, NoDaemon, NoJob
 
 if TYPE_CHECKING:
-    from arcd.arc.metrics import Report
-    from arcd.arc.tasks import Solutions, TaskSet
+    from arcd.arc.tasks import TaskSet
+    from arcd.config import Config
     from arcd.daemon.client import Client
     from arcd.daemon.offline import OfflineClient
     from arcd.daemon.options import Options
     from arcd.jobs.store import Store
     from arcd.system.home import Home
 
-out = Console()
-err = Console(stderr=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 
 class Backend(StrEnum):
@@ -44,7 +43,9 @@ Tasks = Annotated[
     typer.Argument(help="A Kaggle challenges file, a task file, a folder, or e.g. arc1-eval:50"),
 ]
 SolutionsFile = Annotated[Path | None, typer.Option(help="Kaggle solutions file")]
-SkipInvalid = Annotated[bool, typer.Option(help="Leave out tasks that are not valid")]
+SkipInvalid = Annotated[
+    bool, typer.Option(help="Do without tasks that are not valid: they stay blank")
+]
 SubmissionFile = Annotated[Path | None, typer.Option("--out", help="Submission to write")]
 JobNumber = Annotated[int, typer.Argument(help="The job's number", metavar="JOB")]
 HomeFolder = Annotated[Path | None, typer.Option(help="Where arcd keeps its jobs; else ARCD_HOME")]
@@ -85,7 +86,7 @@ STALL_S = 60.0
 
 def say(text: str) -> None:
     """Print a line as it is, however long."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.print(text, soft_wrap=True)
 
 
 def budget_settings(budget: str | None, reserve: str | None) -> list[str]:
@@ -117,7 +118,7 @@ def settle(
     from arcd.daemon.options import Options
     from arcd.model import base_model
 
-    settled = configuration.resolve(config, settings or (), seed=seed)
+    settled = _from_here(configuration.resolve(config, settings or (), seed=seed))
     model = (base or base_model.bundled()).absolute()
     base_model.check_wishes(model, settled.encoding, device)
     return Options(
@@ -132,14 +133,22 @@ def settle(
     )
 
 
+def _from_here(config: "Config") -> "Config":
+    """The configuration with its path absolute: a job may go on in a daemon with another folder."""
+    if config.train.start is None:
+        return config
+    train = config.train.model_copy(update={"start": config.train.start.absolute()})
+    return config.model_copy(update={"train": train})
+
+
 def load_tasks(source: str, solutions: Path | None, *, skip_invalid: bool) -> "TaskSet":
-    """The tasks with their solutions; those that are left out are named on standard error."""
+    """The tasks with their solutions; those that cannot be used are named on standard error."""
     from arcd.arc import tasks
 
     found = tasks.load(source, skip_invalid=skip_invalid)
     found = found.with_solutions(solutions) if solutions else found
-    for line in found.skipped:
-        err.print(f"skipped: {line}", style="yellow", markup=False, highlight=False)
+    for each in found.skipped:
+        err.print(f"skipped: {each.error}", style="yellow", soft_wrap=True)
     return found
 
 
@@ -148,6 +157,22 @@ def home_of(given: Path | None) -> "Home":
     from arcd.system.home import Home
 
     return Home.at(given)
+
+
+def far_daemon(home: Path | None) -> str | None:
+    """The URL of the daemon that a command means if it is not one of a home on this machine."""
+    return None if home is not None else os.environ.get("ARCD_URL") or None
+
+
+def home_to_read(given: Path | None) -> "Home":
+    """The home whose files a command reads.
+
+    Raises BadInput where ARCD_URL names a daemon: its files are elsewhere, and those of a home here
+    are not of its jobs.
+    """
+    if url := far_daemon(given):
+        raise BadInput(f"{url}: its home is not read from here: give --home, or unset ARCD_URL")
+    return home_of(given)
 
 
 def client_of(home: Path | None) -> "Client":
@@ -166,7 +191,7 @@ def reading(home: Path | None) -> "Iterator[Client | OfflineClient]":
         try:
             client.health()
         except NoDaemon:
-            if home is None and os.environ.get("ARCD_URL"):
+            if far_daemon(home):
                 raise  # The store on this machine is not that of the daemon at ARCD_URL.
         else:
             yield client
@@ -177,7 +202,7 @@ def reading(home: Path | None) -> "Iterator[Client | OfflineClient]":
 def seconds_left(client: "Client", job: int) -> float | None:
     """Seconds of work that wait in a job; None while there is no daemon that can tell."""
     try:
-        left = client.forecast(job)["seconds"]
+        left = client.forecast(job, detail=False)["seconds"]
     except NoDaemon:
         return None
     return None if left is None else float(left)
@@ -191,21 +216,3 @@ def store_with(home: "Home", job: int) -> "Store":
     if not store.jobs.has(job):
         raise NoJob(f"{home.path}: no job {job}")
     return store
-
-
-def load_truth(solutions: Path | None, answers: str) -> "Solutions":
-    """The solutions to compare `answers` with; raises BadInput where there is no file of them."""
-    from arcd.arc import tasks
-
-    if solutions is None:
-        raise BadInput(f"{answers}: a submission does not know its solutions: give --solutions")
-    return tasks.load_solutions(solutions)
-
-
-def evaluate_job(store: "Store", job: int, solutions: Path | None = None) -> "Report":
-    """The metrics of a job's attempts and samples, with its own solutions or those of a file."""
-    from arcd.arc import metrics, submission
-
-    truth = load_truth(solutions, f"job {job}") if solutions else store.jobs.tasks(job).solutions
-    attempts = submission.parse(f"job {job}", json.loads(store.jobs.submission(job)))
-    return metrics.evaluate(truth, attempts, store.jobs.samples(job))

@@ -19,7 +19,8 @@ from arcd.backends.protocols import Adapter, Completion, TrainRequest
 from arcd.backends.runtime import set_environment
 from arcd.config import Config
 from arcd.model.base_model import load_model, open_encoding, pick_device
-from arcd.model.prompts import TooLong, build_lessons, build_questions
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import TooLong, build_questions
 from arcd.solver.assignment import build_requests
 from arcd.solver.rescoring import rescore
 from arcd.solver.sampling import to_candidate

@@ -9,8 +9,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -26,7 +27,9 @@ from arcd.cli.app import (
     Settings,
     Stall,
     client_of,
+    far_daemon,
     home_of,
+    home_to_read,
     say,
     settle,
 )
@@ -64,6 +67,7 @@ def serve(
 ) -> None:
     """Load the base model once and work through jobs until Ctrl-C; a second one ends it at once."""
     from arcd.daemon import foreground
+    from arcd.daemon.options import address
     from arcd.daemon.watchdog import Limits
 
     place = home_of(home)
@@ -83,7 +87,7 @@ def serve(
     )
 
     def progress(now: "Progress", pid: int) -> None:
-        where = {"url": f"http://{host}:{port}", "token": str(place.token)} if host else {}
+        where = {"url": f"http://{address(host, port)}", "token": str(place.token)} if host else {}
         _tell(now, as_json=as_json, pid=pid, home=str(place.path), **where)
 
     def report(incident: "Incident") -> None:
@@ -101,7 +105,7 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """What the daemon printed."""
-    path = home_of(home).log
+    path = home_to_read(home).log
     if not path.is_file():
         raise NoDaemon(f"{path}: no daemon has run here yet")
     for line in _lines(path, lines, follow=follow):
@@ -124,8 +128,8 @@ def stop(
             except NoDaemon:
                 break
             time.sleep(STOP_POLL_S)
-    # The next daemon must find the home free.
-    while wait and HomeLock.held(home_of(home).path):
+    # The next daemon must find the home free, if it is one on this machine.
+    while wait and not far_daemon(home) and HomeLock.held(home_of(home).path):
         time.sleep(STOP_POLL_S)
     state = "stopped" if wait else "stopping"
     if as_json:
@@ -143,14 +147,42 @@ def _tell(event: str, *, as_json: bool, **what: object) -> None:
 
 
 def _lines(path: Path, count: int, *, follow: bool) -> Iterator[str]:
-    """The last lines of a file and, with `follow`, each line that is added."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        yield from (line.rstrip("\n") for line in deque(file, maxlen=count))
+    """The last lines of a file and, with `follow`, each line that is added.
+
+    They go on in the file that takes its place when it is put aside, and from the beginning of one
+    that is emptied.
+    """
+    with ExitStack() as opened:
+        file: BinaryIO = opened.enter_context(path.open("rb"))
+        last = deque(file, maxlen=count)
+        torn = last.pop() if follow and last and not last[-1].endswith(b"\n") else b""
+        yield from map(_line, last)
         while follow:
-            line = file.readline()
-            if line:
-                yield line.rstrip("\n")
-            elif path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                return  # Put aside for a new one.
+            if added := file.readline():
+                torn += added
+                if torn.endswith(b"\n"):
+                    yield _line(torn)
+                    torn = b""
+            elif successor := _successor(path, file):
+                torn += file.read()  # what came just before it was put aside
+                yield from map(_line, torn.splitlines())
+                torn = b""
+                file.close()
+                file = opened.enter_context(successor)
             else:
                 time.sleep(LINE_POLL_S)
+
+
+def _line(text: bytes) -> str:
+    return text.rstrip(b"\n").decode(errors="replace")
+
+
+def _successor(path: Path, file: BinaryIO) -> BinaryIO | None:
+    """The file to go on with, from its beginning, if `file` is no longer the one at `path` or was
+    emptied; None while it is the right one, and before there is another."""
+    with suppress(FileNotFoundError):
+        now = path.stat()
+        if os.path.samestat(now, os.fstat(file.fileno())) and now.st_size >= file.tell():
+            return None
+        return path.open("rb")
+    return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from arcd.cli.app import (
     Base,
@@ -20,12 +21,9 @@ from arcd.cli.app import (
     Settings,
     client_of,
     err,
-    evaluate_job,
-    home_of,
     out,
     say,
     settle,
-    store_with,
 )
 from arcd.errors import BadConfig, BadTask
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from arcd.arc.tasks import TaskSet
     from arcd.cli.sweep import Trial
     from arcd.daemon.client import Client
-    from arcd.system.home import Home
 
 
 def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) -> None:
@@ -45,8 +42,8 @@ def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) ->
     for finding in examine(base or base_model.bundled(), device):
         findings.append(finding)
         if not as_json:
-            mark = "[green]ok  [/]" if finding.ok else "[red]fail[/]"
-            out.print(f"{mark} {finding.name:<13} {finding.value}", highlight=False)
+            mark = ("ok  ", "green") if finding.ok else ("fail", "red")
+            out.print(Text.assemble(mark, f" {finding.name:<13} {finding.value}"))
     if as_json:
         print(json.dumps({f.name: {"ok": f.ok, "value": f.value} for f in findings}))
     if not all(finding.ok for finding in findings):
@@ -110,10 +107,10 @@ def sweep(
     points = list(sweeping.points(sweeping.axes(over)))
     # All settings are checked before the first of them is tried.
     trees = [configuration.with_settings(given, point) for point in points]
-    place, trials = home_of(home), []
+    trials = []
     with client_of(home) as client:
         for point, tree in zip(points, trees, strict=True):
-            trials.append(_try(client, place, found, point, tree))
+            trials.append(_try(client, found, point, tree))
             if as_json:
                 print(json.dumps(trials[-1].to_json()), flush=True)
     if not as_json:
@@ -170,7 +167,7 @@ def pretrain(
         if as_json:
             print(json.dumps(asdict(now)), flush=True)
         else:
-            err.print(str(now), highlight=False, markup=False)
+            err.print(str(now))
 
     kind = base_model.pick_device(device, "auto").kind
     corpus = open_corpus(rearc)
@@ -183,22 +180,23 @@ def pretrain(
 
 def _try(
     client: "Client",
-    home: "Home",
     tasks: "TaskSet",
     point: dict[str, str],
     settings: Mapping[str, Any],
 ) -> "Trial":
-    """Do one point of a sweep, or find it done, and evaluate it."""
+    """Do one point of a sweep, or find it done, and evaluate it.
+
+    All through the daemon's interface: its store may be on another machine.
+    """
+    from arcd.arc import metrics, submission
+    from arcd.cli import evaluation
     from arcd.cli import sweep as sweeping
     from arcd.daemon import schema
-    from arcd.jobs.history import History
 
     words = " ".join(f"{key}={value}" for key, value in point.items())
     order = schema.order(tasks, name=words[-100:], settings=settings, take_up="done")
     job = int(client.send(order)["job"])
-    err.print(f"job {job}: {words}", markup=False, highlight=False, soft_wrap=True)
-    for _ in client.follow(job):
-        pass
-    store = store_with(home, job)
-    history = History.of(job, store.journal.records(job=job), tasks.solutions)
-    return sweeping.trial(point, history, evaluate_job(store, job))
+    err.print(f"job {job}: {words}", soft_wrap=True)
+    history, samples = evaluation.followed(client, job, tasks.solutions)
+    attempts = submission.parse(f"job {job}", client.result(job))
+    return sweeping.trial(point, history, metrics.evaluate(tasks.solutions, attempts, samples))

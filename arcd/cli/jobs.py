@@ -8,10 +8,11 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -38,10 +39,12 @@ from arcd.cli.app import (
     seconds_left,
 )
 from arcd.display.palette import Palette
+from arcd.errors import NotPublished
 
 if TYPE_CHECKING:
     from arcd.daemon.client import Client
-    from arcd.display.live import Display
+    from arcd.display.live import Display, Watch
+    from arcd.jobs.state import State
 
 JOBS_POLL_S = 1.0
 """Seconds between two looks for a job to be watched."""
@@ -74,6 +77,7 @@ def submit(
     """Give the running daemon a job."""
     from arcd import config as configuration
     from arcd.daemon import schema
+    from arcd.daemon.client import check_published
 
     found = load_tasks(tasks, solutions, skip_invalid=skip_invalid)
     wanted = [*(settings or ()), *budget_settings(budget, reserve)]
@@ -95,8 +99,10 @@ def submit(
         print(json.dumps(status))
     elif wait or watch:
         _print_status(status)
-    if (wait or watch) and status["state"] != "done":
-        raise typer.Exit(1)
+    if wait or watch:
+        check_published(status)
+        if status["state"] != "done":
+            raise typer.Exit(1)
 
 
 def watch(
@@ -186,7 +192,7 @@ def _displayed(palette: Palette, *, screen: bool) -> "Iterator[Display]":
         with live.display(err, palette, screen=screen) as display:
             yield display
     except KeyboardInterrupt:
-        err.print("jobs go on without this; see arcd jobs", highlight=False)
+        err.print("jobs go on without this; see arcd jobs")
         raise typer.Exit(130) from None
     finally:
         for which, handler in before.items():
@@ -194,31 +200,71 @@ def _displayed(palette: Palette, *, screen: bool) -> "Iterator[Display]":
 
 
 def _follow(client: "Client", job: int, display: "Display") -> dict[str, Any]:
-    """Show a job until it is finished; its status then."""
+    """Show a job until it is finished; its status then, which has what could not be written."""
     watch = display.of(job, client.solutions(job), partial(seconds_left, client, job))
-    for record in client.follow(job):
-        watch(record)
+    with suppress(NotPublished):
+        for record in client.follow(job, brief=True):
+            watch(record)
     return client.job(job)
 
 
 def _follow_newest(client: "Client", display: "Display") -> None:
-    """Show one job after the other, until this is interrupted."""
-    seen: int | None = None
+    """Show one job after the other, until this is interrupted: always one that runs, if any."""
+    shown: _Shown | None = None
+    seen: set[int] = set()
     while True:
-        job = _newest(client.jobs())
-        if job is None or job == seen:
+        found = _newest(client.jobs())
+        if found is None or (found["job"] in seen and _at_rest(found)):
             time.sleep(JOBS_POLL_S)
             continue
-        _follow(client, job, display)
-        seen = job
+        if shown is None or shown.job != found["job"]:
+            shown = _Shown.begin(client, found["job"], display)
+            seen.add(shown.job)
+        shown.follow_until_at_rest(client)
 
 
-def _newest(jobs: list[dict[str, Any]]) -> int | None:
+@dataclass
+class _Shown:
+    """A job on the display, and how far it has been followed."""
+
+    job: int
+    watch: "Watch"
+    state: "State"
+    after: int = 0
+
+    @classmethod
+    def begin(cls, client: "Client", job: int, display: "Display") -> Self:
+        from arcd.jobs.state import State
+
+        watch = display.of(job, client.solutions(job), partial(seconds_left, client, job))
+        return cls(job, watch, State())
+
+    def follow_until_at_rest(self, client: "Client") -> None:
+        """Show what has happened since, until the job is finished or paused with none in flight."""
+        with suppress(NotPublished):
+            for record in client.follow(self.job, self.after):
+                self.after = record.seq
+                self.state.apply(record)
+                self.watch(record)
+                if self.state.jobs[self.job].at_rest:
+                    return
+
+
+def _at_rest(status: dict[str, Any]) -> bool:
+    """Whether nothing more happens to a job before somebody asks for it."""
+    match status["state"]:
+        case "queued" | "running":
+            return False
+        case "paused":
+            return not status["started"] + status["trained"]
+    return True
+
+
+def _newest(jobs: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The last job that runs, else that waits, else that is paused, else that is over."""
     order = ("running", "queued", "paused")
     states = {state: place for place, state in enumerate(reversed(order), 1)}
-    found = max(jobs, key=lambda job: (states.get(job["state"], 0), job["job"]), default=None)
-    return None if found is None else int(found["job"])
+    return max(jobs, key=lambda job: (states.get(job["state"], 0), job["job"]), default=None)
 
 
 def _print_submitted(status: dict[str, Any], *, wait: bool) -> None:
@@ -244,6 +290,8 @@ def _print_status(status: dict[str, Any]) -> None:
         f"job {status['job']} ({status['name']}): {status['state']}, "
         f"{status['answered']} of {status['tasks']} tasks answered, {in_flight} in flight{doubt}"
     )
+    for path, reason in status.get("unpublished", {}).items():
+        say(f"  {path}: {reason}")
     if status["retriable"] and status["state"] == "done":
         say(f"  arcd retry {status['job']}")
 

@@ -11,7 +11,9 @@ import typer
 
 from arcd.cli import daemon, experiments, jobs, results
 from arcd.cli.app import err
+from arcd.cli.forget import forget
 from arcd.cli.run import run
+from arcd.display.terminal import one_line
 from arcd.errors import known
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -25,6 +27,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "pause": jobs.pause,
     "resume": jobs.resume,
     "retry": jobs.retry,
+    "forget": forget,
     "logs": daemon.logs,
     "stop": daemon.stop,
     "run": run,
@@ -64,6 +67,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         explained = known(error)
         if explained is None:
             raise
-        line = " ".join(f"arcd: {explained}".splitlines())
-        err.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(one_line(f"arcd: {explained}"), style="red", soft_wrap=True)
         sys.exit(explained.exit_code)

@@ -18,9 +18,8 @@ from arcd.cli.app import (
     Json,
     SubmissionFile,
     client_of,
-    evaluate_job,
-    home_of,
-    load_truth,
+    far_daemon,
+    home_to_read,
     out,
     reading,
     say,
@@ -70,20 +69,41 @@ def evaluate(
     home: HomeFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics of a submission's attempts, or of all samples and the attempts of a job."""
+    """Metrics of a submission's attempts, or of all samples and the attempts of a job.
+
+    A submission is measured by all tasks in the solutions file: one that it lacks is unanswered. A
+    job is measured by those of them that are its own.
+    """
     from arcd.arc import metrics, submission
+    from arcd.cli import evaluation
     from arcd.display import tables
 
-    if answers.isdecimal():
-        job = int(answers)
-        report = evaluate_job(store_with(home_of(home), job), job, solutions)
+    job = _job_number(answers)
+    given = evaluation.load_truth(solutions, answers) if solutions or job is None else None
+    if job is None:
+        attempts = submission.read(Path(answers))
+        report = metrics.evaluate(given or {}, attempts)
+        own = len(report.tasks.keys() & attempts.keys())
+    elif far_daemon(home):
+        with client_of(home) as client:
+            report = evaluation.of_far_job(client, job, given)
+        own = len(report.tasks)
     else:
-        truth = load_truth(solutions, answers)
-        report = metrics.evaluate(truth, submission.read(Path(answers)))
+        report = evaluation.of_job(store_with(home_to_read(home), job), job, given)
+        own = len(report.tasks)
     if as_json:
-        print(json.dumps(report.to_json()))
-    else:
-        out.print(tables.metrics_table(report, each=True))
+        in_file = {"solutions": len(given)} if given is not None else {}
+        print(json.dumps({**report.to_json(), **in_file}))
+        return
+    out.print(tables.metrics_table(report, each=True))
+    if given is not None and own < len(given):
+        name = answers if job is None else f"job {job}"
+        say(f"{solutions}: solutions of {len(given)} tasks, {own} of them in {name}")
+
+
+def _job_number(answers: str) -> int | None:
+    """The number of a job, if that is what it is; no job has more digits."""
+    return int(answers) if answers.isdecimal() and len(answers) < 19 else None
 
 
 def merge(
@@ -118,7 +138,7 @@ def show(
 
     colours = drawing.on(out, palette)
     if job is not None:
-        _show_answers(store_with(home_of(home), job), job, task, colours)
+        _show_answers(store_with(home_to_read(home), job), job, task, colours)
         return
     found = tasks.load(task)
     for each in found.tasks:
@@ -140,20 +160,19 @@ def report(
     Both work while the job runs.
     """
     from arcd.display import report as reporting
-    from arcd.jobs.history import History
+    from arcd.jobs import outline
+    from arcd.jobs.sheets import sheets
     from arcd.system import files
 
     if out_file is None and trace is None:
         raise typer.BadParameter("give --out FILE or --trace FILE", param_hint="--out")
-    place = home_of(home)
+    place = home_to_read(home)
     store = store_with(place, job)
-    tasks = store.jobs.tasks(job)
-    history = History.of(job, store.journal.records(job=job), tasks.solutions)
+    history = outline.history(store.database, job)
     if out_file is not None:
-        metrics = evaluate_job(store, job) if tasks.solutions else None
         ledger = history.ledger or _ledger_of_daemon(place)
-        page = reporting.page(history, tasks, store.jobs.config(job), metrics, ledger)
-        files.write_text(out_file, page)
+        tasks = sheets(store.database, job)
+        files.write_text(out_file, reporting.page(history, tasks, store.jobs.config(job), ledger))
     if trace is not None:
         files.write_text(trace, json.dumps(reporting.trace(history)))
     written = {"report": out_file, "trace": trace}

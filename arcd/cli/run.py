@@ -5,6 +5,8 @@ through `foreground`.
 """
 
 import json
+import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +35,6 @@ from arcd.cli.app import (
     budget_settings,
     client_of,
     err,
-    evaluate_job,
     home_of,
     load_tasks,
     out,
@@ -43,6 +44,7 @@ from arcd.cli.app import (
     store_with,
 )
 from arcd.display.palette import Palette
+from arcd.errors import NoDaemon
 
 if TYPE_CHECKING:
     from arcd.arc.metrics import Report
@@ -78,17 +80,24 @@ def run(
     backend: BackendOption = Backend.real,
 ) -> None:
     """Fine-tune on each task's demonstrations, sample its tests, vote, write the submission."""
+    from arcd.cli import evaluation
+    from arcd.system import files
+
     place = home_of(home)
     wanted = [*(settings or ()), *budget_settings(budget, reserve)]
     options = settle(
         place.path, base, device, config, wanted, seed=seed, grace=GRACE_S, backend=backend
     )
     found = load_tasks(tasks, solutions, skip_invalid=skip_invalid)
-    outcome = _solve(options, found, out_file, stall, palette, screen=watch)
+    # A daemon's output is not this command's, and a pipe without a reader would make it wait.
+    stream = out_file if out_file and files.is_stream(out_file) else None
+    outcome = _solve(options, found, None if stream else out_file, stall, palette, screen=watch)
+    if stream:
+        files.write_text(stream, store_with(place, outcome.job).jobs.submission(outcome.job))
     written = out_file or place.submission(outcome.job)
     metrics = None
     if found.solutions:
-        metrics = evaluate_job(store_with(place, outcome.job), outcome.job)
+        metrics = evaluation.of_job(store_with(place, outcome.job), outcome.job)
     if as_json:
         print(json.dumps(_document(outcome, written, found, metrics)))
     else:
@@ -110,6 +119,7 @@ def _solve(
     from arcd.daemon.watchdog import Limits
     from arcd.display import live
 
+    begun = time.time()
     fake = options.backend == "fake"
     order = schema.order(
         tasks,
@@ -126,14 +136,36 @@ def _solve(
 
         def begin(status: dict[str, Any]) -> "Watch":
             job = status["job"]
-            if status["answered"]:
-                done = f"{status['answered']} of {status['tasks']} tasks are answered"
-                display.note(f"going on with job {job}: {done}")
+            with suppress(NoDaemon):
+                if said := which_job(status, client.jobs(), begun):
+                    display.note(said)
             return display.of(job, tasks.solutions, partial(seconds_left, client, job))
 
         return foreground.run(
             options, order, limits=Limits(floor=stall), report=report, begin=begin
         )
+
+
+def which_job(status: dict[str, Any], jobs: list[dict[str, Any]], begun: float) -> str | None:
+    """What to say of the job that was found or made for a command that began at `begun`.
+
+    That an earlier one goes on, or that one with the same name and as many tasks does not.
+    """
+    job = status["job"]
+    if status["submitted"] < begun:
+        done = f"{status['answered']} of {status['tasks']} tasks are answered"
+        return f"going on with job {job}: {done}"
+    alike = [
+        other["job"]
+        for other in jobs
+        if (other["name"], other["tasks"]) == (status["name"], status["tasks"])
+        and other["state"] in ("queued", "running", "paused")
+        and other["job"] != job
+    ]
+    if not alike:
+        return None
+    other = f"unfinished job {max(alike)} has other tasks, settings or another budget"
+    return f"job {job} begins anew: {other}"
 
 
 def _document(
@@ -144,7 +176,7 @@ def _document(
         "state": outcome.status["state"],
         "submission": str(written),
         "tasks": len(tasks.tasks),
-        "skipped": tasks.skipped,
+        "skipped": [each.error for each in tasks.skipped],
         "metrics": metrics.to_json() if metrics else None,
         "ledger": outcome.account.to_json(),
     }

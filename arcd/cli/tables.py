@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from arcd.display.terminal import cell
+
 if TYPE_CHECKING:
     from arcd.cli.bench import Comparison
     from arcd.cli.sweep import Trial
@@ -27,11 +29,12 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     """A line for each job, as `Client.jobs` gives them."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for heading in ("job", "name", "state", "answered", "retriable", "priority"):
-        table.add_column(heading, justify="left" if heading in ("name", "state") else "right")
+        left, whole = heading in ("name", "state"), heading != "name"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=whole)
     for job in jobs:
         answered = f"{job['answered']}/{job['tasks']}"
         counts = (str(job["retriable"]), str(job["priority"]))
-        table.add_row(str(job["job"]), job["name"], job["state"], answered, *counts)
+        table.add_row(str(job["job"]), cell(job["name"]), job["state"], answered, *counts)
     return table
 
 
@@ -39,7 +42,7 @@ def trials_table(trials: "Sequence[Trial]") -> Table:
     """A line for each point of a sweep; there must be one."""
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     for key in trials[0].settings:
-        table.add_column("\n".join(key.rsplit(".", 1)), no_wrap=True)
+        table.add_column("\n".join(key.rsplit(".", 1)))
     for heading in (*TRIAL_HEADINGS.values(), "s per\ntask", "train\ns", "infer\ns", "\njob"):
         table.add_column(heading, justify="right", no_wrap=True)
     for trial in trials:
@@ -47,7 +50,8 @@ def trials_table(trials: "Sequence[Trial]") -> Table:
         percentages = (f"{values[name]:.1%}" for name in TRIAL_HEADINGS)
         times = (f"{values[f'{stage}_seconds']:.0f}" for stage in ("train", "infer"))
         each = f"{values['seconds_per_task']:.1f}"
-        table.add_row(*trial.settings.values(), *percentages, each, *times, str(trial.job))
+        tried = map(cell, trial.settings.values())
+        table.add_row(*tried, *percentages, each, *times, str(trial.job))
     return table
 
 

@@ -24,7 +24,7 @@ import httpx
 from arcd.arc import tasks as taskfiles
 from arcd.arc.tasks import Solutions, TaskSet
 from arcd.daemon import schema
-from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob
+from arcd.errors import ArcdError, BadInput, BadJob, NoDaemon, NoJob, NotPublished
 from arcd.jobs.events import Record
 from arcd.jobs.state import FINISHED
 from arcd.system.home import Home
@@ -37,6 +37,18 @@ RETRY_S = 0.2
 
 RESTART_TIMEOUT_S = 120.0
 """Seconds in which a daemon that was lost while a job was followed must answer again."""
+
+
+class _Socket(httpx.HTTPTransport):
+    """The way to the daemon of a home, if nobody else can have made its socket."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(uds=str(home.socket))
+        self._home = home
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self._home.check_socket()
+        return super().handle_request(request)
 
 
 class Client:
@@ -59,7 +71,7 @@ class Client:
         place = Home.at(Path(home) if home is not None else None)
         self._where = url or str(place.path)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        transport = None if url else httpx.HTTPTransport(uds=str(place.socket))
+        transport = None if url else _Socket(place)
         # Never through a proxy, whatever the environment says.
         self._http = httpx.Client(
             base_url=url or "http://arcd",
@@ -88,13 +100,17 @@ class Client:
         settings: Mapping[str, Any] | None = None,
         solutions: str | Path | None = None,
         out: str | Path | None = None,
+        skip_invalid: bool = False,
     ) -> int:
         """Submit a job and return its number; see `arcd submit --help`.
 
         `settings` is a tree like {"train": {"steps": 30}}. Raises BadInput, naming file, task and
         reason, before anything is stored.
         """
-        found = tasks if isinstance(tasks, TaskSet) else taskfiles.load(str(tasks))
+        if isinstance(tasks, TaskSet):
+            found = tasks
+        else:
+            found = taskfiles.load(str(tasks), skip_invalid=skip_invalid)
         if solutions is not None:
             found = found.with_solutions(Path(solutions))
         order = schema.order(
@@ -108,7 +124,8 @@ class Client:
 
     def send(self, order: schema.Order) -> dict[str, Any]:
         """Submit an order as it is; the job as `job` gives it."""
-        return self._post("/jobs", order.model_dump_json())
+        # Without what is as it always was: a daemon of an earlier version refuses what is new.
+        return self._post("/jobs", order.model_dump_json(exclude_defaults=True))
 
     def health(self) -> dict[str, Any]:
         """The daemon: state (loading, ready or stopping), pid, base, device, ledger."""
@@ -119,12 +136,18 @@ class Client:
         return list(self._get("/jobs"))
 
     def job(self, job: int) -> dict[str, Any]:
-        """A job: state, name, priority, and how many tasks are in which phase."""
+        """A job: state, name, priority, and how many tasks are in which phase.
+
+        `unpublished` has, by path, why a file does not have its last answers.
+        """
         return dict(self._get(f"/jobs/{job}"))
 
-    def forecast(self, job: int) -> dict[str, Any]:
-        """Seconds that the rest of a job should take, and how good such predictions were."""
-        return dict(self._get(f"/jobs/{job}/forecast"))
+    def forecast(self, job: int, *, detail: bool = True) -> dict[str, Any]:
+        """Seconds that the rest of a job should take.
+
+        In detail also those of each task, and how good such predictions were.
+        """
+        return dict(self._get(f"/jobs/{job}/forecast?detail={str(detail).lower()}"))
 
     def solutions(self, job: int) -> Solutions:
         """The solutions of its tasks that are known, by task, as the grids of its tests."""
@@ -136,20 +159,29 @@ class Client:
         return dict(self._get(f"/jobs/{job}/result"))
 
     def follow(
-        self, job: int, after: int = 0, *, rest: Callable[[float], None] = time.sleep
+        self,
+        job: int,
+        after: int = 0,
+        *,
+        brief: bool = False,
+        rest: Callable[[float], None] = time.sleep,
     ) -> Iterator[Record]:
         """Each of the job's records after number `after` once, until it is done or cancelled.
 
+        In brief, steps and samples of tasks that were answered before the call are left out.
         Goes on after the death of a daemon that is started again within RESTART_TIMEOUT_S; `rest`
-        waits between two attempts to reach it, or raises to give up.
+        waits between two attempts to reach it, or raises to give up. At the end the files of the
+        job have its submission; raises NotPublished, which says why, where one has not.
         """
         lost: float | None = None
         while True:
             try:
-                for record in self._stream(job, after):
+                for record in self._stream(job, after, brief=brief):
                     after, lost = record.seq, None
                     yield record
-                if self.job(job)["state"] in FINISHED:
+                status = self.job(job)
+                if status["state"] in FINISHED:
+                    check_published(status)
                     return
             except (httpx.TransportError, NoDaemon) as error:
                 lost = lost or time.monotonic()
@@ -173,14 +205,19 @@ class Client:
         """Do the job's failed and doubtful tasks once more."""
         return self._post(f"/jobs/{job}/retry")
 
+    def forget(self, job: int) -> dict[str, Any]:
+        """Delete all that is kept of a finished job; the job as it was."""
+        return dict(self._answer(lambda: self._http.delete(f"/jobs/{job}")))
+
     def stop(self) -> None:
         """End the daemon in order."""
         self._post("/stop")
 
-    def _stream(self, job: int, after: int) -> Iterator[Record]:
+    def _stream(self, job: int, after: int, *, brief: bool) -> Iterator[Record]:
         silent = httpx.Timeout(TIMEOUT_S.connect, read=None)
         path = f"/jobs/{job}/events"
-        with self._http.stream("GET", path, params={"after": after}, timeout=silent) as response:
+        asked = {"after": str(after), "brief": str(brief).lower()}
+        with self._http.stream("GET", path, params=asked, timeout=silent) as response:
             if response.is_error:
                 response.read()
                 _raise(response)
@@ -208,6 +245,15 @@ class Client:
 
     def _no_daemon(self) -> NoDaemon:
         return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
+
+
+def check_published(status: Mapping[str, Any]) -> None:
+    """Raise NotPublished, in one line, if a file does not have the last answers of a job."""
+    # A daemon of an earlier version does not tell.
+    failed = status.get("unpublished", {})
+    if failed:
+        lines = "; ".join(f"{path}: {reason}" for path, reason in failed.items())
+        raise NotPublished(f"job {status['job']}: {lines}")
 
 
 def _raise(response: httpx.Response) -> None:

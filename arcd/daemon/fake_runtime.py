@@ -101,33 +101,27 @@ class StoredAnswers(Mapping[str, tuple[Grid, ...]]):
     """What to answer to each task of the jobs that a store has for a base, also of later jobs.
 
     By task id one grid for each test: the solution where it is known, else `guess`. A task that
-    stands in several jobs is answered as in the last of them.
+    stands in several jobs is answered as in the last of them. Tasks are read one by one, when they
+    are asked for.
     """
 
     def __init__(self, store: Store, base: str) -> None:
         self._store, self._base = store, base
-        self._read: set[int] = set()
-        self._answers: dict[str, tuple[Grid, ...]] = {}
 
     def __getitem__(self, task: str) -> tuple[Grid, ...]:
-        self._read_new_jobs()
-        return self._answers[task]
+        for job in sorted(self._jobs(), reverse=True):
+            if (found := self._store.jobs.solved(job, task)) is not None:
+                return found[1] or guess(found[0])
+        raise KeyError(task)
 
     def __iter__(self) -> Iterator[str]:
-        self._read_new_jobs()
-        return iter(self._answers)
+        return iter({task: None for job in self._jobs() for task in self._store.jobs.names(job)})
 
     def __len__(self) -> int:
-        self._read_new_jobs()
-        return len(self._answers)
+        return sum(1 for _ in self)
 
-    def _read_new_jobs(self) -> None:
-        jobs = {job for job, base in self._store.jobs.bases().items() if base == self._base}
-        for job in sorted(jobs - self._read):
-            found = self._store.jobs.tasks(job)
-            self._answers |= {task.id: guess(task) for task in found.tasks}
-            self._answers |= found.solutions
-        self._read |= jobs
+    def _jobs(self) -> list[int]:
+        return [job for job, base in self._store.jobs.bases().items() if base == self._base]
 
 
 def guess(task: Task) -> tuple[Grid, ...]:

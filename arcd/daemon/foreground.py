@@ -8,6 +8,7 @@ that dies or freezes is replaced, and the same call again goes on with the job. 
 command lines.
 """
 
+import math
 import signal
 import sys
 import time
@@ -20,14 +21,16 @@ from typing import Any
 import anyio
 from anyio import from_thread, to_thread
 
+from arcd.config import BudgetConfig
 from arcd.daemon.client import RETRY_S, Client
 from arcd.daemon.options import Options
 from arcd.daemon.schema import Order
 from arcd.daemon.supervisor import Incident, Progress, Supervisor
 from arcd.daemon.watchdog import Limits
 from arcd.display.live import Watch
-from arcd.errors import BadJob, DaemonFailed, NoDaemon, RunInterrupted
-from arcd.jobs.store import Store, path_in
+from arcd.errors import ArcdError, BadJob, DaemonFailed, NoDaemon, NotPublished, RunInterrupted
+from arcd.jobs.job_table import Published
+from arcd.jobs.store import Store
 from arcd.system import files
 from arcd.system.home import Home
 from arcd.system.home_lock import HomeLock
@@ -72,9 +75,10 @@ def serve(
     """Keep a daemon alive until a signal ends it; blocks. A second signal kills it at once.
 
     `progress` gets "loading" or "ready" with the daemon's pid. Returns 0, or 1 if the daemon had to
-    be killed. Raises HomeInUse or DaemonFailed.
+    be killed. Raises HomeInUse, StoreFailed or DaemonFailed.
     """
     with HomeLock.take(options.home) as lock:
+        options = options.model_copy(update={"began": _last_record(options.home)})
         supervisor = Supervisor(
             command(options),
             lock,
@@ -112,19 +116,91 @@ def run(
     """Do one job with a daemon of its own; blocks until it is finished.
 
     `begin` gets the job's status as soon as the daemon has accepted it, and returns the function
-    that is called with each of its records. Raises HomeInUse, DaemonFailed, ArcdError where the
-    submission cannot be written, or RunInterrupted after Ctrl-C: then the job is paused, and the
-    same call goes on with it.
+    that is called with each of its records. A job that is done is in all its files when this
+    returns. Raises HomeInUse, StoreFailed, DaemonFailed, ArcdError where the submission cannot be
+    written, or RunInterrupted after Ctrl-C: then the job is paused, and the same call goes on with
+    it.
     """
     home = Home(options.home)
     with HomeLock.take(options.home) as lock:
-        if path_in(home.path).exists():
-            with closing(Store(home.path, "read")) as store:
-                # Unfinished jobs of earlier commands are left alone.
-                options = options.model_copy(update={"since": store.journal.last() + 1})
-        outcome = anyio.run(_Run(home, lock, options, order, limits, report, begin).run)
-        _write_where_the_daemon_could_not(home, order, outcome.job)
+        last = _last_record(options.home)
+        # Unfinished jobs of earlier commands are left alone.
+        options = options.model_copy(update={"since": last + 1, "began": last})
+        running = _Run(home, lock, options, order, limits, report, begin)
+        outs = tuple(map(Path, order.outs))
+        try:
+            outcome = anyio.run(running.run)
+        except BaseException:
+            # What was answered is written, also where the daemon was killed before it could do so.
+            if running.job is not None:
+                with suppress(ArcdError):
+                    publish_rest(home, outs, running.job, done=False)
+            raise
+        publish_rest(home, outs, outcome.job, done=outcome.exit_code == 0)
         return outcome
+
+
+def _last_record(home: Path) -> int:
+    """The number of the last record in a home, which this process has locked."""
+    with closing(Store(home)) as store:
+        return store.journal.last()
+
+
+def publish_rest(home: Home, outs: Sequence[Path], job: int, *, done: bool) -> None:
+    """Write what the daemon, which is gone, has not written of a job's submission.
+
+    A file that has the last answers by the store's count may have been changed by its user since.
+    It is left alone, unless the job is `done`: then the user has asked for the submission. Raises
+    ArcdError with the reason where a file cannot be written, after all others were.
+    """
+    own = home.submission(job)
+    with closing(Store(home.path)) as store:
+        text, last = store.jobs.submission_at(job)
+        before = store.jobs.published().get(job, Published())
+        failed = []
+        for path, has in ((own, before.own), *((out, before.outs) for out in outs)):
+            if has >= last and (not done or files.holds(path, text)):
+                continue
+            try:
+                own.parent.mkdir(parents=True, exist_ok=True)
+                files.replace_text(path, text)
+            except (ArcdError, OSError) as error:
+                failed.append(str(error))
+        if failed:
+            raise ArcdError("; ".join(failed))
+        if before != (now := Published(last, last)):
+            store.jobs.keep_published(job, now)
+
+
+class Backstop:
+    """The time at which a run with a budget must end, whatever its daemon does.
+
+    It counts from the beginning of the command and, as soon as the job is known, from the job's
+    submission: a job that goes on was submitted by an earlier command. Where its time was up before
+    this command began, the job only has to be closed, and the command may take what a new one may.
+    """
+
+    def __init__(self, budget: BudgetConfig, wall: Callable[[], float] = time.time) -> None:
+        """`wall` is the clock of the store's records."""
+        seconds = math.inf if budget.seconds is None else budget.seconds
+        self._allowed = seconds - LAST_PART * budget.reserve
+        self._wall = wall
+        self._end = math.inf
+        self._scope: anyio.CancelScope | None = None
+
+    async def wait(self) -> None:
+        """Return when the time is up; never without a budget."""
+        self._end = min(self._end, anyio.current_time() + self._allowed)
+        with anyio.CancelScope(deadline=self._end) as self._scope:
+            await anyio.sleep_forever()
+
+    def accepted(self, submitted: float) -> None:
+        """Take in when the job was submitted, in seconds since 1970."""
+        left = self._allowed - max(0.0, self._wall() - submitted)
+        if left > 0:
+            self._end = min(self._end, anyio.current_time() + left)
+            if self._scope is not None:
+                self._scope.deadline = self._end
 
 
 class _Run:
@@ -142,8 +218,9 @@ class _Run:
         self._supervisor = Supervisor(
             command(options), lock, limits, log=home.log, report=report, grace=options.grace
         )
-        self._budget = options.config.budget
-        self._job: int | None = None
+        self._backstop = Backstop(options.config.budget)
+        self.job: int | None = None
+        """Its number, once the daemon has accepted it."""
         self._paused = False
         self._outcome: Outcome | None = None
 
@@ -163,9 +240,7 @@ class _Run:
 
     async def _keep_to_budget(self) -> None:
         """Kill a daemon that has not ended by itself shortly before the budget is over."""
-        if self._budget.seconds is None:
-            return
-        await anyio.sleep(self._budget.seconds - LAST_PART * self._budget.reserve)
+        await self._backstop.wait()
         if self._outcome is None:
             self._supervisor.stop()
             self._supervisor.stop()
@@ -180,12 +255,18 @@ class _Run:
     def _follow(self) -> Outcome:
         with Client(self._home.path) as client:
             status = self._submit(client)
-            self._job = status["job"]
+            from_thread.run_sync(self._accepted, status)
             watch = self._begin(status)
-            for record in client.follow(status["job"], rest=_rest):
-                watch(record)
+            # What the daemon could not write is written when it is gone.
+            with suppress(NotPublished):
+                for record in client.follow(status["job"], brief=True, rest=_rest):
+                    watch(record)
             account = Account.from_json(_answered(client.health)["ledger"])
             return Outcome(status["job"], _answered(lambda: client.job(status["job"])), account)
+
+    def _accepted(self, status: dict[str, Any]) -> None:
+        self.job = status["job"]
+        self._backstop.accepted(status["submitted"])
 
     def _submit(self, client: Client) -> dict[str, Any]:
         """Submit as soon as the daemon answers; if it never does, this is cancelled."""
@@ -194,25 +275,16 @@ class _Run:
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(*ENDING) as received:
             async for _ in received:
-                if self._job is not None and not self._paused:
+                if self.job is not None and not self._paused:
                     self._paused = True
                     with anyio.move_on_after(PAUSE_TIMEOUT_S):
-                        await to_thread.run_sync(self._pause, self._job, abandon_on_cancel=True)
+                        await to_thread.run_sync(self._pause, self.job, abandon_on_cancel=True)
                 self._supervisor.stop()
 
     def _pause(self, job: int) -> None:
         """Pause the job, so that a later daemon leaves it alone."""
         with Client(self._home.path) as client, suppress(NoDaemon, BadJob):
             client.pause(job)
-
-
-def _write_where_the_daemon_could_not(home: Home, order: Order, job: int) -> None:
-    """Write the submission where it is missing or old; raises what the daemon could only log."""
-    with closing(Store(home.path, "read")) as store:
-        text = store.jobs.submission(job)
-    for out in map(Path, order.outs):
-        if not out.is_file() or out.read_text() != text:
-            files.write_text(out, text)
 
 
 def _answered(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,9 @@ import json
 from typing import Any
 
 from arcd.errors import NoJob
+from arcd.jobs.fold import Fold
+from arcd.jobs.snapshots import Snapshots
+from arcd.jobs.state import Job
 from arcd.jobs.store import Store
 from arcd.system.home import Home
 
@@ -17,29 +20,36 @@ class OfflineClient:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._store = Store(home.path, "read")
-        self._state = self._store.journal.state()
 
     def health(self) -> dict[str, Any]:
         """The state `stopped`, the home, how many jobs."""
-        return {"state": "stopped", "home": str(self._home.path), "jobs": len(self._state.jobs)}
+        jobs = self._store.jobs.count()
+        return {"state": "stopped", "home": str(self._home.path), "jobs": jobs}
 
     def jobs(self) -> list[dict[str, Any]]:
         """All jobs, oldest first."""
-        return [job.to_json() for job in self._state.jobs.values()]
+        return [job.to_json() for job in self._fold().all().jobs.values()]
 
     def job(self, number: int) -> dict[str, Any]:
         """One job; raises NoJob."""
-        if number not in self._state.jobs:
-            raise NoJob(f"job {number}: there is no such job")
-        return self._state.jobs[number].to_json()
+        return self._job(number).to_json()
 
     def forecast(self, number: int) -> dict[str, Any]:
         """How good predictions were; `seconds` is None, because no daemon works on the job."""
-        self.job(number)
-        accuracy = self._state.jobs[number].accuracy()
+        accuracy = self._job(number).accuracy()
         return {"job": number, "seconds": None, "tasks": {}, "accuracy": accuracy}
 
     def result(self, number: int) -> dict[str, Any]:
         """The submission, in Kaggle's format."""
-        self.job(number)
+        self._job(number)
         return dict(json.loads(self._store.jobs.submission(number)))
+
+    def _fold(self) -> Fold:
+        return Fold(self._store.database, Snapshots(self._home.snapshot))
+
+    def _job(self, number: int) -> Job:
+        if not self._store.jobs.has(number):
+            raise NoJob(f"job {number}: there is no such job")
+        fold = self._fold()
+        fold.job(number)
+        return fold.state.jobs[number]

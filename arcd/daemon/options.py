@@ -12,6 +12,11 @@ from pydantic import BaseModel, ConfigDict
 from arcd.config import Config
 
 
+def address(host: str, port: int) -> str:
+    """Host and port as a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Options(BaseModel):
     """What a daemon is started with."""
 
@@ -27,6 +32,10 @@ class Options(BaseModel):
     """Seconds in which the tasks in flight may be finished when the daemon is to end."""
     since: int = 0
     """Leave alone the unfinished jobs that were last asked for before the record of this number."""
+    began: int | None = None
+    """The last record before the command that keeps this daemon alive began: what was asked for or
+    answered since is published, also where an earlier daemon of it died before. None: no earlier
+    one."""
     backend: Literal["real", "fake"] = "real"
     """Trainer and engine with a model, or fakes: see `fake_runtime`."""
 

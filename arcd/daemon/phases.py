@@ -65,13 +65,14 @@ def health(
     )
 
 
-def forecast(phase: DaemonPhase, job: Job) -> Forecast:
-    """The seconds that are still to come of a job, and how good such predictions were."""
+def forecast(phase: DaemonPhase, job: Job, *, detail: bool) -> Forecast:
+    """The seconds that are still to come of a job; in detail, by task and how good they were."""
+    seconds = phase.scheduler.left(job.id) if isinstance(phase, Ready) else None
+    if not detail:
+        return Forecast(job=job.id, seconds=seconds, tasks={}, accuracy={})
     tasks = {n: t.predicted for n, t in job.tasks.items() if t.in_flight and t.predicted}
-    seconds = None
     if isinstance(phase, Ready):
         tasks |= phase.scheduler.predicted(job.id)
-        seconds = phase.scheduler.left(job.id)
     return Forecast(
         job=job.id,
         seconds=seconds,

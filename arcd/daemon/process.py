@@ -1,6 +1,7 @@
 """The daemon: one process with job service, server, scheduler and runtime in one task group.
 
-    run        recovers, serves, and works until told to stop
+    run        serves until told to stop
+    _open      reads the store, recovers from what earlier daemons have left
     _work      loads the models, works through jobs, writes the last word
 
 Crash-only: an error that arcd cannot explain ends the process; the supervisor starts another one,
@@ -8,7 +9,6 @@ which finds everything in the store. An error that a restart would not mend is t
 supervisor as a failure.
 """
 
-import asyncio
 import logging
 import os
 import signal
@@ -16,25 +16,32 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import anyio
 from anyio import to_thread
+from starlette.types import ASGIApp
 
 from arcd.backends.runtime import Runtime, set_environment
 from arcd.daemon import phases, server
+from arcd.daemon.door import Door
+from arcd.daemon.forgetting import forget
 from arcd.daemon.heartbeat import PREDECESSOR_DIED, Failure, Pulse, prepare_child
 from arcd.daemon.kept_rates import KeptRates
-from arcd.daemon.options import Options
+from arcd.daemon.options import Options, address
 from arcd.daemon.phases import DaemonPhase, Loading, Platform, Ready
 from arcd.daemon.publisher import Publisher
 from arcd.daemon.schema import Forecast, Health
+from arcd.daemon.snapshotter import Snapshotter, folded
 from arcd.errors import EngineFailed, known
 from arcd.jobs import events, messages
 from arcd.jobs.events import Record
 from arcd.jobs.journal import NewJob
+from arcd.jobs.recovery import Recovery
 from arcd.jobs.service import JobService
-from arcd.jobs.state import Job
+from arcd.jobs.state import Job, State
 from arcd.jobs.store import Store
 from arcd.model.base_model import check, check_training, fingerprint, pick_device
 from arcd.scheduling.adapter_folder import AdapterFolder
@@ -74,56 +81,78 @@ class Daemon:
         self._predecessor_died = predecessor_died
         self._home = Home(options.home)
         self._ledger = Ledger()
-        self._service, self._recovery = JobService.open(
-            Store(options.home), options.base_name, options.since
-        )
-        self._publisher = Publisher(self._service, self._home)
-        self._service.subscribe(self._log)
+        self._store = Store(options.home)
+        self._jobs: _Jobs | None = None
         self._phase: DaemonPhase = Loading()
         self._stopping = False
+        self._stopped_loading = anyio.Event()
 
     async def run(
         self, open_runtime: OpenRuntime, find_platform: Callable[[Options], Platform]
     ) -> None:
         """Serve until told to stop."""
-        self._recover()
-        servers = self._servers()
+        entrances = self._entrances()
         async with anyio.create_task_group() as helping:
-            for helper in (self._beat, self._obey_signals, self._publisher.run):
+            for helper in (self._beat, self._obey_signals, self._end_while_loading):
                 helping.start_soon(helper)
             async with anyio.create_task_group() as serving:
-                for http, listening in servers:
-                    serving.start_soon(http.serve, [listening])
-                await self._work(open_runtime, find_platform)
-                for http, _ in servers:
-                    http.should_exit = True
+                for entrance in entrances:
+                    serving.start_soon(entrance.http.serve, [entrance.listening])
+                jobs = self._jobs = await self._open()
+                for helper in (
+                    jobs.publisher.run,
+                    jobs.snapshotter.run,
+                    jobs.service.delete_forgotten,
+                ):
+                    helping.start_soon(helper)
+                for entrance in entrances:
+                    entrance.door.open(self._application(jobs, entrance.token))
+                await self._work(jobs, open_runtime, find_platform)
+                for entrance in entrances:
+                    entrance.http.should_exit = True
             helping.cancel_scope.cancel()
-        self._service.store.close()
+        self._store.close()
+
+    async def _open(self) -> "_Jobs":
+        """Read the store, and carry out what follows from what earlier daemons have left."""
+        options = self._options
+        self._store.journal.discard_unsubmitted()
+        state, unkept = await to_thread.run_sync(folded, self._home)
+        service, recovery = JobService.open(self._store, state, options.base_name, options.since)
+        service.subscribe(partial(_log, state))
+        publisher = Publisher(service, self._home, options.began)
+        self._recover(service, recovery)
+        return _Jobs(service, publisher, Snapshotter(service, self._home, unkept))
 
     async def _work(
-        self, open_runtime: OpenRuntime, find_platform: Callable[[Options], Platform]
+        self,
+        jobs: "_Jobs",
+        open_runtime: OpenRuntime,
+        find_platform: Callable[[Options], Platform],
     ) -> None:
         """Load the models, work through jobs until told to stop, write the last word."""
         begun = time.monotonic()
+        service = jobs.service
         with self._ledger.span("host", "load"):
             platform = await to_thread.run_sync(find_platform, self._options)
         self._phase = Loading(platform)
-        self._service.emit(None, _started(self._options, platform))
-        rates = KeptRates(self._service.store, platform, self._options.config)
+        service.emit(None, _started(self._options, platform))
+        rates = KeptRates(self._store, platform, self._options.config)
         async with open_runtime(
             self._options,
             platform,
-            rank=self._largest_rank(),
+            rank=self._largest_rank(service),
             ledger=self._ledger,
-            serial=self._service.store.facts.serial,
+            serial=self._store.facts.serial,
         ) as runtime:
             estimator = rates.find() or await self._calibrate(runtime, rates)
-            scheduler = self._become_ready(platform, runtime, estimator, rates, begun)
+            scheduler = self._become_ready(service, platform, runtime, estimator, rates, begun)
             await scheduler.run(self._options.grace)
             rates.write(estimator)
-        await to_thread.run_sync(self._publisher.flush)
-        self._service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
-        self._service.close()
+        await jobs.publisher.flush()
+        await to_thread.run_sync(jobs.snapshotter.flush)
+        service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
+        service.close()
 
     async def _calibrate(self, runtime: Runtime, rates: KeptRates) -> RateEstimator:
         with self._ledger.span("host", "load"):
@@ -133,6 +162,7 @@ class Daemon:
 
     def _become_ready(
         self,
+        service: JobService,
         platform: Platform,
         runtime: Runtime,
         estimator: RateEstimator,
@@ -141,11 +171,11 @@ class Daemon:
     ) -> Scheduler:
         seconds = time.monotonic() - begun
         scheduler = Scheduler(
-            self._service, runtime, self._options.config, self._home.adapters, estimator
+            service, runtime, self._options.config, self._home.adapters, estimator
         )
         self._phase = Ready(platform, runtime, estimator, scheduler)
-        self._service.subscribe(rates.subscriber(estimator))
-        self._service.emit(None, events.DaemonReady(seconds))
+        service.subscribe(rates.subscriber(estimator))
+        service.emit(None, events.DaemonReady(seconds))
         if self._pulse:
             # At once: from now on the supervisor allows less time, and should not be the last to
             # know.
@@ -156,14 +186,14 @@ class Daemon:
 
     def health(self) -> Health:
         """How the daemon is."""
-        jobs = len(self._service.state.jobs)
+        jobs = len(self._jobs.service.state.jobs) if self._jobs else self._store.jobs.count()
         return phases.health(
             self._phase, self._options, jobs, self._ledger, stopping=self._stopping
         )
 
-    def forecast(self, job: Job) -> Forecast:
+    def forecast(self, job: Job, detail: bool) -> Forecast:
         """The seconds that are still to come of a job."""
-        return phases.forecast(self._phase, job)
+        return phases.forecast(self._phase, job, detail=detail)
 
     def stop(self) -> None:
         """End in order."""
@@ -172,63 +202,67 @@ class Daemon:
             case Ready(scheduler=scheduler):
                 scheduler.stop()
             case Loading():
-                # Loading cannot be interrupted, so the process ends itself, after one beat: who
-                # asked by HTTP gets the answer before.
-                asyncio.get_running_loop().call_later(BEAT_INTERVAL_S, self._end_at_once)
+                self._stopped_loading.set()
 
-    def _end_at_once(self) -> None:
-        """End before the models are loaded: no task is in flight."""
-        self._publisher.flush()
-        self._service.emit(None, events.DaemonStopped())
-        self._service.store.close()
+    async def _end_while_loading(self) -> None:
+        """End as soon as it is asked for before the models are loaded: no task is in flight.
+
+        Loading cannot be interrupted, so the process ends itself, after one beat: who asked by HTTP
+        gets the answer before.
+        """
+        await self._stopped_loading.wait()
+        await anyio.sleep(BEAT_INTERVAL_S)
+        if self._jobs:
+            await self._jobs.publisher.flush()
+            self._jobs.service.emit(None, events.DaemonStopped())
+        self._store.close()
         os._exit(0)
 
-    def _log(self, record: Record) -> None:
-        line = messages.log_line(record, self._service.state)
-        if line:
-            log.info("%s", line)
-
-    def _recover(self) -> None:
+    def _recover(self, service: JobService, recovery: Recovery) -> None:
         """Carry out the recovery: charge deaths, delete what a death has left half done."""
-        for job, task in self._recovery.interrupted:
+        for job, task in recovery.interrupted:
             # A kill by the user, a power cut or a preemption is not the task's fault.
             charged = self._predecessor_died
-            self._service.emit(job, events.Interrupted(task) if charged else events.Released(task))
-        for number in sorted(self._recovery.waiting_for_base):
-            other = self._recovery.foreign[number]
+            service.emit(job, events.Interrupted(task) if charged else events.Released(task))
+        for number in sorted(recovery.waiting_for_base):
+            other = recovery.foreign[number]
             log.warning("job %d waits for a daemon with its base, %s", number, other)
-        AdapterFolder(self._home.adapters).keep_only(self._recovery.adapters)
+        AdapterFolder(self._home.adapters).keep_only(recovery.adapters)
 
-    def _servers(self) -> list[tuple[server.Server, server.Socket]]:
+    def _entrances(self) -> list["_Entrance"]:
         options = self._options
-        found = [(self._server(), server.listen_on_unix(self._home))]
+        found = [self._entrance(server.listen_on_unix(self._home), None)]
         if options.host is not None:
             listening = server.listen_on_tcp(options.host, options.port)
-            log.info("listening on %s:%d", *listening.getsockname()[:2])
-            found.append((self._server(server.token_in(self._home)), listening))
+            log.info("listening on %s", address(*listening.getsockname()[:2]))
+            found.append(self._entrance(listening, server.token_in(self._home)))
         return found
 
-    def _server(self, token: str | None = None) -> server.Server:
-        return server.server_of(
-            server.application(
-                self._service,
-                self._options.config,
-                base=self._options.base_name,
-                check=self._check,
-                health=self.health,
-                forecast=self.forecast,
-                stop=self.stop,
-                token=token,
-            )
+    def _entrance(self, listening: server.Socket, token: str | None) -> "_Entrance":
+        door = Door(server.early_application(self.health, self.stop, token))
+        return _Entrance(server.server_of(door), listening, door, token)
+
+    def _application(self, jobs: "_Jobs", token: str | None) -> ASGIApp:
+        return server.application(
+            jobs.service,
+            self._options.config,
+            base=self._options.base_name,
+            publishing=jobs.publisher,
+            check=self._check,
+            health=self.health,
+            forecast=self.forecast,
+            stop=self.stop,
+            forget=partial(forget, jobs.service, self._home),
+            token=token,
         )
 
     def _check(self, job: NewJob) -> None:
         check_training(self._options.base, job.config.train)
 
-    def _largest_rank(self) -> int:
+    def _largest_rank(self, service: JobService) -> int:
         """The rank that the engine must serve: also that of jobs of an earlier daemon."""
-        jobs = (job for job in self._service.state.jobs.values() if not job.finished)
-        ranks = (self._service.store.jobs.config(job.id).train.rank for job in jobs)
+        jobs = (job for job in service.state.jobs.values() if not job.finished)
+        ranks = (self._store.jobs.config(job.id).train.rank for job in jobs)
         return max([self._options.config.train.rank, *ranks])
 
     async def _beat(self) -> None:
@@ -240,6 +274,31 @@ class Daemon:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for _ in received:
                 self.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Jobs:
+    """What a daemon has once the store was read."""
+
+    service: JobService
+    publisher: Publisher
+    snapshotter: Snapshotter
+
+
+@dataclass(frozen=True, slots=True)
+class _Entrance:
+    """Where clients reach the daemon; those that come by TCP must have the token."""
+
+    http: server.Server
+    listening: server.Socket
+    door: Door
+    token: str | None
+
+
+def _log(state: State, record: Record) -> None:
+    line = messages.log_line(record, state)
+    if line:
+        log.info("%s", line)
 
 
 def _started(options: Options, platform: Platform) -> events.DaemonStarted:

@@ -4,26 +4,41 @@ Routes, limits and their OpenAPI document; nothing is decided here. Knows nothin
 engines.
 """
 
+import asyncio
 import hmac
-import json
 import os
-import pathlib
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any, Protocol, cast
 
+import msgspec
 import uvicorn
+from anyio import to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd.config import Config
-from arcd.daemon.schema import MAX_BODY, Forecast, Health, JobNumber, Order, Problem, Status, accept
+from arcd.daemon.connections import Connections, most_connections
+from arcd.daemon.options import address
+from arcd.daemon.schema import (
+    MAX_BODY,
+    Forecast,
+    Health,
+    JobNumber,
+    Order,
+    Problem,
+    Status,
+    accept,
+    read,
+)
 from arcd.errors import ArcdError, BadInput, BadJob, NoJob
 from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
@@ -45,40 +60,122 @@ PROBLEMS: dict[int | str, dict[str, object]] = {
 }
 
 
+class Publishing(Protocol):
+    """What becomes of the files that have a job's submission."""
+
+    async def settled(self, job: int) -> None:
+        """Return when each has the job's last answers, or could not be written with them."""
+
+    def unpublished(self, job: int) -> dict[str, str]:
+        """By path, why a file does not have the job's last answers."""
+
+
+Tell = Callable[[Job], Status]
+
+
 def application(
     service: JobService,
     config: Config,
     *,
     base: str = "",
+    publishing: Publishing,
     check: Callable[[NewJob], None],
     health: Callable[[], Health],
-    forecast: Callable[[Job], Forecast],
+    forecast: Callable[[Job, bool], Forecast],
     stop: Callable[[], None],
+    forget: Callable[[int], Awaitable[None]],
     token: str | None = None,
 ) -> ASGIApp:
     """The daemon's interface; with a token, only for clients that send it.
 
     `check` refuses, with BadInput, a job that the daemon cannot do.
     """
-    app = FastAPI(title="arcd", version=__version__, responses=PROBLEMS, redoc_url=None)
-    app.add_exception_handler(ArcdError, _explain)
-    app.add_exception_handler(RequestValidationError, _explain_validation)
-    app.add_exception_handler(HTTPException, _explain_http)
+    app = _empty_application()
     _route_daemon(app, health, stop)
 
-    @app.post("/jobs", status_code=201)
-    async def post_job(order: Order) -> Status:
-        """Take a job on."""
+    def tell(job: Job) -> Status:
+        return Status(**job.to_json(), unpublished=publishing.unpublished(job.id))
+
+    def job_in(body: bytearray) -> tuple[Order, NewJob]:
+        order = _order_in(body)
         if order.outs and token is not None:
             raise BadJob("outs: only a client on this machine may name files")
         job = accept(order, config, base)
         check(job)
-        if order.take_up == "never":
-            return _status(service.submit(job))
-        return _status(service.take_up(job, done=order.take_up == "done"))
+        return order, job
 
-    _route_reading(app, service, forecast)
-    _route_control(app, service)
+    @app.post("/jobs", status_code=201, openapi_extra=_TAKES_ORDER)
+    async def post_job(request: Request) -> Status:
+        """Take a job on."""
+        # In a thread: reading 20 000 tasks takes seconds.
+        order, job = await to_thread.run_sync(job_in, await _body(request))
+        if order.take_up == "never":
+            return tell(await service.submit(job))
+        return tell(await service.take_up(job, done=order.take_up == "done"))
+
+    _route_reading(app, service, publishing, forecast, tell)
+    _route_control(app, service, tell)
+    _route_forgetting(app, service, forget, tell)
+    return _protected(app, token)
+
+
+def early_application(
+    health: Callable[[], Health], stop: Callable[[], None], token: str | None
+) -> ASGIApp:
+    """The part of the interface that needs no job: it answers while the store is being read."""
+    app = _empty_application()
+    _route_daemon(app, health, stop)
+    return _protected(app, token)
+
+
+def _empty_application() -> FastAPI:
+    app = _Application(title="arcd", version=__version__, responses=PROBLEMS, redoc_url=None)
+    app.add_exception_handler(ArcdError, _explain)
+    app.add_exception_handler(RequestValidationError, _explain_validation)
+    app.add_exception_handler(HTTPException, _explain_http)
+    return app
+
+
+async def _body(request: Request) -> bytearray:
+    """The body of a request; in one piece of memory, for it may be large."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+    except ClientDisconnect:
+        raise HTTPException(400, "the body is cut off or too large") from None
+    return body
+
+
+def _order_in(body: bytearray) -> Order:
+    """The order in a body; raises what explains itself to the client."""
+    try:
+        return read(body)
+    except msgspec.ValidationError as error:
+        raise BadInput(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise HTTPException(400, f"not JSON: {error}") from None
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+_TAKES_ORDER = {
+    "requestBody": {
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Order"}}},
+        "required": True,
+    }
+}
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """With the order: its route reads the body itself, so FastAPI does not know of it."""
+        document = super().openapi()
+        document["components"]["schemas"].setdefault("Order", Order.model_json_schema())
+        return document
+
+
+def _protected(app: FastAPI, token: str | None) -> ASGIApp:
     guarded: ASGIApp = _Limited(app)
     return _Guarded(guarded, token) if token is not None else guarded
 
@@ -98,23 +195,32 @@ def _route_daemon(app: FastAPI, health: Callable[[], Health], stop: Callable[[],
         return health()
 
 
-def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], Forecast]) -> None:
+def _route_reading(
+    app: FastAPI,
+    service: JobService,
+    publishing: Publishing,
+    forecast: Callable[[Job, bool], Forecast],
+    tell: Tell,
+) -> None:
     """What can be read of jobs."""
 
     @app.get("/jobs")
     async def get_jobs() -> list[Status]:
         """All jobs, oldest first."""
-        return [_status(job) for job in service.state.jobs.values()]
+        return [tell(job) for job in service.state.jobs.values()]
 
     @app.get("/jobs/{job}")
     async def get_job(job: Number) -> Status:
         """One job."""
-        return _status(service.job(job))
+        return tell(service.job(job))
 
     @app.get("/jobs/{job}/forecast")
-    async def get_forecast(job: Number) -> Forecast:
+    async def get_forecast(
+        job: Number,
+        detail: Annotated[bool, Query(description="By task, with how good forecasts were")] = True,
+    ) -> Forecast:
         """Seconds that the rest of a job should take."""
-        return forecast(service.job(job))
+        return forecast(service.job(job), detail)
 
     @app.get("/jobs/{job}/solutions")
     async def get_solutions(job: Number) -> dict[str, list[list[list[int]]]]:
@@ -132,41 +238,67 @@ def _route_reading(app: FastAPI, service: JobService, forecast: Callable[[Job], 
     async def get_events(
         job: Number,
         after: Annotated[int, Query(ge=0, le=2**53, description="Number of the last one seen")] = 0,
+        brief: Annotated[
+            bool,
+            Query(description="Leave out steps and samples of tasks that were answered before"),
+        ] = False,
     ) -> StreamingResponse:
-        """The job's events as server-sent events, each a record as JSON; ends with the job."""
+        """The job's events as server-sent events, each a record as JSON.
+
+        Ends with the job, when its submission is in its files or could not be written there.
+        """
         service.job(job)
-        return StreamingResponse(_stream(service, job, after), media_type="text/event-stream")
+        stream = _stream(service, publishing, job, after, brief)
+        return StreamingResponse(stream, media_type="text/event-stream")
 
 
-def _route_control(app: FastAPI, service: JobService) -> None:
+def _route_control(app: FastAPI, service: JobService, tell: Tell) -> None:
     """What changes a job."""
 
     @app.post("/jobs/{job}/pause")
     async def post_pause(job: Number) -> Status:
         """Begin no more of its tasks."""
-        return _status(service.pause(job))
+        return tell(service.pause(job))
 
     @app.post("/jobs/{job}/resume")
     async def post_resume(job: Number) -> Status:
         """End a pause."""
-        return _status(service.resume(job))
+        return tell(service.resume(job))
 
     @app.post("/jobs/{job}/cancel")
     async def post_cancel(job: Number) -> Status:
         """End the job: its waiting tasks stay unanswered."""
-        return _status(service.cancel(job))
+        return tell(service.cancel(job))
 
     @app.post("/jobs/{job}/retry")
     async def post_retry(job: Number) -> Status:
         """Do its failed and doubtful tasks once more."""
-        return _status(service.retry(job))
+        return tell(service.retry(job))
+
+
+def _route_forgetting(
+    app: FastAPI, service: JobService, forget: Callable[[int], Awaitable[None]], tell: Tell
+) -> None:
+    """What ends all knowledge of a job."""
+
+    @app.delete("/jobs/{job}")
+    async def delete_job(job: Number) -> Status:
+        """Delete the records, samples and files of a finished job; answers with what it was."""
+        before = tell(service.job(job))
+        await forget(job)
+        return before
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """A server to be awaited with `serve([socket])`; it ends once its `should_exit` is set."""
+    most = most_connections()
     settings = uvicorn.Config(
         app,
-        log_level="warning",
+        # Not "warning": any client can cause those.
+        log_level="error",
+        http=cast(type[asyncio.Protocol], Connections(most)),
+        ws="none",
+        backlog=most,
         lifespan="off",
         access_log=False,
         timeout_graceful_shutdown=2,
@@ -190,7 +322,8 @@ def listen_on_unix(home: Home) -> socket.socket:
     """
     path = home.socket
     if path.parent != home.path:
-        _private_folder(path.parent)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+    home.check_socket()
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
@@ -207,39 +340,40 @@ def listen_on_tcp(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=_family(host))
     except OSError as error:
-        raise ArcdError(f"{host}:{port}: {error.strerror or error}") from None
+        raise ArcdError(f"{address(host, port)}: {error.strerror or error}") from None
 
 
 def token_in(home: Home) -> str:
-    """The token of this home, made at the first call; only its owner may read it."""
-    try:
-        return home.token.read_text().strip()
-    except FileNotFoundError:
-        token = secrets.token_urlsafe(32)
-        with open(os.open(home.token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(token + "\n")
-        return token
+    """The token of this home, made at the first call; only its owner may read it.
+
+    Called with the home locked. A file without a token, as a power cut may leave one, is replaced.
+    """
+    with suppress(FileNotFoundError):
+        if found := home.token.read_text().strip():
+            return found
+    token = secrets.token_urlsafe(32)
+    writing = home.token.with_name(".token.tmp")
+    writing.unlink(missing_ok=True)
+    with open(os.open(writing, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    writing.replace(home.token)
+    return token
 
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def _private_folder(path: pathlib.Path) -> None:
-    """Make a folder of this user alone in one that others may write to; refuse any other."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if path.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ArcdError(f"{path}: not a folder of this user alone")
-
-
-def _status(job: Job) -> Status:
-    return Status.model_validate(job.to_json())
-
-
-async def _stream(service: JobService, job: int, after: int) -> AsyncIterator[str]:
-    async for record in service.follow(job, after):
-        yield f"id: {record.seq}\ndata: {json.dumps(record.to_json())}\n\n"
+async def _stream(
+    service: JobService, publishing: Publishing, job: int, after: int, brief: bool
+) -> AsyncIterator[str]:
+    async for lines in service.follow(job, after, brief=brief):
+        yield "".join(f"id: {line.seq}\ndata: {line.text}\n\n" for line in lines)
+    if job in service.state.jobs and service.job(job).finished:
+        # Who waits for the job reads its files next.
+        await publishing.settled(job)
 
 
 async def _explain(request: Request, error: Exception) -> JSONResponse:
@@ -270,7 +404,9 @@ async def _explain_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _problem(status: int, error: str) -> JSONResponse:
-    return JSONResponse(Problem(error=error).model_dump(), status)
+    # What is no text, such as half of a surrogate pair in a path, is told in its digits.
+    told = error.encode(errors="backslashreplace").decode()
+    return JSONResponse(Problem(error=told).model_dump(), status)
 
 
 class _Guarded:

@@ -1,6 +1,6 @@
 """The supervisor: keeps one daemon alive.
 
-    run      starts one daemon after the other until one ends for good
+    run      starts one daemon after the other until one ends for good, or `restarts` gives up
     _spawn   starts a daemon in a session of its own, tied to this process by pipe, lock and prctl
     _watch   reads its beats; on a stall lets it write its stacks, then kills its process group
     _stop    asks it to end, and kills it if it does not
@@ -18,11 +18,12 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import anyio
 import anyio.abc
 
+from arcd.daemon.daemon_log import DaemonLog
 from arcd.daemon.heartbeat import (
     PREDECESSOR_DIED,
     PULSE_FD,
@@ -31,13 +32,11 @@ from arcd.daemon.heartbeat import (
     Failure,
     from_line,
 )
+from arcd.daemon.restarts import Life, Restarts
 from arcd.daemon.watchdog import Limits, Watchdog
 from arcd.errors import DaemonFailed
 from arcd.system.home_lock import HomeLock
 from arcd.system.processes import Process, identify, kill_group, send, sweep_group
-
-MOST_UNREADY_RUNS = 3
-"""Daemons in a row that may end before they are ready: another one would end as well."""
 
 DUMP_S = 2.0
 """Seconds in which a stalled daemon can write its stacks; a stopped process cannot write them."""
@@ -47,10 +46,6 @@ STOP_MARGIN_S = 5.0
 
 PIPE_BYTES = 65536
 """The capacity of a pipe, so that one read empties it."""
-
-LOG_BYTES = 10_000_000
-"""A log above this size is renamed to `.1` when the next daemon is started."""
-
 
 Progress = Literal["loading", "ready"]
 """How far a daemon is: it answers while its models load; its models are loaded."""
@@ -91,7 +86,7 @@ class Supervisor:
         self._command = command
         self._lock = lock
         self._env = env
-        self._log = log
+        self._log = DaemonLog(log)
         self._report = report
         self._progress = progress
         self._grace = grace
@@ -109,10 +104,10 @@ class Supervisor:
         """Keep a daemon alive until it ends by itself with 0 or is stopped.
 
         Returns 0 then, and 1 if it had to be killed. Raises DaemonFailed if it sent a failure, or
-        if MOST_UNREADY_RUNS daemons in a row did not become ready. No process is left behind in
-        any case.
+        if too many daemons in a row did not become ready, or got nothing done. No process is left
+        behind in any case.
         """
-        unready = 0
+        restarts = Restarts()
         for number in itertools.count(1):
             if self._asked.is_set():
                 break
@@ -120,9 +115,12 @@ class Supervisor:
             code = self._exit_code(daemon)
             if code is not None:
                 return code
-            unready = 0 if daemon.ready else unready + 1
-            if unready == MOST_UNREADY_RUNS:
-                raise DaemonFailed(self._never_ready())
+            restarts.count(daemon.life)
+            if reason := restarts.hopeless:
+                last = self._log.last_line()
+                raise DaemonFailed(f"{reason}, see {self._log.path}: {last}")
+            with anyio.move_on_after(restarts.pause):
+                await self._asked.wait()
         return 0
 
     def _exit_code(self, daemon: "DaemonRun") -> int | None:
@@ -137,10 +135,6 @@ class Supervisor:
             return 0
         self._report(daemon.killed or Incident("death", _told(daemon.code), daemon.number))
         return 1 if asked else None
-
-    def _never_ready(self) -> str:
-        ended = f"the daemon ended {MOST_UNREADY_RUNS} times before it was ready"
-        return f"{ended}, see {self._log}: {_last_line(self._log)}"
 
     async def _run_one(self, number: int) -> "DaemonRun":
         async with self._spawn(number) as daemon:
@@ -180,7 +174,7 @@ class Supervisor:
         }
         try:
             # Shielded: a cancellation in between would leave a process without an owner.
-            with _open_log(self._log) as log, anyio.CancelScope(shield=True):
+            with self._log.open() as log, anyio.CancelScope(shield=True):
                 process = await anyio.open_process(
                     self._command,
                     stdin=subprocess.DEVNULL,
@@ -202,6 +196,7 @@ class Supervisor:
             await daemon.news(deadline)
             # Beats that have arrived count first: this process may have slept, not the daemon.
             self._hear(daemon)
+            self._log.cut()
             reason = self._watchdog.stalled(anyio.current_time())
             if reason and not self._asked.is_set():
                 break
@@ -226,6 +221,7 @@ class Supervisor:
         for message in daemon.hear():
             if isinstance(message, Beat):
                 self._watchdog.hear(message, anyio.current_time())
+                daemon.life.hear(message, anyio.current_time())
                 now: Progress = "ready" if message.ready else "loading"
                 if now != daemon.progress:
                     daemon.progress = now
@@ -240,6 +236,7 @@ class DaemonRun:
         self.process = process
         # A process that is dead and reaped already has no start time to be known by.
         self.identity = identify(process.pid) or Process(process.pid, None)
+        self.life = Life()
         self.progress: Progress | None = None
         self.failure: Failure | None = None
         self.killed: Incident | None = None
@@ -247,11 +244,6 @@ class DaemonRun:
         self._pipe = pipe
         self._open = True
         self._torn = b""
-
-    @property
-    def ready(self) -> bool:
-        """Whether its models were loaded."""
-        return self.progress == "ready"
 
     @property
     def code(self) -> int | None:
@@ -289,19 +281,6 @@ class DaemonRun:
             return b""
         self._open = bool(read)
         return read
-
-
-def _open_log(log: Path) -> BinaryIO:
-    if log.exists() and log.stat().st_size > LOG_BYTES:
-        log.replace(log.with_name(f"{log.name}.1"))
-    return log.open("ab")
-
-
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(-min(4096, log.stat().st_size), os.SEEK_END)
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "(it is empty)")
 
 
 def _told(code: int | None) -> str:

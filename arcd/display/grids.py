@@ -5,10 +5,10 @@ come from.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
-from rich.panel import Panel
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +17,7 @@ from arcd.arc.grids import Grid, shape
 from arcd.arc.selection import ATTEMPTS, Verdict, Vote
 from arcd.arc.tasks import Task
 from arcd.display.palette import Palette
+from arcd.display.terminal import panel
 
 MAX_CANDIDATES = 6
 """Candidates of a test that are drawn at most."""
@@ -78,7 +79,7 @@ def task(value: Task, palette: Palette | None, solutions: Sequence[Grid] = ()) -
     for i, query in enumerate(value.tests):
         solution = solutions[i] if i < len(solutions) else None
         parts.append(_arrow(f"test {i}", query, solution, palette))
-    return Panel(Columns(parts, padding=(0, 4)), title=f"task {value.id}", title_align="left")
+    return panel(Columns(parts, padding=(0, 4)), f"task {value.id}")
 
 
 def _arrow(name: str, left: Grid, right: Grid | None, palette: Palette | None) -> RenderableType:
@@ -103,7 +104,17 @@ def votes(
     return Columns(parts, padding=(0, 4)) if parts else Text("no valid candidate")
 
 
-def likely(vote: Vote) -> str:
+class Likely(Protocol):
+    """What is said of a vote without its grid: see `Vote`."""
+
+    @property
+    def mean_logprob(self) -> float: ...
+
+    @property
+    def likelihood(self) -> float | None: ...
+
+
+def likely(vote: Likely) -> str:
     """A grid's log-likelihood, the mean over views, or else that of its samples per token."""
     if vote.likelihood is None:
         return f"{vote.mean_logprob:.3f} nats a token"
@@ -124,7 +135,7 @@ def answers(
         body = votes(ranked[:MAX_CANDIDATES], palette, truth)
         valid = sum(vote.count for vote in ranked)
         title = f"test {i}: {_count(len(ranked), 'different answer')} in {valid} valid samples"
-        panels.append(Panel(body, title=title, title_align="left"))
+        panels.append(panel(body, title))
     panels += [Text(f"note: {note}", style="yellow") for note in value.notes]
     return Group(*panels)
 

@@ -19,6 +19,7 @@ from arcd.arc.tasks import Solutions
 from arcd.display import grids
 from arcd.display.palette import Palette
 from arcd.display.screen import Outlook, Scene, draw
+from arcd.display.suspension import suspendable
 from arcd.jobs.events import Record
 from arcd.jobs.history import History
 from arcd.jobs.messages import Level, message, warning
@@ -74,13 +75,16 @@ def display(
         return
     shown = _Screen(console, palette, clock)
     try:
-        with Live(
-            get_renderable=shown.draw,
-            console=console,
-            screen=True,
-            refresh_per_second=FRAMES_PER_SECOND,
-            redirect_stdout=False,
-            redirect_stderr=False,
+        with (
+            Live(
+                get_renderable=shown.draw,
+                console=console,
+                screen=True,
+                refresh_per_second=FRAMES_PER_SECOND,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            ) as live,
+            suspendable(live),
         ):
             yield shown
     finally:

@@ -1,61 +1,88 @@
 """The result of a job as a page of HTML, and its stages as a trace for other tools.
 
-Pure functions of the job's history. The page is one file that loads nothing from the network: the
-data are in it as JSON, drawn by the script in `page/`. The trace is in the Chrome trace event
-format, which Perfetto opens. Knows nothing of where either is written.
+Pure functions of the job's history and of its tasks. The page is one file that loads nothing from
+the network: what it shows at once is in it as JSON, drawn by the script in `page/`; the grids,
+which are most of it, are in it packed, and the script unpacks those that somebody looks at. The
+trace is in the Chrome trace event format, which Perfetto opens. Knows nothing of where either is
+written.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import base64
+import zlib
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
+from itertools import islice
+from math import isfinite
 from typing import Any
 
-from arcd.arc.grids import Grid
-from arcd.arc.metrics import Report
-from arcd.arc.selection import Verdict, Vote
-from arcd.arc.tasks import Task, TaskSet
+import msgspec
+
+from arcd.arc import metrics
+from arcd.arc.metrics import Metrics
 from arcd.config import Config
 from arcd.display.grids import MAX_CANDIDATES, likely
 from arcd.display.palette import Palette
+from arcd.jobs.events import Times
 from arcd.jobs.history import History, Span
+from arcd.jobs.sheets import Sheet, SheetVote
 from arcd.jobs.state import Job, Stage, TaskState
 
 STAGE_NAMES: dict[Stage, str] = {"train": "training", "infer": "inference"}
 """The processes of the trace, in order."""
 
 
+STYLE = ("report.css",)
+SCRIPT = ("start.js", "lanes.js", "charts.js", "grids.js", "tasks.js")
+"""Files in `page/`, in their order on the page."""
+
+PACKED_TOGETHER = 64
+"""Tasks whose grids are packed, and unpacked, together."""
+
+MAX_CURVES = 300
+"""Curves of losses that are drawn at most."""
+
+
 def page(
-    history: History,
-    tasks: TaskSet,
-    config: Config,
-    metrics: Report | None,
-    ledger: dict[str, Any] | None,
+    history: History, sheets: Iterable[Sheet], config: Config, ledger: dict[str, Any] | None
 ) -> str:
     """The report of a job, finished or not, as one HTML document.
 
-    `metrics` are None where no solution is known. `ledger` is an account as JSON, if there is one.
+    `sheets` are all its tasks. `ledger` is an account as JSON, if there is one.
     """
     job = _job(history)
+    scores: dict[str, Metrics] = {}
+    tasks: list[dict[str, Any]] = []
+
+    def grids() -> Iterator[dict[str, Any]]:
+        for sheet in sheets:
+            if (score := sheet.metrics()) is not None:
+                scores[sheet.task] = score
+            tasks.append(_task(sheet, history))
+            yield _grids(sheet)
+
+    packed = list(_packed(grids()))
+    places = {name: place for place, name in enumerate(job.tasks)}
     document = {
         "job": job.to_json(),
         "subtitle": _subtitle(history, job),
-        "tiles": _tiles(history, job, metrics),
+        "tiles": _tiles(history, job, metrics.report(scores) if scores else None),
         "settings": config.model_dump(mode="json"),
         "end": history.until(history.at) - job.submitted,
-        "spans": [_span(span, history, job) for span in history.spans()],
+        "spans": [_span(span, history, job, places) for span in history.spans()],
+        "curves": _curves(history),
         "deaths": [at - job.submitted for at in history.deaths],
         "ledger": ledger,
         "palettes": {palette.value: palette.colours for palette in Palette},
-        "tasks": [_task(task, history, tasks.solutions.get(task.id)) for task in tasks.tasks],
+        "tasks": tasks,
+        "packed": packed,
+        "packed_together": PACKED_TOGETHER,
     }
-    # A "<" in JSON text could end the script element.
-    embedded = json.dumps(document, separators=(",", ":")).replace("<", "\\u003c")
-    parts = {"STYLE": _file("report.css"), "SCRIPT": _file("report.js"), "DATA": embedded}
+    # JSON has no NaN: msgspec writes null. A "<" in its text could end the script element.
+    embedded = msgspec.json.encode(document).decode().replace("<", "\\u003c")
     text = _file("report.html")
-    for name, part in parts.items():
-        text = text.replace(f"/*{name}*/", part)
-    return text
+    for name, parts in (("STYLE", STYLE), ("SCRIPT", SCRIPT)):
+        text = text.replace(f"/*{name}*/", "\n".join(map(_file, parts)))
+    return text.replace("/*DATA*/", embedded)
 
 
 def trace(history: History) -> dict[str, Any]:
@@ -118,13 +145,13 @@ def _subtitle(history: History, job: Job) -> str:
     return ", ".join(words)
 
 
-def _tiles(history: History, job: Job, metrics: Report | None) -> list[tuple[str, str]]:
+def _tiles(history: History, job: Job, report: metrics.Report | None) -> list[tuple[str, str]]:
     """The numbers at the top of the page, as (name, value)."""
     found: list[tuple[str, str]] = []
-    if metrics is not None:
-        total = metrics.total
+    if report is not None:
+        total = report.total
         found += [
-            ("score", f"{metrics.score:.1%}"),
+            ("score", f"{report.score:.1%}"),
             ("pass@1", f"{total.pass_1:.1%}"),
             ("pass@n", f"{total.pass_n:.1%}"),
             ("correct pixels", f"{total.correct_pixels:.1%}"),
@@ -144,37 +171,67 @@ def _tiles(history: History, job: Job, metrics: Report | None) -> list[tuple[str
     return found
 
 
-def _span(span: Span, history: History, job: Job) -> dict[str, Any]:
-    """A span in the page's data; times in seconds from the submission."""
+def _span(
+    span: Span, history: History, job: Job, places: dict[str, int]
+) -> tuple[Stage, int, int, int, float, float]:
+    """A span in the page's data: stage, place of its task, number, track, begin and end.
+
+    Times are in seconds from the submission.
+    """
     end = span.until(history.until(history.at))
-    times = {"begin": span.begin - job.submitted, "end": end - job.submitted}
-    return {**asdict(span), **{name: round(at, 3) for name, at in times.items()}}
+    begin, end = (round(at - job.submitted, 3) for at in (span.begin, end))
+    return span.stage, places[span.task], span.number, span.track, begin, end
 
 
-def _task(task: Task, history: History, truth: Sequence[Grid] | None) -> dict[str, Any]:
-    """A task in the page's data."""
-    state = _job(history).tasks[task.id]
-    verdict = history.answers.get(task.id)
-    ranked = verdict.ranked if verdict else ((),) * len(task.tests)
+def _curves(history: History) -> list[list[tuple[int, float]]]:
+    """The losses of trainings of two steps or more: of all, or of some evenly chosen ones."""
+    finite = ([point for point in curve if isfinite(point[1])] for curve in history.losses.values())
+    curves = [curve for curve in finite if len(curve) > 1]
+    every = -(-len(curves) // MAX_CURVES) or 1
+    return [[(step, round(loss, 4)) for step, loss in curve] for curve in curves[::every]]
+
+
+def _task(sheet: Sheet, history: History) -> dict[str, Any]:
+    """A task in the page's data, without its grids."""
+    state = _job(history).tasks[sheet.task]
+    losses = history.losses.get(sheet.task)
     return {
-        "id": task.id,
+        "id": sheet.task,
         "phase": state.phase.value,
-        "train": [[_text(pair.input), _text(pair.output)] for pair in task.train],
-        "tests": [_text(test) for test in task.tests],
-        "truth": [_text(output) for output in truth] if truth else None,
-        "right": history.right.get(task.id),
-        "ranked": [[_vote(vote) for vote in test[:MAX_CANDIDATES]] for test in ranked],
-        "others": [max(0, len(test) - MAX_CANDIDATES) for test in ranked],
-        "samples": verdict.samples if verdict else 0,
-        "invalid": verdict.invalid if verdict else 0,
-        "agreement": _agreement(verdict),
+        "right": sheet.right,
+        "samples": sheet.samples,
+        "invalid": sheet.invalid,
+        "agreement": _agreement(sheet),
         **_doubts(state),
-        "seconds": state.seconds,
-        "predicted": asdict(state.predicted) if state.predicted else None,
-        "taken": asdict(state.taken) if state.taken else None,
-        "losses": [(step, round(loss, 4)) for step, loss in history.losses.get(task.id, ())],
+        "seconds": round(state.seconds, 3),
+        "predicted": _times(state.predicted),
+        "taken": _times(state.taken),
+        "loss": round(losses[-1][1], 4) if losses else None,
         "notes": list(state.notes),
     }
+
+
+def _times(times: Times | None) -> dict[str, float] | None:
+    if times is None:
+        return None
+    return {"train": round(times.train, 3), "infer": round(times.infer, 3)}
+
+
+def _grids(sheet: Sheet) -> dict[str, Any]:
+    """The grids of a task, rows of digits, in the page's data."""
+    return {
+        "train": sheet.train,
+        "tests": sheet.tests,
+        "truth": sheet.truth,
+        "ranked": [[_vote(vote) for vote in test[:MAX_CANDIDATES]] for test in sheet.ranked],
+        "others": [max(0, len(test) - MAX_CANDIDATES) for test in sheet.ranked],
+    }
+
+
+def _packed(grids: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """The tasks' grids as texts, some tasks in each: base64 of a zlib stream of JSON."""
+    while together := list(islice(grids, PACKED_TOGETHER)):
+        yield base64.b64encode(zlib.compress(msgspec.json.encode(together))).decode()
 
 
 def _doubts(state: TaskState) -> dict[str, bool]:
@@ -185,17 +242,12 @@ def _doubts(state: TaskState) -> dict[str, bool]:
     }
 
 
-def _agreement(verdict: Verdict | None) -> float:
+def _agreement(sheet: Sheet) -> float:
     """Share of the samples that are one of the best grids, 0 to 1."""
-    if verdict is None or not verdict.samples:
+    if not sheet.samples:
         return 0.0
-    return sum(test[0].count for test in verdict.ranked if test) / verdict.samples
+    return round(sum(test[0].count for test in sheet.ranked if test) / sheet.samples, 4)
 
 
-def _vote(vote: Vote) -> dict[str, Any]:
-    return {"grid": _text(vote.grid), "votes": vote.count, "likely": likely(vote)}
-
-
-def _text(grid: Grid) -> str:
-    """Rows of digits, e.g. 012/345."""
-    return "/".join("".join(map(str, row)) for row in grid)
+def _vote(vote: SheetVote) -> dict[str, Any]:
+    return {"grid": vote.grid, "votes": vote.count, "likely": likely(vote)}

@@ -108,6 +108,8 @@ def _fitted(lines: Iterable[Text], width: int, height: int) -> Group:
     """The first `height` lines, each cut to `width` columns."""
     fitted = []
     for line in list(lines)[:height]:
+        # Those of a note, say: it is one line all the same.
+        line.plain = line.plain.replace("\n", " ").replace("\t", " ")
         line.truncate(width, overflow="ellipsis")
         line.no_wrap = True
         fitted.append(line)

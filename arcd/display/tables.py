@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from arcd.display.terminal import cell
 from arcd.system.ledger import RESOURCES, Account
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def metrics_table(report: "Report", *, each: bool) -> Table:
     """The mean over the tasks; with `each` also a row for every task."""
     title = f"score {report.score:.1%} of {len(report.tasks)} tasks"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("task", no_wrap=True)
+    table.add_column("task")
     for heading in HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     for name, values in report.tasks.items() if each else ():
-        table.add_row(name, *_percentages(values))
+        table.add_row(cell(name), *_percentages(values))
     if each:
         table.add_section()
     table.add_row("mean", *_percentages(report.total))

@@ -51,6 +51,20 @@ class Database:
                 self.connection.rollback()
                 raise
 
+    def execute(self, statement: str) -> None:
+        """Run a statement that is no part of a transaction and whose rows do not matter."""
+        with self._explained():
+            self.connection.execute(statement).fetchall()
+
+    @contextmanager
+    def without_foreign_keys(self) -> Iterator[None]:
+        """In the block nothing looks after rows that refer to others."""
+        self.execute("PRAGMA foreign_keys = OFF")
+        try:
+            yield
+        finally:
+            self.execute("PRAGMA foreign_keys = ON")
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -84,7 +98,11 @@ def _connect(path: Path, mode: Mode) -> sqlite3.Connection:
         return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     # Nobody else's: made before SQLite would make it with the user's umask.
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    new = path.stat().st_size == 0
     connection = sqlite3.connect(path, isolation_level=None)
+    if new:
+        # An older store has to be written anew for it: see `forgetting`.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut, too
     connection.execute("PRAGMA foreign_keys = ON")

@@ -5,6 +5,7 @@ report draw beyond that. `keep` limits how much of each kind it keeps. Knows not
 records come from, nor of how anything is drawn.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class History:
     job: int
     solutions: Solutions = field(default_factory=dict)
     keep: int | None = None
+    points: int | None = None
+    """Points of a curve of losses at most: at so many, every second one is dropped."""
     state: State = field(default_factory=State)
     at: float = 0.0
     """Time of the last record; it never goes back, even where a clock does."""
@@ -56,7 +59,7 @@ class History:
     over: deque[Span] = field(init=False)
     """The spans with an end, in the order of their ends."""
     losses: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """By task, (step, nats per token) of its last training."""
+    """By task, (step, nats per token) of its last training; finite losses alone."""
     answers: dict[str, Verdict] = field(default_factory=dict)
     """The last verdict of each task, the newest last."""
     right: dict[str, float] = field(default_factory=dict)
@@ -111,20 +114,43 @@ class History:
 
     def apply(self, record: Record) -> None:
         """Take in one record, of the job or of the daemon."""
+        match record.event:
+            case events.Training():
+                self.take_step(record.at, record.event)
+            case events.Sampled(task=task, candidate=candidate):
+                self.take_sample(record.at, task)
+                self._sampled.append((self.at, candidate.length))
+                while self._sampled[0][0] <= self.at - RATE_WINDOW_S:
+                    self._sampled.popleft()
+            case _:
+                self._take(record)
+        self.state.seq = record.seq
+
+    def take_step(self, at: float, step: events.Training) -> None:
+        """Take in a step of the job at this time."""
+        self.at = max(self.at, at)
+        self.state.training[self.job, step.task] = step
+        self._learnt(step.task, step.step, step.loss)
+        if ("train", step.task) not in self.open:
+            self._move(step.task)
+
+    def take_sample(self, at: float, task: str) -> None:
+        """Take in that a sample of a task was finished at this time."""
+        self.at = max(self.at, at)
+        self.state.count_sample(self.job, task)
+        if ("infer", task) not in self.open:
+            self._move(task)
+
+    def _take(self, record: Record) -> None:
+        """Take in what is neither a step nor a sample: of these there are most."""
         before, self.at = self.at, max(self.at, record.at)
         self.state.apply(record)
         match record.event:
-            case events.Training(task=task, step=step, loss=loss):
-                self._learnt(task, step, loss)
             case events.Trained(task=task, seconds=seconds):
                 self._hold("train", task, self.at)
                 span = self.open["train", task]
                 # The first Training record comes after the first step.
                 span.begin = min(span.begin, self.at - seconds)
-            case events.Sampled(candidate=candidate):
-                self._sampled.append((self.at, candidate.length))
-                while self._sampled[0][0] <= self.at - RATE_WINDOW_S:
-                    self._sampled.popleft()
             case events.Answered(task=task, verdict=verdict):
                 self._answered(task, verdict)
             case events.DaemonStarted():
@@ -149,7 +175,10 @@ class History:
         curve = self.losses.setdefault(task, [])
         if curve and step <= curve[-1][0]:
             curve.clear()  # begun anew
-        curve.append((step, loss))
+        if math.isfinite(loss):
+            if len(curve) == self.points:
+                del curve[1::2]
+            curve.append((step, loss))
         self._forget(self.losses)
 
     def _answered(self, task: str, verdict: Verdict) -> None:

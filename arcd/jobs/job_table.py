@@ -1,20 +1,43 @@
 """What the store knows of each job: its tasks, its configuration, its samples and its answers.
 
-Reads only. Knows nothing of who asks.
+Writes nothing but how far a job is published. Knows nothing of who asks.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from arcd import config as configuration
 from arcd.arc.grids import Grid, to_grid
 from arcd.arc.selection import Candidate, Verdict
+from arcd.arc.submission import blank_text
 from arcd.arc.tasks import Task, TaskSet, from_challenges
 from arcd.config import Config
 from arcd.jobs import events
 from arcd.jobs.database import Database
 from arcd.jobs.journal import NewJob
+
+_SUBMITTED = "EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
+"""All tasks of the job are in the store."""
+
+NEVER = -1
+"""Stands for the last answer in a file that was not written yet: less than any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How far a job's files are: the number of the last Answered record in each.
+
+    0: the file is blank. NEVER: it was not written yet.
+    """
+
+    own: int = NEVER
+    """Of the file in the home folder."""
+    outs: int = NEVER
+    """Of all further files together: none of them is older."""
 
 
 class JobTable:
@@ -24,20 +47,28 @@ class JobTable:
         self._database = database
 
     def has(self, job: int) -> bool:
-        """Whether there is a job of this number."""
-        return bool(list(self._database.read("SELECT 1 FROM jobs WHERE id = ?", (job,))))
+        """Whether there is a job of this number, which may be any."""
+        if not 0 < job < 2**63:  # SQLite's integers end there
+            return False
+        query = f"SELECT 1 FROM jobs WHERE id = ? AND {_SUBMITTED}"
+        return bool(list(self._database.read(query, (job,))))
+
+    def count(self) -> int:
+        """How many jobs there are."""
+        (row,) = self._database.read(f"SELECT count(*) FROM jobs WHERE {_SUBMITTED}")
+        return int(row[0])
 
     def like(self, job: NewJob) -> list[int]:
         """The numbers of the jobs that ask for the same, oldest first."""
         rows = self._database.read(
-            "SELECT id FROM jobs WHERE digest = ? ORDER BY id", (job.digest,)
+            f"SELECT id FROM jobs WHERE digest = ? AND {_SUBMITTED} ORDER BY id", (job.digest,)
         )
         return [number for (number,) in rows]
 
     def config(self, job: int) -> Config:
         """The job's configuration as resolved when it was submitted."""
         (row,) = self._database.read("SELECT config FROM jobs WHERE id = ?", (job,))
-        return Config.model_validate_json(row[0])
+        return configuration.stored(row[0])
 
     def outs(self, job: int) -> tuple[Path, ...]:
         """Where the job's submission is to be written beside the home folder."""
@@ -62,11 +93,23 @@ class JobTable:
 
     def task(self, job: int, name: str) -> Task:
         """One task of a job."""
-        (row,) = self._database.read(
-            "SELECT body FROM tasks WHERE job = ? AND task = ?", (job, name)
-        )
+        found = self.solved(job, name)
+        assert found is not None
+        return found[0]
+
+    def solved(self, job: int, name: str) -> tuple[Task, tuple[Grid, ...]] | None:
+        """One task of a job, and its solution, empty where it is not known; None: not in it."""
+        query = "SELECT body, solution FROM tasks WHERE job = ? AND task = ?"
+        row = next(self._database.read(query, (job, name)), None)
+        if row is None:
+            return None
         (task,) = from_challenges(name, {name: json.loads(row[0])}).tasks
-        return task
+        return task, _grids(json.loads(row[1])) if row[1] else ()
+
+    def names(self, job: int) -> list[str]:
+        """The ids of a job's tasks, in the order of their file."""
+        query = "SELECT task FROM tasks WHERE job = ? ORDER BY position"
+        return [task for (task,) in self._database.read(query, (job,))]
 
     def candidates(self, job: int, task: str | None = None) -> Iterator[Candidate]:
         """The samples of a job, or of one of its tasks, in the order in which they finished."""
@@ -102,11 +145,42 @@ class JobTable:
             yield answered.verdict
 
     def submission(self, job: int) -> str:
-        """The job's submission as a JSON text: every task and every test, at any time."""
-        rows = self._database.read(
-            "SELECT task, attempts FROM tasks WHERE job = ? ORDER BY position", (job,)
-        )
-        return "{" + ", ".join(f"{json.dumps(task)}: {attempts}" for task, attempts in rows) + "}"
+        """The job's submission as a JSON text: every id of its file and every test, at any time."""
+        return self.submission_at(job)[0]
+
+    def submission_at(self, job: int) -> tuple[str, int]:
+        """The submission, and the number of the last Answered record in it; 0 if it is blank."""
+        query = "SELECT task, attempts, answered FROM tasks WHERE job = ? ORDER BY position"
+        rows = list(self._database.read(query, (job,)))
+        blanks = ((task, blank_text(tests), 0) for task, tests in self.skipped(job).items())
+        entries = (f"{json.dumps(task)}: {attempts}" for task, attempts, _ in chain(rows, blanks))
+        return "{" + ", ".join(entries) + "}", max((seq or 0 for _, _, seq in rows), default=0)
+
+    def skipped(self, job: int) -> dict[str, int]:
+        """The ids of the job's file whose tasks cannot be used, with the number of their tests."""
+        table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'skipped'"
+        if not list(self._database.read(table)):
+            return {}  # a store of an older version, which is only read
+        query = "SELECT task, tests FROM skipped WHERE job = ? ORDER BY task"
+        return dict(self._database.read(query, (job,)))
+
+    def published(self) -> dict[int, Published]:
+        """How far the files of each job are."""
+        rows = self._database.read("SELECT id, kept, published FROM jobs")
+        return {job: Published(own, outs) for job, own, outs in rows}
+
+    def published_of(self, job: int) -> Published:
+        """How far the files of one job are."""
+        (row,) = self._database.read("SELECT kept, published FROM jobs WHERE id = ?", (job,))
+        return Published(*row)
+
+    def keep_published(self, job: int, published: Published) -> None:
+        """Remember how far a job's files are; called when they are on the disk."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET kept = ?, published = ? WHERE id = ?",
+                (published.own, published.outs, job),
+            )
 
 
 def _grids(values: Sequence[Any]) -> tuple[Grid, ...]:

@@ -52,7 +52,7 @@ def message(record: Record, state: State, solutions: Solutions) -> Message | Non
             return warning("interrupted by the death of the daemon, goes on", task)
         case events.Released(task=task):
             return warning("set aside unfinished", task)
-        case events.Paused() | events.Cancelled() | events.Resumed():
+        case events.Paused() | events.Cancelled() | events.Resumed() | events.Forgotten():
             return info(f"job {record.job} {events.kind(record.event).lower()}")
         case events.Retried(tasks=tasks):
             return info(f"job {record.job} retries {len(tasks)} tasks")

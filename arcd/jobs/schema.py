@@ -5,7 +5,7 @@ Knows nothing of what is read or written.
 
 import sqlite3
 
-VERSION = 2
+VERSION = 3
 """Version of the schema, stored in SQLite's user_version."""
 
 _RATES = """\
@@ -14,6 +14,16 @@ CREATE TABLE rates (
     measured TEXT NOT NULL
 ) STRICT;
 """
+
+_SKIPPED = """\
+CREATE TABLE skipped (              -- tasks of a job's file that cannot be used
+    job INTEGER NOT NULL REFERENCES jobs,
+    task TEXT NOT NULL,
+    tests INTEGER NOT NULL,         -- as many blanks it has in the submission
+    PRIMARY KEY (job, task)
+) STRICT, WITHOUT ROWID;
+"""
+"""Added by version 3."""
 
 SCHEMA = f"""
 CREATE TABLE events (
@@ -30,7 +40,11 @@ CREATE TABLE jobs (
     config TEXT NOT NULL,
     outs TEXT NOT NULL,
     digest TEXT NOT NULL,           -- of what is asked for, without its name and priority
-    base TEXT NOT NULL DEFAULT ''   -- the base model it was given to, if that is known
+    base TEXT NOT NULL DEFAULT '',  -- the base model it was given to, if that is known
+    -- The last answered event in jobs/N/submission.json, and that which all outs have; 0: none yet,
+    -- -1: not written.
+    kept INTEGER NOT NULL DEFAULT -1,
+    published INTEGER NOT NULL DEFAULT -1
 ) STRICT;
 CREATE TABLE tasks (
     job INTEGER NOT NULL REFERENCES jobs,
@@ -52,13 +66,24 @@ CREATE TABLE candidates (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE serials (next INTEGER NOT NULL) STRICT;
 INSERT INTO serials VALUES (0);
-{_RATES}"""
+{_RATES}{_SKIPPED}"""
 
-MIGRATIONS = {1: f"ALTER TABLE jobs ADD COLUMN base TEXT NOT NULL DEFAULT '';\n{_RATES}"}
+_PUBLISHED = """\
+ALTER TABLE jobs ADD COLUMN kept INTEGER NOT NULL DEFAULT -1;
+ALTER TABLE jobs ADD COLUMN published INTEGER NOT NULL DEFAULT -1;
+-- Nobody knows, and what is there may be the user's by now: it counts as written.
+UPDATE jobs SET published =
+    (SELECT coalesce(max(answered), 0) FROM tasks WHERE tasks.job = jobs.id);
+"""
+
+MIGRATIONS = {
+    1: f"ALTER TABLE jobs ADD COLUMN base TEXT NOT NULL DEFAULT '';\n{_RATES}",
+    2: f"{_PUBLISHED}{_SKIPPED}",
+}
 """SQL that makes a store the next version, by the version it starts from."""
 
 READABLE = range(1, VERSION + 1)
-"""Versions that can be read without a migration: later additions are for the daemon alone."""
+"""Versions that can be read without a migration: what reads also does without later additions."""
 
 
 def create(connection: sqlite3.Connection) -> None:

@@ -6,21 +6,20 @@ or HTTP.
 """
 
 from collections.abc import AsyncIterator, Callable
-from itertools import islice
 from typing import Self
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from arcd.errors import BadJob, NoJob
 from arcd.jobs import events
 from arcd.jobs.events import Event, Record
+from arcd.jobs.following import Feed, Line
+from arcd.jobs.forgetting import delete, half_deleted
 from arcd.jobs.journal import NewJob
 from arcd.jobs.recovery import Recovery, plan
 from arcd.jobs.state import FINISHED, Job, JobState, State
 from arcd.jobs.store import Store
-
-RECORDS_PER_READ = 500
-"""Records that `follow` reads from the store at once."""
 
 Subscriber = Callable[[Record], None]
 
@@ -28,26 +27,31 @@ Subscriber = Callable[[Record], None]
 class JobService:
     """The jobs of a home folder, open for work."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, state: State | None = None) -> None:
+        """`state` is that of the store, where it was folded already."""
         self.store = store
-        self.state: State = store.journal.state()
+        self.state = store.journal.state() if state is None else state
         self.held: set[int] = set()
         """Jobs that are left alone until they are resumed."""
         self.foreign: dict[int, str] = {}
         """Jobs of another base model, by number, with its name. An adapter fits one base, and one
         job must not mix the answers of two."""
-        self._subscribers: list[Subscriber] = []
+        self._deleting = anyio.Lock()
+        self._submitting = anyio.Lock()
+        """One job at a time: of two that ask for the same, the second must find the first."""
+        self._feed = Feed(store.path, self.state.seq)
+        self._subscribers: list[Subscriber] = [self._feed.hear]
         self._changed = anyio.Event()
         self._closed = False
 
     @classmethod
-    def open(cls, store: Store, base: str, since: int) -> tuple[Self, Recovery]:
+    def open(cls, store: Store, state: State, base: str, since: int) -> tuple[Self, Recovery]:
         """The service of a daemon with this base, and what to do about earlier daemons.
 
-        A job is held if its last request has a record number below `since`, or if it is of another
-        base.
+        `state` is that of the store. A job is held if its last request has a record number below
+        `since`, or if it is of another base.
         """
-        service = cls(store)
+        service = cls(store, state)
         recovery = plan(service.state, store.jobs.bases(), base, since)
         service.held = set(recovery.held)
         service.foreign = dict(recovery.foreign)
@@ -59,29 +63,59 @@ class JobService:
 
     def emit(self, job: int | None, *new: Event) -> None:
         """Make events of a job, or of the daemon, happen: all or none."""
-        self._publish(self.store.journal.append(job, *new))
+        self.announce(*self.store.journal.append(job, *new))
 
-    def submit(self, new: NewJob) -> Job:
-        """Take a job on."""
-        record = self.store.journal.submit(new)
-        self._publish([record])
-        assert record.job is not None
-        return self.state.jobs[record.job]
+    def announce(self, *records: Record) -> None:
+        """Take in records that are in the store by now, and tell the subscribers."""
+        for record in records:
+            self.state.apply(record)
+            for subscriber in self._subscribers:
+                subscriber(record)
+        self.wake()
 
-    def take_up(self, new: NewJob, *, done: bool = False) -> Job:
+    async def submit(self, new: NewJob) -> Job:
+        """Take a job on; a large one in steps, between which others have their turn."""
+        async with self._submitting:
+            return await self._submit(new)
+
+    async def take_up(self, new: NewJob, *, done: bool = False) -> Job:
         """Go on with an unfinished job that asks for the same, or take this one on.
 
-        With `done`, a job that asks for the same and is done is enough.
+        The submission of an unfinished job is written where the new one's would be, and no longer
+        elsewhere. With `done`, a job that asks for the same and is done is enough, and none is
+        written elsewhere than before.
         """
+        async with self._submitting:
+            return self._alike(new, done=done) or await self._submit(new)
+
+    async def _submit(self, new: NewJob) -> Job:
+        record: Record | None = None
+        try:
+            for record in self.store.journal.submitting(new):
+                if record is None:
+                    await checkpoint()
+        finally:
+            if record is None:
+                self.store.journal.discard_unsubmitted()
+        assert record is not None
+        assert record.job is not None
+        self.announce(record)
+        return self.state.jobs[record.job]
+
+    def _alike(self, new: NewJob, *, done: bool) -> Job | None:
+        """The job to go on with instead of a new one that asks for the same."""
         alike = [self.state.jobs[number] for number in self.store.jobs.like(new)]
         for job in alike:
             if not job.finished:
-                return self.resume(job.id)
+                moved = not done and new.outs != self.store.jobs.outs(job.id)
+                if moved:
+                    self.store.journal.redirect(job.id, new.outs)
+                return self.resume(job.id, anyway=moved)
         if done:
             for job in alike:
                 if job.state is JobState.done:
                     return job
-        return self.submit(new)
+        return None
 
     def job(self, number: int) -> Job:
         """The job of this number; raises NoJob if there is none."""
@@ -97,11 +131,11 @@ class JobService:
             self.emit(number, events.Paused())
         return job
 
-    def resume(self, number: int) -> Job:
-        """End a pause, or take up a job that is held."""
+    def resume(self, number: int, *, anyway: bool = False) -> Job:
+        """End a pause, or take up a job that is held; `anyway`: say so even where it is neither."""
         job = self._unfinished(number)
         self._check_base(number)
-        if job.paused or number in self.held:
+        if job.paused or number in self.held or anyway:
             self.emit(number, events.Resumed())
             self.held.discard(number)
             self.wake()
@@ -125,6 +159,23 @@ class JobService:
         self.emit(number, events.Retried(tuple(names)))
         return job
 
+    async def forget(self, number: int) -> None:
+        """Delete all that the store has of a finished job, in steps."""
+        if not self.job(number).finished:
+            raise BadJob(f"job {number}: it is not finished; cancel it first")
+        with self.store.database.without_foreign_keys():  # its tasks go later
+            self.emit(number, events.Forgotten())
+        self.held.discard(number)
+        self.foreign.pop(number, None)
+        await self.delete_forgotten()
+
+    async def delete_forgotten(self) -> None:
+        """Delete what the store still has of forgotten jobs."""
+        async with self._deleting:
+            for number in half_deleted(self.store.database):
+                for _ in delete(self.store.database, number):
+                    await checkpoint()
+
     def close(self) -> None:
         """End every `follow`."""
         self._closed = True
@@ -139,21 +190,28 @@ class JobService:
         """Return at the next event."""
         await self._changed.wait()
 
-    async def follow(self, number: int, after: int = 0) -> AsyncIterator[Record]:
-        """A job's records after number `after`, then each new one; ends with job or service."""
+    async def follow(
+        self, number: int, after: int = 0, *, brief: bool = False
+    ) -> AsyncIterator[list[Line]]:
+        """A job's records after number `after`, then each new one; ends with job or service.
+
+        In brief, steps and samples of the past are left out that a screen does not need.
+        """
         job = self.job(number)
+        past = None
+        if brief and after < self.state.seq:
+            in_flight = [name for name, task in job.tasks.items() if task.in_flight]
+            past = await self._feed.brief(number, self.state.seq, in_flight)
         while True:
-            # Taken before reading, so that an event during the reading is not missed.
-            changed, finished = self._changed, job.finished
-            while batch := list(
-                islice(self.store.journal.records(after, number), RECORDS_PER_READ)
-            ):
-                after = batch[-1].seq
-                for record in batch:
-                    yield record
-            if finished or self._closed:
+            while after < self.state.seq:
+                found = await self._feed.read(number, after, self.state.seq, past)
+                after = found.end
+                if found.lines:
+                    yield found.lines
+            # Nothing is awaited between the last look at the state and here: no event is missed.
+            if job.finished or self._closed:
                 return
-            await changed.wait()
+            await self.changed()
 
     def _check_base(self, number: int) -> None:
         if number in self.foreign:
@@ -164,10 +222,3 @@ class JobService:
         if job.state in FINISHED:
             raise BadJob(f"job {number}: it is {job.state} already")
         return job
-
-    def _publish(self, records: list[Record]) -> None:
-        for record in records:
-            self.state.apply(record)
-            for subscriber in self._subscribers:
-                subscriber(record)
-        self.wake()

@@ -134,6 +134,8 @@ class Job:
     """Tasks in each phase."""
     budget: float | None = None
     """Seconds from its submission to its end."""
+    touched: float = 0.0
+    """When it was last asked for or answered, in seconds since 1970."""
     changed: int = 0
     """Number of its last Answered record."""
     over: bool = False
@@ -162,6 +164,11 @@ class Job:
     @property
     def finished(self) -> bool:
         return self.state in FINISHED
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is paused and has no task in flight any more."""
+        return self.paused and not self.counts[Phase.started] + self.counts[Phase.trained]
 
     def retriable(self) -> list[str]:
         """The answered tasks that failed or are doubtful."""
@@ -197,6 +204,7 @@ class Job:
             "priority": self.priority,
             "state": self.state.value,
             "submitted": self.submitted,
+            "touched": self.touched,
             "tasks": len(self.tasks),
             **counts,
             "retriable": len(self.retriable()),
@@ -225,12 +233,21 @@ class State:
         self.seq = record.seq
         if record.job is None:
             self._daemon(record.event)
+        elif isinstance(record.event, events.Forgotten):
+            self.jobs.pop(record.job, None)
         elif isinstance(record.event, events.Submitted):
             self._submitted(record.job, record, record.event)
         elif isinstance(record.event, events.JobEvent):
             _control(self.jobs[record.job], record.seq, record.event)
+            self.jobs[record.job].touched = record.at
         elif isinstance(record.event, events.TaskEvent):
             self._task(self.jobs[record.job], record.at, record.event)
+
+    def count_sample(self, job: int, task: str) -> None:
+        """Take in a Sampled record, of which only the task matters here."""
+        state = self.jobs[job].tasks[task]
+        state.sampled += 1
+        _move(self.jobs[job], state, Phase.trained)
 
     def in_flight(self) -> list[tuple[int, str]]:
         """(job, task) of all tasks in flight."""
@@ -266,6 +283,7 @@ class State:
             record.seq,
             counts,
             event.budget,
+            record.at,
         )
 
     def _task(self, job: Job, at: float, event: events.TaskEvent) -> None:
@@ -286,16 +304,16 @@ class State:
             case events.Shared(adapter=adapter):
                 task.adapter = adapter
             case events.Sampled():
-                task.sampled += 1
-                _move(job, task, Phase.trained)
+                self.count_sample(job.id, event.task)
                 return
             case events.Noted(note=note):
                 task.notes += (note,)
             case events.Answered(verdict=verdict):
                 task.answer = Answer.of(verdict)
-                job.changed = self.seq
-                # A clock that is set back must not make a time negative.
-                task.seconds = max(0.0, at - task.begun)
+                job.changed, job.touched = self.seq, at
+                if task.in_flight:
+                    # A clock that is set back must not make a time negative.
+                    task.seconds = max(0.0, at - task.begun)
                 if task.taken and task.wanted and task.sampled == task.wanted:
                     task.taken = Times(task.taken.train, max(0.0, at - task.sampling))
                 task.answered_by = verdict.adapter
@@ -310,6 +328,8 @@ class State:
 
 
 def _move(job: Job, task: TaskState, phase: Phase) -> None:
+    if task.phase is phase:
+        return
     job.counts[task.phase] -= 1
     job.counts[phase] += 1
     task.phase = phase

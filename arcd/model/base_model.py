@@ -83,27 +83,56 @@ def check_training(path: Path, config: TrainConfig) -> None:
     for target in config.target_modules:
         if target not in linear:
             raise BadConfig(f"train.target_modules: the base has no {target!r}")
-    if config.start is None:
-        return
-    if not (config.start / ADAPTER_WEIGHTS).is_file():
-        raise BadConfig(f"train.start: {config.start}: no adapter in it")
-    marker = config.start / MARKER
-    if marker.is_file() and json.loads(marker.read_text())["base"] != fingerprint(path):
-        raise BadConfig(f"train.start: {config.start}: an adapter of another base")
+    if config.start is not None:
+        _check_start(config.start, path)
+
+
+def _check_start(start: Path, base: Path) -> None:
+    """Raise BadConfig for a folder that has no adapter of this base."""
+    try:
+        there = (start / ADAPTER_WEIGHTS).is_file()
+        marker = start / MARKER
+        text = marker.read_text(encoding="utf-8") if marker.is_file() else None
+    except (OSError, ValueError) as error:
+        # ValueError: a path with a NUL, or a marker that is no text.
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadConfig(f"train.start: {start}: cannot be read: {reason}") from None
+    if not there:
+        raise BadConfig(f"train.start: {start}: no adapter in it")
+    if text is None:
+        return  # made by somebody else: whether it fits is seen when it is loaded
+    try:
+        of = json.loads(text)["base"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadConfig(f"train.start: {marker}: does not name a base") from None
+    if of != fingerprint(base):
+        raise BadConfig(f"train.start: {start}: an adapter of another base")
 
 
 def _tensors(path: Path) -> Iterator[str]:
-    """The names of the tensors in a folder, from the headers of its files.
-
-    A safetensors file begins with the length of its JSON header: 8 bytes, little-endian.
-    """
+    """The names of the tensors in a folder, from the headers of its files."""
     for file in sorted(path.glob("*.safetensors")):
+        yield from _header(file)
+
+
+def _header(file: Path) -> dict[str, object]:
+    """What a safetensors file tells of itself, by the names of its tensors.
+
+    It begins with the length of its JSON header: 8 bytes, little-endian. Raises BadBase where there
+    is no such header.
+    """
+    try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
-            try:
-                yield from json.loads(opened.read(length))
-            except ValueError:
-                raise BadBase(f"{file}: not a safetensors file") from None
+            # A longer one than the file is none, and must not ask for memory.
+            found = json.loads(opened.read(length) if length <= file.stat().st_size else b"")
+    except OSError as error:
+        raise BadBase(f"{file}: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadBase(f"{file}: not a safetensors file")
+    return found
 
 
 def open_encoding(path: Path, name: str) -> Encoding:

@@ -3,11 +3,12 @@
 A lesson shows some demonstration pairs and asks for another one, whose output is known
 (leave-one-out). A question shows pairs and asks for a test. Pairs that do not fit the limit of
 tokens are dropped at random by the seeded generator; what cannot fit is a `TooLong` value. A prompt
-names its task, target or test, view and pairs. Knows nothing of models or engines.
+names its task, target or test, view and pairs. What a training learns are `lessons.Lessons`. Knows
+nothing of models or engines.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,9 @@ from arcd.system.seeds import generator
 
 IGNORED = -100
 """The label of a token without loss (PyTorch's `ignore_index`)."""
+
+Loss = Literal["target", "outputs"]
+"""Which tokens of a lesson have a loss; see `TrainConfig.loss`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def lesson(
     limit: int,
     rng: random.Random,
     *,
-    loss: Literal["target", "outputs"] = "target",
+    loss: Loss = "target",
 ) -> Lesson | TooLong:
     """A lesson of at most `limit` tokens that shows the other pairs and asks for pair `target`.
 
@@ -91,7 +95,21 @@ def lesson(
     shown = parts.fit(others, query, len(answer), limit, rng)
     if isinstance(shown, int):
         return TooLong(task.id, "lesson", shown, limit)
-    tokens, labels = parts.show(shown, query)
+    return _written(task, target, view, shown, parts, loss)
+
+
+def written(
+    task: Task, target: int, view: View, shown: Sequence[int], encoding: Encoding, loss: Loss
+) -> Lesson:
+    """The lesson that shows these pairs and asks for pair `target`."""
+    return _written(task, target, view, shown, _Parts.of(task, view, encoding), loss)
+
+
+def _written(
+    task: Task, target: int, view: View, shown: Sequence[int], parts: "_Parts", loss: Loss
+) -> Lesson:
+    answer = parts.encoding.answer(view.apply(task.train[target].output))
+    tokens, labels = parts.show(shown, view.apply(task.train[target].input))
     if loss == "target":
         labels = [IGNORED] * len(tokens)
     tokens, labels = tokens + answer, labels + answer
@@ -112,6 +130,31 @@ def question(
     return Question(task.id, test, view, tuple(shown), tuple(tokens), max_new_tokens)
 
 
+def each_lesson(
+    task: Task,
+    views: Iterable[View],
+    encoding: Encoding,
+    limit: int,
+    rng: random.Random,
+    *,
+    loss: Loss = "target",
+) -> Iterator[Lesson | TooLong]:
+    """One lesson for each of the views, one after the other.
+
+    Each pair is the target equally often, give or take one. A target that does not fit in a view
+    (a turned grid has another length) is tried again in the next, and another pair takes its place.
+    A view in which no target fits has no lesson. Each target that was tried in vain is a TooLong.
+    """
+    taught = [0] * len(task.train)
+    for view in views:
+        for target in sorted(range(len(taught)), key=lambda i: (taught[i], rng.random())):
+            found = lesson(task, target, view, encoding, limit, rng, loss=loss)
+            yield found
+            if isinstance(found, Lesson):
+                taught[target] += 1
+                break
+
+
 def lessons_of(
     task: Task,
     views: Sequence[View],
@@ -119,50 +162,13 @@ def lessons_of(
     limit: int,
     rng: random.Random,
     *,
-    loss: Literal["target", "outputs"] = "target",
+    loss: Loss = "target",
 ) -> list[Lesson] | TooLong:
-    """One lesson for each of the views, of which there must be one at least.
-
-    Each pair is the target equally often, give or take one. A target that does not fit in a view
-    (a turned grid has another length) is tried again in the next, and another pair takes its place.
-    A view in which no target fits has no lesson. TooLong if that is every view.
-    """
-    taught = [0] * len(task.train)
-    built: list[Lesson] = []
-    too_long: list[TooLong] = []
-    for view in views:
-        for target in sorted(range(len(taught)), key=lambda i: (taught[i], rng.random())):
-            found = lesson(task, target, view, encoding, limit, rng, loss=loss)
-            if isinstance(found, Lesson):
-                taught[target] += 1
-                built.append(found)
-                break
-            too_long.append(found)
-    return built or min(too_long, key=lambda found: found.needed)
-
-
-def build_lessons(
-    tasks: Sequence[Task], config: Config, encoding: Encoding, limit: int
-) -> list[Lesson] | TooLong:
-    """All lessons for an adapter in training order, the same for the same seed on every machine.
-
-    Those of several tasks are shuffled together. TooLong if no lesson of any task fits.
-    """
-    found: list[Lesson] = []
-    too_long: list[TooLong] = []
-    for task in tasks:
-        rng = generator(config.seed, task.id, "lessons")
-        views = _views(config.train.steps * config.train.batch_size, task, config, "lesson views")
-        if not views:
-            return []
-        match lessons_of(task, views, encoding, limit, rng, loss=config.train.loss):
-            case TooLong() as refused:
-                too_long.append(refused)
-            case lessons:
-                found += lessons
-    if len(tasks) > 1:
-        generator(config.seed, *(task.id for task in tasks), "mixed").shuffle(found)
-    return found or min(too_long, key=lambda refused: refused.needed)
+    """The lessons of `each_lesson`; TooLong if no view, of which there must be one, has one."""
+    found = list(each_lesson(task, views, encoding, limit, rng, loss=loss))
+    built = [each for each in found if isinstance(each, Lesson)]
+    refused = (each for each in found if isinstance(each, TooLong))
+    return built or min(refused, key=lambda too_long: too_long.needed)
 
 
 def build_questions(task: Task, config: Config, encoding: Encoding) -> Iterator[Question | TooLong]:
@@ -170,11 +176,12 @@ def build_questions(task: Task, config: Config, encoding: Encoding) -> Iterator[
     rng = generator(config.seed, task.id, "questions")
     count = config.sample.views or config.sample.samples
     for test in range(len(task.tests)):
-        for view in _views(count, task, config, f"question views {test}"):
+        for view in views_of(task, count, config, f"question views {test}"):
             yield question(task, test, view, encoding, config.engine.max_model_len, rng)
 
 
-def _views(count: int, task: Task, config: Config, purpose: str) -> list[View]:
+def views_of(task: Task, count: int, config: Config, purpose: str) -> list[View]:
+    """The views in which a task is shown for this purpose."""
     rng = generator(config.seed, task.id, purpose)
     shown = config.views
     return spread(

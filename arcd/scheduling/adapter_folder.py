@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from arcd.backends.protocols import Adapter
+from arcd.backends.protocols import Adapter, is_adapter_name
 
 LEAST_FREE_BYTES = 4 << 30
 """Free space of the disk below which no adapter is kept for a later round."""
@@ -34,10 +34,13 @@ class AdapterFolder:
                 shutil.rmtree(Adapter.under(self._path, serial).path, ignore_errors=True)
 
     def keep_only(self, serials: Collection[int]) -> None:
-        """Delete everything but these adapters: also what a dead process was writing."""
+        """Delete all adapters but these, and what a dead process was writing.
+
+        Whatever else somebody has put into the folder stays.
+        """
         kept = {Adapter.under(self._path, serial).path.name for serial in serials}
         for folder in self._path.iterdir() if self._path.is_dir() else ():
-            if folder.name not in kept:
+            if folder.name not in kept and is_adapter_name(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def has_room(self) -> bool:

@@ -40,7 +40,7 @@ TIMEOUT_FACTOR = 4.0
 SETTLING_S = 10.0
 """Seconds that the timeout of every task has on top, for loading adapters and making kernels."""
 
-SECONDS_PER_UNIT = {"h": 3600.0, "m": 60.0, "s": 1.0}
+SECONDS_PER_UNIT = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,8 @@ def allot(left: float, waiting: Times, config: Config) -> Allotment:
 
 
 def seconds(text: str) -> float:
-    """Seconds of a duration like 11h30m, 90s, 4m or 45; raises BadConfig for anything else."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", text)
+    """Seconds of a duration like 11h30m, 90s, 30d or 45; raises BadConfig for anything else."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
     if "".join(number + unit for number, unit in parts) == text and parts:
         return sum(float(number) * SECONDS_PER_UNIT[unit] for number, unit in parts)
     if re.fullmatch(r"\d+(\.\d+)?", text):

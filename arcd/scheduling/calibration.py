@@ -15,7 +15,8 @@ from arcd.backends.protocols import Adapter, TrainRequest
 from arcd.backends.runtime import Runtime
 from arcd.config import Config
 from arcd.errors import SampleRefused, TrainerFailed
-from arcd.model.prompts import Question, TooLong, build_lessons, build_questions
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import Question, TooLong, build_questions
 from arcd.scheduling.rates import RateEstimator
 from arcd.solver.assignment import build_requests
 from arcd.system.seeds import generator

@@ -76,6 +76,7 @@ class Planner:
             first_sample=first_sample,
             adapter=adapter,
             start=start.path if start else None,
+            answered_by=state.answered_by,
             candidates=tuple(store.jobs.candidates(job.id, name)),
             notes=state.notes,
             predicted=self._predictor.beside_others(flight.alone),

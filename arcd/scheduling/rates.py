@@ -4,6 +4,7 @@ Each is a linear model of seconds, fitted again to its last 64 measurements afte
 Pure; knows nothing of clocks or stores.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -56,8 +57,8 @@ class LinearFit:
         return list(self._seen)
 
     def add(self, amounts: Row, seconds: float) -> None:
-        """These amounts of work took so many seconds."""
-        if seconds > 0 and any(amounts):
+        """These amounts of work took so many seconds; what cannot be is left out."""
+        if seconds > 0 and any(amounts) and all(map(math.isfinite, (*amounts, seconds))):
             self._seen.append((amounts, seconds))
             self._found = None
 

@@ -2,7 +2,8 @@
 
 Round 0 is a cheap answer for every task, by the base alone; round 1 each task in full; then, while
 there is time, the tasks whose votes disagree once more. At the deadline every task is answered from
-the candidates it has. Knows nothing of how tasks are solved.
+the candidates it has: a task that was done in full stays so, and what an extra round has drawn is
+voted in. Knows nothing of how tasks are solved.
 """
 
 import math
@@ -10,11 +11,10 @@ from collections.abc import Callable, Iterable
 
 import anyio
 
-from arcd.arc.selection import NO_LIKELIHOODS, verdict
+from arcd.arc.selection import NO_LIKELIHOODS, taught, verdict
 from arcd.jobs import events
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, Phase, TaskState
-from arcd.scheduling.sharing import AdapterGroups
 
 MOST_DEATHS = 3
 """A task with which the daemon died so often is answered from the candidates it has."""
@@ -31,7 +31,6 @@ class BudgetRounds:
     def __init__(
         self,
         service: JobService,
-        groups: AdapterGroups,
         withdraw: Callable[[int], None],
         wall: Callable[[], float],
     ) -> None:
@@ -39,7 +38,7 @@ class BudgetRounds:
 
         `wall` is the clock of the store's records, so that a deadline outlives a restart.
         """
-        self._service, self._groups, self._withdraw, self._wall = service, groups, withdraw, wall
+        self._service, self._withdraw, self._wall = service, withdraw, wall
         self._deadlines: dict[int, float] = {}
         """By job, in the event loop's time."""
 
@@ -76,7 +75,7 @@ class BudgetRounds:
         if self.is_late(job):
             self._withdraw(job.id)
             waiting = [n for n, task in job.tasks.items() if task.phase is Phase.waiting]
-            answer_from_candidates(self._service, self._groups, job, waiting, TIME_IS_UP)
+            answer_at_deadline(self._service, job, waiting)
         elif job.all_answered and not job.paused and (names := next_round(job)):
             self._service.emit(job.id, events.Retried(names))
         if job.cancelled:
@@ -84,8 +83,6 @@ class BudgetRounds:
         elif job.all_answered and (self.is_late(job) or not job.paused):
             del self._deadlines[job.id]
             self._service.emit(job.id, events.Finished())
-            for name, task in job.tasks.items():
-                self._groups.discard(job, name, task.answered_by)
 
 
 def next_round(job: Job) -> tuple[str, ...]:
@@ -101,30 +98,30 @@ def can_improve(task: TaskState) -> bool:
     return task.retriable and task.deaths < MOST_DEATHS and task.round < MOST_ROUNDS
 
 
-def answer_from_candidates(
-    service: JobService, groups: AdapterGroups, job: Job, names: Iterable[str], note: str
-) -> None:
-    """Answer tasks from the candidates they have, with a note that says why.
+def answer_at_deadline(service: JobService, job: Job, names: Iterable[str]) -> None:
+    """Answer tasks of a job whose time is up from the candidates they have.
 
-    All in one transaction: at a deadline there may be thousands.
+    All in one transaction: there may be thousands. A note is due to those that were never done in
+    full: rounds 0 and 1 were not.
     """
-    answers = []
-    adapters: list[tuple[str, int | None, int | None]] = []
-    for name in names:
-        task = job.tasks[name]
-        answers.append(_answer(service, job, name, note))
-        adapters.append((name, task.adapter, task.answered_by))
-    if answers:
+    notes = {name: () if job.tasks[name].round > 1 else (TIME_IS_UP,) for name in names}
+    if answers := [_answer(service, job, name, note) for name, note in notes.items()]:
         service.emit(job.id, *answers)
-    for name, *serials in adapters:
-        groups.discard(job, name, *serials)
 
 
-def _answer(service: JobService, job: Job, name: str, note: str) -> events.Answered:
+def answer_early(service: JobService, job: Job, name: str, note: str) -> None:
+    """Answer a task from the candidates it has, with a note that says why."""
+    service.emit(job.id, _answer(service, job, name, (note,)))
+
+
+def _answer(service: JobService, job: Job, name: str, noted: tuple[str, ...]) -> events.Answered:
+    """The answer from all candidates; it is by the adapter of an earlier answer if that had one."""
     task, store = job.tasks[name], service.store
     tests = len(store.jobs.task(job.id, name).tests)
     verdicts = store.jobs.verdicts(job.id, name)
     likelihoods = next((found.likelihoods for found in verdicts), NO_LIKELIHOODS)
-    drawn = store.jobs.candidates(job.id, name)
-    notes = (*task.notes, note)
-    return events.Answered(name, verdict(name, tests, drawn, task.adapter, notes, likelihoods))
+    drawn = list(store.jobs.candidates(job.id, name))
+    serials = [s for s in (task.answered_by, task.adapter) if s is not None]
+    adapter = serials[0] if serials and taught(drawn) else None
+    notes = (*task.notes, *noted)
+    return events.Answered(name, verdict(name, tests, drawn, adapter, notes, likelihoods))

@@ -11,27 +11,30 @@ the scheduler's own events too. Knows nothing of models, HTTP or processes.
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
+from anyio.abc import TaskGroup
 
 from arcd.backends.runtime import Runtime
 from arcd.config import Config
 from arcd.jobs import events
 from arcd.jobs.events import Record, Times
 from arcd.jobs.service import JobService
-from arcd.jobs.state import Job, Phase
+from arcd.jobs.state import Job
 from arcd.scheduling.adapter_folder import AdapterFolder
-from arcd.scheduling.fair_queue import FairQueue, ordered
+from arcd.scheduling.fair_queue import FairQueue
+from arcd.scheduling.intake import Intake
+from arcd.scheduling.kept_adapters import KeptAdapters
 from arcd.scheduling.planner import Planner
 from arcd.scheduling.predictor import InFlight, Predictor
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.rounds import (
     MOST_DEATHS,
-    TIME_IS_UP,
     BudgetRounds,
-    answer_from_candidates,
-    can_improve,
+    answer_at_deadline,
+    answer_early,
 )
 from arcd.scheduling.sharing import AdapterGroups
 from arcd.solver.solve import solve
@@ -62,21 +65,23 @@ class Scheduler:
         self._in_flight: dict[tuple[int, str], InFlight] = {}
         self._stopping = False
         self._queue = FairQueue()
-        self._folder = AdapterFolder(adapters)
-        self._groups = AdapterGroups(self._folder)
-        self._rounds = BudgetRounds(service, self._groups, self._withdraw, wall)
+        folder = AdapterFolder(adapters)
+        self._groups = AdapterGroups()
+        self._rounds = BudgetRounds(service, self._withdraw, wall)
         self._predictor = Predictor(service, runtime, estimator, self._groups, self._most_in_flight)
         self._planner = Planner(
             service,
             config,
-            self._folder,
+            folder,
             self._groups,
             self._rounds,
             self._predictor,
             self._in_flight,
         )
+        self._intake = Intake(service, self._planner, self._groups, self._queue)
         for job in service.state.jobs.values():
             self._enqueue(job, job.tasks)
+        self._kept = KeptAdapters(folder, self._groups, service.state.jobs)
         service.subscribe(self._hear)
 
     def predicted(self, job: int) -> dict[str, Times]:
@@ -94,18 +99,25 @@ class Scheduler:
 
     async def run(self, grace: float = 30.0) -> None:
         """Work until `stop`; then give tasks in flight `grace` seconds, and set the rest aside."""
-        async with anyio.create_task_group() as solving:
-            while not self._stopping:
-                self._rounds.advance()
-                while flight := self._take_next():
-                    solving.start_soon(self._work_on, flight)
-                with anyio.CancelScope(deadline=self._rounds.next_deadline()):
-                    await self._service.changed()
-            with anyio.move_on_after(grace):
-                while self._in_flight:
-                    await self._service.changed()
-            for flight in self._in_flight.values():
-                flight.scope.cancel()
+        async with anyio.create_task_group() as reading:
+            reading.start_soon(self._intake.run)
+            async with anyio.create_task_group() as solving:
+                await self._begin_tasks(solving)
+                with anyio.move_on_after(grace):
+                    while self._in_flight:
+                        await self._service.changed()
+                for flight in self._in_flight.values():
+                    flight.scope.cancel()
+            reading.cancel_scope.cancel()
+
+    async def _begin_tasks(self, solving: TaskGroup) -> None:
+        """Begin one task after the other until `stop`."""
+        while not self._stopping:
+            self._rounds.advance()
+            while flight := self._take_next():
+                solving.start_soon(self._work_on, flight)
+            with anyio.CancelScope(deadline=self._rounds.next_deadline()):
+                await self._service.changed()
 
     def stop(self) -> None:
         """Begin no task any more; `run` returns when nothing is in flight."""
@@ -143,62 +155,42 @@ class Scheduler:
         if not task.in_flight:
             self._service.wake()
         elif self._rounds.is_late(job):
-            self._answer_early(job, item.task, TIME_IS_UP)
+            answer_at_deadline(self._service, job, [item.task])
         else:
             # Only a cancelled scope leaves a task unanswered.
             self._service.emit(job.id, events.Released(item.task))
-            if job.cancelled:
-                self._folder.discard(task.adapter, task.answered_by)
 
     async def _solve(self, job: Job, flight: InFlight) -> None:
         name = flight.item.task
         task = job.tasks[name]
         if task.deaths >= MOST_DEATHS:
             died = f"the daemon died {task.deaths} times with this task in flight"
-            self._answer_early(job, name, f"set aside: {died}")
+            answer_early(self._service, job, name, f"set aside: {died}")
             return
-        before = task.answered_by
-        assignment = self._planner.assignment(job, flight, self._queue.work(job.id))
+        planned = self._planner.assignment(job, flight, self._queue.work(job.id))
+        assignment = replace(planned, make_room=self._kept.make_room)
 
         def emit(event: events.TaskEvent) -> None:
             with self._runtime.ledger.span("host", "record"):
                 self._service.emit(job.id, event, *self._groups.hand_out(job, event))
 
-        done = await solve(assignment, self._runtime, emit)
-        if before != done.adapter:
-            self._groups.discard(job, name, before)
-        if not (job in self._rounds and can_improve(task) and self._folder.has_room()):
-            self._groups.discard(job, name, done.adapter)
-
-    def _answer_early(self, job: Job, task: str, note: str) -> None:
-        answer_from_candidates(self._service, self._groups, job, [task], note)
+        await solve(assignment, self._runtime, emit)
 
     def _enqueue(self, job: Job, names: Iterable[str]) -> None:
         """Put tasks of a job into the queue, those that wait."""
-        waiting = [name for name in names if job.tasks[name].phase is Phase.waiting]
         self._rounds.add(job)
-        if not waiting or job.cancelled:
-            return
-        config = self._planner.config_of(job)
-        self._groups.add(job, config.train.share)
-        items = self._planner.items(job, self._groups.ready(job, waiting), config)
-        # Tasks that were begun before go first: they are the nearest to an answer.
-        begun = [item for item in items if job.tasks[item.task].wanted]
-        fresh = [item for item in items if not job.tasks[item.task].wanted]
-        # Johnson's rule makes the whole short; with a deadline, short tasks first answer more.
-        order = config.order if job.budget is None else "cheapest"
-        self._queue.add(job.id, job.priority, begun + ordered(fresh, order))
+        self._intake.add(job, names)
 
     def _withdraw(self, job: int) -> None:
         """Take what waits of a job out of the queue, and end what is in flight."""
-        self._queue.drop(job)
+        self._intake.drop(job)
         for (number, _), flight in self._in_flight.items():
             if number == job:
                 flight.scope.cancel()
 
     def _hear(self, record: Record) -> None:
-        if record.job is None:
-            return
+        if record.job not in self._service.state.jobs:
+            return  # of the daemon, or the end of a job
         job = self._service.state.jobs[record.job]
         match record.event:
             case events.Submitted(tasks=names) | events.Retried(tasks=names):
@@ -214,6 +206,7 @@ class Scheduler:
                 self._enqueue(job, [name])
             case events.Cancelled():
                 self._withdraw(job.id)
+        self._kept.hear(job, record)
 
     def _on_trained(self, job: Job, event: events.Trained) -> None:
         self._groups.stop_leading(job, event.task)

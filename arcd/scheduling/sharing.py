@@ -9,20 +9,18 @@ from collections.abc import Iterable
 
 from arcd.jobs import events
 from arcd.jobs.state import Job
-from arcd.scheduling.adapter_folder import AdapterFolder
 
 Group = tuple[str, ...]
 
 
 class AdapterGroups:
-    """The groups of all jobs; deletes an adapter when no task of its group needs it."""
+    """The groups of all jobs."""
 
-    def __init__(self, folder: AdapterFolder) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
         self._groups: dict[int, dict[str, Group]] = {}
         """By job, for each task its group."""
-        self._led: set[tuple[int, Group]] = set()
-        """Groups with a leader that waits or trains."""
+        self._leaders: dict[tuple[int, Group], str] = {}
+        """By group the task that waits or trains to make its adapter."""
 
     def add(self, job: Job, size: int) -> None:
         """Group the tasks of a job, `size` neighbours at a time."""
@@ -43,18 +41,19 @@ class AdapterGroups:
         for name in names:
             if job.tasks[name].needs_training:
                 key = (job.id, self.of(job, name))
-                if key in self._led:
+                if key in self._leaders:
                     continue
-                self._led.add(key)
+                self._leaders[key] = name
             found.append(name)
         return found
 
     def stop_leading(self, job: Job, task: str) -> bool:
         """The task no longer leads its group; returns whether it did."""
         key = (job.id, self.of(job, task))
-        led = key in self._led
-        self._led.discard(key)
-        return led
+        if self._leaders.get(key) != task:
+            return False
+        del self._leaders[key]
+        return True
 
     def hand_out(self, job: Job, event: events.TaskEvent) -> list[events.Shared]:
         """After a Trained: the events that give the adapter to the tasks that wait for it."""
@@ -64,8 +63,3 @@ class AdapterGroups:
         return [
             events.Shared(name, event.adapter) for name in others if job.tasks[name].needs_training
         ]
-
-    def discard(self, job: Job, task: str, *adapters: int | None) -> None:
-        """Delete adapters of a task, except those that others of its group are answered with."""
-        others = [job.tasks[name].adapter for name in self.of(job, task) if name != task]
-        self._folder.discard(*(adapter for adapter in adapters if adapter not in others))

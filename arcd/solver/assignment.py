@@ -15,7 +15,8 @@ from arcd.backends.protocols import Adapter, Request
 from arcd.config import Config
 from arcd.jobs.events import Times
 from arcd.model.encoding import Encoding
-from arcd.model.prompts import Lesson, Question, TooLong, build_lessons, build_questions
+from arcd.model.lessons import Lessons, build_lessons
+from arcd.model.prompts import Question, TooLong, build_questions
 from arcd.system.seeds import seed_of
 
 
@@ -38,6 +39,8 @@ class Assignment:
     """The adapter, if it was trained in this round already."""
     start: Path | None = None
     """The folder of an earlier round's adapter, from which training goes on."""
+    answered_by: int | None = None
+    """The number of the adapter that an earlier round's answer is from."""
     candidates: tuple[Candidate, ...] = ()
     """Those of all rounds."""
     notes: tuple[str, ...] = ()
@@ -45,6 +48,9 @@ class Assignment:
     sampling_timeout_s: Callable[[], float] = lambda: math.inf
     """Called when sampling begins. After so many seconds it is ended, and the candidates there are
     are voted on."""
+    make_room: Callable[[], bool] = lambda: False
+    """Called when the disk is full: deletes what can be done without, and tells whether there was
+    anything."""
 
     @property
     def round_config(self) -> Config:
@@ -55,17 +61,44 @@ class Assignment:
             update={"seed": seed_of(self.config.seed, "round", self.round)}
         )
 
-    def lessons(self, encoding: Encoding, max_tokens: int | None = None) -> list[Lesson] | TooLong:
+    @property
+    def planned_lessons(self) -> int:
+        """The lessons of its training, if all fit; 0 if it is trained already."""
+        train, tasks = self.config.train, len(self.taught or (self.task,))
+        return 0 if self.adapter else train.steps * train.batch_size * tasks
+
+    @property
+    def planned_samples(self) -> int:
+        """The samples of this round of which there is no candidate yet, if all questions fit."""
+        count = self.config.sample.samples
+        mine = range(self.first_sample, self.first_sample + count)
+        done = {(c.test, c.sample) for c in self.candidates if c.sample in mine}
+        return count * len(self.task.tests) - len(done)
+
+    def lessons(
+        self,
+        encoding: Encoding,
+        max_tokens: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Lessons | TooLong:
         """What the adapter learns, in training order.
 
-        A lesson has at most `max_tokens`, by default `train.max_seq_len`.
+        A lesson has at most `max_tokens`, by default `train.max_seq_len`. `check` is called before
+        each, and may raise.
         """
         limit = self.config.train.max_seq_len if max_tokens is None else max_tokens
-        return build_lessons(self.taught or (self.task,), self.round_config, encoding, limit)
+        tasks = self.taught or (self.task,)
+        return build_lessons(tasks, self.round_config, encoding, limit, check)
 
-    def questions(self, encoding: Encoding) -> list[Question | TooLong]:
-        """Each test of the task in several views."""
-        return list(build_questions(self.task, self.round_config, encoding))
+    def questions(
+        self, encoding: Encoding, check: Callable[[], None] = lambda: None
+    ) -> list[Question | TooLong]:
+        """Each test of the task in several views; `check` is called before each, and may raise."""
+        found = []
+        for question in build_questions(self.task, self.round_config, encoding):
+            check()
+            found.append(question)
+        return found
 
     def requests(self, questions: Sequence[Question | TooLong]) -> list[Request]:
         """The samples of this round of which there is no candidate yet."""

@@ -4,6 +4,7 @@ A sample was likely in the one view in which it was drawn; a right answer is lik
 Knows nothing of how a verdict uses likelihoods.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -26,6 +27,7 @@ async def rescore(
 ) -> Likelihoods:
     """The log-likelihood of each contender, its mean over the first views of its test, in nats.
 
+    A contender for which the model gives no number has none.
     All contenders of a test are rescored in the same views, at most `sample.judging_views`; a view
     in which one of them does not fit the context is left out. Raises as `Engine.sample` does.
     """
@@ -38,7 +40,8 @@ async def rescore(
     if grids:
         await engine.sample(list(grids), adapter, deliver)
     # Sorted before summing: a mean must not depend on the order of its terms.
-    return {key: fmean(sorted(found)) for key, found in logprobs.items()}
+    means = {key: fmean(sorted(found)) for key, found in logprobs.items()}
+    return {key: mean for key, mean in means.items() if math.isfinite(mean)}
 
 
 def _requests(

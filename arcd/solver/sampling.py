@@ -3,6 +3,7 @@
 Knows nothing of training or votes.
 """
 
+import math
 from collections.abc import Callable
 
 from arcd.arc.selection import Candidate
@@ -48,9 +49,14 @@ async def sample(
 
 
 def to_candidate(completion: Completion, adapter: Adapter | None, encoding: Encoding) -> Candidate:
-    """The completion parsed and carried back from its view; without a grid if it is cut short."""
+    """The completion parsed and carried back from its view.
+
+    Without a grid if it is cut short, or if the model gave no numbers: its tokens mean nothing.
+    """
     question = completion.request.question
-    grid = encoding.parse(completion.tokens) if completion.finish == "stop" else None
+    logprob = sum(completion.logprobs)
+    whole = completion.finish == "stop" and math.isfinite(logprob)
+    grid = encoding.parse(completion.tokens) if whole else None
     return Candidate(
         task=question.task,
         test=question.test,
@@ -59,6 +65,6 @@ def to_candidate(completion: Completion, adapter: Adapter | None, encoding: Enco
         sample=completion.request.sample,
         adapter=adapter.serial if adapter else None,
         grid=None if grid is None else question.view.undo(grid),
-        logprob=sum(completion.logprobs),
+        logprob=logprob,
         length=len(completion.tokens),
     )

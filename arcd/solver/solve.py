@@ -10,13 +10,13 @@ engine through `arcd.backends.protocols`. Knows nothing of other tasks: the sche
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import anyio
 
-from arcd.arc.selection import NO_LIKELIHOODS, Candidate, Likelihoods, Verdict, verdict
-from arcd.backends.protocols import Adapter
+from arcd.arc.selection import NO_LIKELIHOODS, Candidate, Likelihoods, Verdict, taught, verdict
+from arcd.backends.protocols import Adapter, Request
 from arcd.backends.runtime import Runtime
 from arcd.errors import SampleRefused
 from arcd.jobs import events
@@ -38,19 +38,21 @@ async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict
     """
     task = assignment.task
     notes = _Notes(task.id, emit, list(assignment.notes))
-    with runtime.ledger.span("host", "build"):
-        lessons = assignment.lessons(runtime.encoding)
-        questions = assignment.questions(runtime.encoding)
-        requests = assignment.requests(questions)
-    taught = 0 if isinstance(lessons, TooLong) else len(lessons)
-    emit(events.Started(task.id, taught, len(requests), assignment.predicted))
+    # First of all: if the daemon dies of what follows, the task is charged for it.
+    lessons, samples = assignment.planned_lessons, assignment.planned_samples
+    emit(events.Started(task.id, lessons, samples, assignment.predicted))
+
+    def ask(check: Callable[[], None]) -> tuple[list[Question | TooLong], list[Request]]:
+        with runtime.ledger.span("host", "build"):
+            questions = assignment.questions(runtime.encoding, check)
+            return questions, assignment.requests(questions)
+
+    questions, requests = await runtime.background(ask)
     _note_too_long(questions, notes)
 
     adapter = assignment.adapter
     if requests and adapter is None:
-        # One slot for all attempts: a task that runs out of memory does not queue again.
-        async with runtime.trainer.slots:
-            adapter = await train(assignment, lessons, runtime, emit, notes.add)
+        adapter = await train(assignment, runtime, emit, notes.add)
 
     candidates = list(assignment.candidates)
     likelihoods = NO_LIKELIHOODS
@@ -63,7 +65,9 @@ async def solve(assignment: Assignment, runtime: Runtime, emit: Emit) -> Verdict
         notes.add(f"sampling took more than {timeout_s:.0f} s and was ended")
 
     with runtime.ledger.span("host", "select"):
-        serial = adapter.serial if adapter else None
+        # Where this round has no adapter, that of an earlier one still has the votes that count.
+        earlier = assignment.answered_by if taught(candidates) else None
+        serial = adapter.serial if adapter else earlier
         tests, noted = len(task.tests), tuple(notes.all)
         found = verdict(task.id, tests, candidates, serial, noted, likelihoods)
     emit(events.Answered(task.id, found))

@@ -7,18 +7,22 @@ token               what clients that connect by TCP must send
 daemon.log          output of the daemon; daemon.log.1 is the older part
 stacks.log          all stacks of a daemon, dumped before it was killed because no step completed
 adapters/           trained adapters whose task is not answered yet
-jobs/N/             each job's submission.json
+jobs/N/             each job's submission.json, and state.json, a cache of the job's state
 
 Knows nothing of what is in the files.
 """
 
 import hashlib
 import os
+import stat
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+
+from arcd.errors import ArcdError
 
 MAX_SOCKET_PATH_BYTES = 100
 """Longest path of a Unix socket; systems allow 104 (macOS) to 108 (Linux), the final zero included.
@@ -49,6 +53,18 @@ class Home:
         name = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"arcd-{os.getuid()}-{name}" / "socket"
 
+    def check_socket(self) -> None:
+        """Raise ArcdError where the socket could be another user's: everybody may make a folder in
+        the temporary one."""
+        folder = self.socket.parent
+        if folder == self.path:
+            return
+        with suppress(FileNotFoundError):
+            found = folder.lstat()
+            own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if not own or found.st_mode & 0o077:
+                raise ArcdError(f"{folder}: not a folder of this user alone")
+
     @property
     def token(self) -> Path:
         """What clients that connect by TCP must send."""
@@ -72,3 +88,11 @@ class Home:
     def submission(self, job: int) -> Path:
         """A job's submission."""
         return self.path / "jobs" / str(job) / "submission.json"
+
+    def job_folder(self, job: int) -> Path:
+        """What is kept of a job beside the store."""
+        return self.path / "jobs" / str(job)
+
+    def snapshot(self, job: int) -> Path:
+        """The cache of a job's state."""
+        return self.path / "jobs" / str(job) / "state.json"

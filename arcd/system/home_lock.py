@@ -26,6 +26,16 @@ into the file."""
 LOCK_RETRY_S = 0.05
 """Time between two tries of the lock: `flock` has no timeout of its own."""
 
+HOLDERS_BEGIN = b'{"supervisor": '
+"""What a lock file begins with once an arcd has held it, whatever else is cut off."""
+
+STORE = "arcd.db"
+"""The file in a home that only arcd makes; a home that was copied may have no lock file."""
+
+NOBODYS = frozenset({"lost+found", ".gitkeep", ".gitignore", ".keep", ".DS_Store"})
+"""Names that file systems, desktops and version control put into a folder that is empty to its
+owner."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holders:
@@ -61,8 +71,9 @@ class HomeLock:
     ) -> "HomeLock":
         """Lock a folder, which is made if it is missing; `private` closes it to other users.
 
-        A daemon whose supervisor is gone is killed. Raises HomeInUse if another arcd is alive or
-        does not end within `timeout` seconds, ArcdError if the folder cannot be used.
+        A folder that is to be private must be an arcd's home already, or empty. A daemon whose
+        supervisor is gone is killed. Raises HomeInUse if another arcd is alive or does not end
+        within `timeout` seconds, ArcdError if the folder cannot be used.
         """
         with _explained(home), ExitStack() as undo:
             if private:
@@ -140,12 +151,40 @@ def _kill_orphan(daemon: Process) -> None:
 
 
 def _make_private(home: Path) -> None:
-    """Make the folder readable by its owner only; refuses folders that others need."""
+    """Make the folder readable by its owner only; refuses one that is anybody else's or other
+    files'."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if home.stat().st_mode & stat.S_IWOTH or home in (Path.home(), Path("/")):
+    found = home.stat()
+    # Also root, who could: what root writes there, the owner could not read.
+    if found.st_uid != os.geteuid():
+        raise ArcdError(f"{home}: another user's folder; name one of your own")
+    if found.st_mode & stat.S_IWOTH or home in (Path.home(), Path("/")):
         raise ArcdError(f"{home}: not for arcd alone; name a folder in it")
-    if home.stat().st_uid == os.geteuid():
+    if not _is_home(home):
+        raise ArcdError(f"{home}: other files are in it; name a new or empty folder")
+    if stat.S_IMODE(found.st_mode) != 0o700:
         home.chmod(0o700)
+
+
+def _is_home(folder: Path) -> bool:
+    """Whether a folder has a mark of arcd's, or nothing in it that could be anybody else's.
+
+    Until an arcd has written itself into its lock file, it makes nothing but that file. So of two
+    that start in a new folder, the second finds an empty file or the mark.
+    """
+    names = set(os.listdir(folder)) - NOBODYS
+    if not names or STORE in names:
+        return True
+    begin = _first_bytes(folder / "lock") if "lock" in names else None
+    return begin == HOLDERS_BEGIN or (begin == b"" and names == {"lock"})
+
+
+def _first_bytes(path: Path) -> bytes | None:
+    """As many as HOLDERS_BEGIN has; None for what is no regular file."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return None
+    with path.open("rb") as file:
+        return file.read(len(HOLDERS_BEGIN))
 
 
 @contextmanager

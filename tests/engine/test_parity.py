@@ -22,7 +22,8 @@ from arcd.backends.protocols import Completion, Trained, TrainRequest
 from arcd.backends.vllm.engine import vllm_engine
 from arcd.config import Config, resolve
 from arcd.model.base_model import Device, DTypeName, bundled, load_model, open_encoding
-from arcd.model.prompts import build_lessons, build_questions
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import TooLong, build_questions
 from arcd.solver.assignment import build_requests
 from arcd.system.ledger import Ledger
 
@@ -43,7 +44,7 @@ async def train(folder: Path, device: Device) -> Trained:
     model = load_model(bundled(), device)
     trainer = LoraTrainer(model, bundled(), folder, device, encoding.pad, Ledger(), cores=lambda: 1)
     lessons = build_lessons([TASK], config(), encoding, 4096)
-    assert isinstance(lessons, list)
+    assert not isinstance(lessons, TooLong)
     request = TrainRequest(lessons, config().train, seed=1, serial=0)
     return await trainer.train(request, lambda step: None)
 

@@ -1,9 +1,12 @@
 """The LoRA trainer on a tiny model: resets, schedules, starts, shapes, cancellation."""
 
 import asyncio
+import errno
+import math
+import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
@@ -16,17 +19,19 @@ if TYPE_CHECKING:
 else:
     torch = pytest.importorskip("torch")
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from arcd.arc.tasks import load
 from arcd.backends.lora_adapter import TrainableAdapter
-from arcd.backends.lora_trainer import LoraTrainer, learning_rate_factor
+from arcd.backends.lora_trainer import LoraTrainer, TrainingHandle, learning_rate_factor
 from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import TrainConfig, resolve
-from arcd.errors import OutOfMemory, StoreFailed, TrainerFailed
+from arcd.errors import DiskFull, OutOfMemory, StoreFailed, TrainerFailed
 from arcd.model.base_model import Device, load_model, open_encoding
-from arcd.model.prompts import Lesson, build_lessons
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import Lesson, TooLong
 from arcd.pretrain.cell_model import CellModel
 from arcd.system.ledger import Ledger
 
@@ -82,8 +87,8 @@ def wanted(
 def lessons(base: Path, task: str, steps: int) -> list[Lesson]:
     config = resolve(settings=[f"train.steps={steps}"])
     built = build_lessons([TASKS[task]], config, open_encoding(base, "auto"), 2048)
-    assert isinstance(built, list)
-    return built
+    assert not isinstance(built, TooLong)
+    return list(built)
 
 
 def weights(trained: Trained) -> "dict[str, torch.Tensor]":
@@ -126,6 +131,40 @@ async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: P
     assert trained.loss == steps[-1].loss
     assert trained.tokens == sum(len(lesson.tokens) for lesson in request.lessons)
     assert (used.steps, used.busy) == (20 + 1, False), "its end counts, too"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason", "asked"),
+    [
+        (lambda loss: loss * math.nan, "the loss became nan in training", 6),
+        # The derivative of the root at 0 is infinite, and 0 times that is NaN.
+        (lambda loss: loss + (loss * 0).sqrt(), "its weights became infinite or NaN", 3),
+    ],
+)
+async def test_a_training_that_computes_no_numbers_leaves_no_adapter(
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: "Callable[[torch.Tensor], torch.Tensor]",
+    reason: str,
+    asked: int,
+) -> None:
+    steps: list[TrainingStep] = []
+    loss = TrainableAdapter._loss
+
+    def broken(self: TrainableAdapter, batch: Sequence[Lesson]) -> "torch.Tensor":
+        found = loss(self, batch)
+        return wrong(found) if len(steps) == 2 else found
+
+    used = trainer(base, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainableAdapter, "_loss", broken)
+        patch.setattr(TrainingHandle, "tell", lambda self, step: steps.append(step))
+        with pytest.raises(TrainerFailed, match=reason):
+            await used.train(wanted(base, steps=asked), ignore)
+    assert len(steps) == 3
+    assert list(tmp_path.iterdir()) == []
+    assert math.isfinite((await used.train(wanted(base), ignore)).loss)
 
 
 async def test_an_adapter_has_the_number_it_was_asked_for(base: Path, tmp_path: Path) -> None:
@@ -327,6 +366,50 @@ async def test_a_place_for_adapters_that_cannot_be_fails_the_task_alone(
         await used.train(wanted(base), ignore)
     place.unlink()
     assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("IoError(Os { code: 28, kind: StorageFull })"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=str,
+)
+async def test_a_full_disk_is_told_from_other_failures_and_leaves_nothing_half_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def half(self: TrainableAdapter, folder: Path) -> None:
+        (folder / "adapter_model.safetensors").write_text("half")
+        raise error
+
+    used = trainer(base, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainableAdapter, "save", half)
+        with pytest.raises(DiskFull, match=r"no room for an adapter of \d"):
+            await used.train(wanted(base), ignore)
+    assert list(tmp_path.iterdir()) == []
+    assert (await used.train(wanted(base), ignore)).adapter.path.is_dir()
+
+
+async def test_without_room_for_its_adapter_nothing_is_trained(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, steps = trainer(base, tmp_path), recorded_steps(monkeypatch)
+    saved = (await used.train(wanted(base), ignore)).adapter.path / "adapter_model.safetensors"
+    usage = shutil.disk_usage(tmp_path)
+    done = len(steps)
+    size = saved.stat().st_size
+    with monkeypatch.context() as patched:
+        # The file has a header beside the weights.
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size * 9 // 10))
+        with pytest.raises(DiskFull):
+            await used.train(wanted(base, serial=1), ignore)
+        assert len(steps) == done
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
+        await used.train(wanted(base, serial=1), ignore)
 
 
 async def test_a_step_that_failed_leaves_no_scaler_that_refuses_the_next(

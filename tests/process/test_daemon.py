@@ -109,15 +109,28 @@ def test_submit_tells_what_can_be_done_next(shared: Running) -> None:
     shared.follow(job)
 
 
-def test_submit_and_wait_ends_with_the_job(running: Running, tmp_path: Path) -> None:
+def test_submit_and_wait_ends_with_the_job_and_leaves_its_submission(
+    shared: Running, tmp_path: Path
+) -> None:
     out = tmp_path / "out.json"
-    done = running.arcd("submit", SOLUTIONS, "--wait", "--out", out, *SMALL)
+    done = shared.arcd("submit", SOLUTIONS, "--wait", "--out", out, *SMALL)
     assert done.returncode == 0
     assert done.stderr.count("answered") == len(TASKS)
-    assert "job 1 (arc1-train:4): done, 4 of 4 tasks answered" in done.stdout
+    job = shared.client.jobs()[-1]["job"]
+    assert f"job {job} (arc1-train:4): done, 4 of 4 tasks answered" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
-    assert running.end() == 0
-    assert submission.read(out).keys() == {task.id for task in TASKS}
+    assert json.loads(out.read_text()) == shared.client.result(job)
+
+
+def test_who_has_followed_a_job_to_its_end_reads_its_submission(
+    shared: Running, tmp_path: Path
+) -> None:
+    for i in range(3):
+        out = tmp_path / f"{i}.json"
+        job = shared.client.submit(SOLUTIONS, settings=SETTINGS, out=out)
+        shared.follow(job)
+        for path in (out, shared.home / "jobs" / str(job) / "submission.json"):
+            assert json.loads(path.read_text()) == shared.client.result(job)
 
 
 def test_the_submission_is_there_from_the_first_moment(shared: Running, tmp_path: Path) -> None:

@@ -61,6 +61,18 @@ def test_a_run_of_fakes_shows_each_answer_and_the_report(
     assert "Traceback" not in log
 
 
+def test_a_run_writes_its_submission_into_what_is_no_file(tmp_path: Path) -> None:
+    # Not /dev/stdout, which root would replace where there is a mistake.
+    out = "/dev/fd/1"
+    run = ("run", "arc1-train:2", "--backend", "fake", "--home", tmp_path / "home")
+    done = arcd_process(*run, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    written, end = json.JSONDecoder().raw_decode(done.stdout)
+    document = json.loads(done.stdout[end:])
+    assert document["submission"] == out
+    assert written == json.loads((tmp_path / "home/jobs/1/submission.json").read_text())
+
+
 def test_a_daemon_of_fakes_serves_jobs(light: dict[str, str]) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "arcd", "serve", "--backend", "fake", "--json"],
@@ -82,7 +94,8 @@ def test_a_daemon_of_fakes_serves_jobs(light: dict[str, str]) -> None:
 
 
 def test_interrupted_a_run_of_fakes_goes_on_with_the_same_call(tmp_path: Path) -> None:
-    run = ("run", TASKS, "--backend", "fake", "--home", tmp_path / "home")
+    out, fake = tmp_path / "out.json", ("--backend", "fake", "--home", tmp_path / "home")
+    run = ("run", TASKS, "--out", out, *fake)
     command = [sys.executable, "-m", "arcd", *map(str, run)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -92,6 +105,11 @@ def test_interrupted_a_run_of_fakes_goes_on_with_the_same_call(tmp_path: Path) -
         running.send_signal(signal.SIGINT)
         assert "the same command goes on from here" in running.stderr.read()
         assert running.wait(timeout=30) == 130
+    out.write_text("merged by hand")
+    other = arcd_process("run", "arc1-train:1", "--out", tmp_path / "other.json", *fake)
+    assert other.returncode == 0, other.stderr
+    assert out.read_text() == "merged by hand", "another job's run leaves it alone"
     done = arcd_process(*run, "--json")
     assert "note: going on with job 1" in done.stderr
     assert json.loads(done.stdout)["metrics"]["score"] == 1.0
+    assert len(json.loads(out.read_text())) == 12

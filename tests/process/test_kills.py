@@ -28,7 +28,7 @@ GATE = {
     ("before Trained", 1),
     ("after Sampled", 3),
     ("before Answered", 1),
-    ("before replace", 2),
+    ("before replace", 4),
     ("before DaemonStopped", 1),
 }
 """Point, and the how manieth time it is reached: one of each step of a life."""
@@ -38,8 +38,10 @@ SEEDS = range(24)
 
 COUNTS = {
     **dict.fromkeys(("DaemonStarted", "DaemonReady", "Submitted", "DaemonStopped", "rates"), (1,)),
-    # What is answered while a file is written goes into the next one: there are two at least.
-    **dict.fromkeys(("write", "replace"), (1, 2)),
+    # What is answered while a file is written goes into the next one: there are two at least, each
+    # in two places.
+    **dict.fromkeys(("write", "replace"), (1, 2, 3, 4)),
+    "published": (1, 2),
 }
 """The times at which a point is tried, where these are not the first and the third."""
 

@@ -318,6 +318,7 @@ def test_a_holder_that_is_not_written_down_yet_is_waited_for(
     tmp_path: Path, start: Start, text: str
 ) -> None:
     leave_orphan(tmp_path, start)
+    (tmp_path / "arcd.db").touch()
     (tmp_path / "lock").write_text(text)
     with pytest.raises(HomeInUse, match=rf"^{tmp_path}: in use by arcd$"):
         HomeLock.take(tmp_path, timeout=0.1)

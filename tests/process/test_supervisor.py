@@ -1,5 +1,6 @@
 """The supervisor with real daemons: small scripts that beat, stall, die or fail."""
 
+import asyncio
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import anyio
 import pytest
 
 import arcd
-from arcd.daemon import supervisor
+from arcd.daemon import daemon_log, restarts, supervisor
 from arcd.daemon.heartbeat import PULSE_FD, SUPERVISOR_PID
 from arcd.daemon.supervisor import Incident, Supervisor
 from arcd.daemon.watchdog import Limits
@@ -85,8 +86,8 @@ class Rig:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.told = Told(home / "told")
         self.lock = HomeLock.take(home)
+        self.told = Told(home / "told")
         self.log = home / "log"
         self.incidents: list[Incident] = []
 
@@ -136,7 +137,8 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 0.0)
     rig = Rig(tmp_path)
     yield rig
     rig.close()
@@ -212,6 +214,32 @@ async def test_a_life_that_was_ready_resets_the_count(rig: Rig) -> None:
     with pytest.raises(DaemonFailed):
         await rig.run("beat(ready=life == 3)\nsys.exit(4)")
     assert rig.lives == 6
+
+
+async def test_daemons_that_get_nothing_done_are_given_up(rig: Rig) -> None:
+    with pytest.raises(DaemonFailed) as failed:
+        await rig.run("beat()\nprint('poison')\nsys.exit(4)")
+    expected = f"the daemon ended 10 times in a row and got nothing done, see {rig.log}: poison"
+    assert str(failed.value) == expected
+    assert rig.lives == 10
+
+
+async def test_a_request_ends_the_pause_before_the_next_daemon(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "FIRST_PAUSE_S", 1e6)
+    monkeypatch.setattr(restarts, "LONGEST_PAUSE_S", 1e6)
+    codes: list[int] = []
+    daemon = rig.supervisor("beat(); sys.exit(4)")
+
+    def report(incident: Incident) -> None:
+        if incident.number == 2:
+            asyncio.get_running_loop().call_soon(daemon.stop)
+
+    monkeypatch.setattr(daemon, "_report", report)
+    async with running(daemon, codes.append):
+        pass
+    assert (codes, rig.lives) == ([0], 2)
 
 
 async def test_an_empty_log_is_named_too(rig: Rig) -> None:
@@ -331,14 +359,15 @@ async def test_a_daemon_leads_a_session_of_its_own_and_is_written_down(rig: Rig)
         scope.cancel()
 
 
-async def test_a_long_log_is_put_aside(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "LOG_BYTES", 10)
-    rig.log.write_text("12345678\n")
-    await rig.run("print('of the first')")
-    assert rig.log.read_text() == "12345678\nof the first\n"
-    await rig.run("print('of the second')")
-    assert rig.log.read_text() == "of the second\n"
-    assert (rig.home / "log.1").read_text() == "12345678\nof the first\n"
+async def test_a_log_is_cut_while_the_daemon_writes_to_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_log, "LOG_BYTES", 100_000)
+    printing = "for i in range(1000): print('x' * 999, flush=True); i % 10 or beat()"
+    await rig.run(f"{printing}\nprint('the end')")
+    kept = (rig.home / "log.1").read_text() + rig.log.read_text()
+    assert kept.endswith("the end\n")
+    assert len(kept) < 900_000, "of a million"
 
 
 GRACEFUL = """

@@ -1,12 +1,14 @@
 """Sweeps through a daemon of fakes: a small one, and what is refused before the first job."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.commands import arcd
 from support.fakedaemon import SOLUTIONS
+from support.homes import stored
 from support.running import Running
 
 from arcd.arc.grids import to_lists
@@ -48,6 +50,27 @@ def test_a_sweep_does_each_point_once(tmp_path: Path, config: Path) -> None:
         assert "share" in table.stdout
         assert all(len(line) <= 80 and "…" not in line for line in table.stdout.splitlines())
         assert len(running.client.jobs()) == 4
+    finally:
+        running.close()
+
+
+def test_a_sweep_over_tcp_measures_the_far_jobs(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The home here has a job 1, too, which is another."""
+    stored(tmp_path / "here")
+    running = Running(tmp_path / "home", host="127.0.0.1", port=0).wait()
+    try:
+        (port,) = re.findall(r"listening on 127\.0\.0\.1:(\d+)", running.log)
+        monkeypatch.setenv("ARCD_HOME", str(tmp_path / "here"))
+        monkeypatch.setenv("ARCD_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("ARCD_TOKEN", (running.home / "token").read_text().strip())
+        done = arcd("sweep", config, "--over", "train.share=1", "--json")
+        assert done.returncode == 0, done.stderr
+        trial = json.loads(done.stdout)
+        near = json.loads(arcd("eval", 1, "--home", running.home, "--json").stdout)
+        assert (trial["job"], trial["accuracy"]) == (1, near["total"]["accuracy"])
+        assert json.loads(arcd("eval", 1, "--json").stdout) == near
     finally:
         running.close()
 

@@ -103,6 +103,23 @@ def test_the_screen_appears_moves_resizes_and_leaves_a_clean_terminal(
     assert running.client.job(job)["state"] == "running"
 
 
+def test_ctrl_z_gives_the_terminal_back_until_the_command_goes_on(
+    running: Running, terminal: Terminal
+) -> None:
+    job = running.client.submit(SOLUTIONS, settings=ENDLESS)
+    terminal.type("set -m; echo before", "Enter", arcd(running, "watch", job), "Enter")
+    terminal.until(lambda: terminal.flag("alternate_on") == "1" and "step" in terminal.seen())
+    terminal.type("C-z")
+    seen = terminal.until(lambda: terminal.flag("alternate_on") == "0")
+    assert terminal.flag("cursor_flag") == "1"
+    assert "before" in seen
+    terminal.type("fg", "Enter")
+    terminal.until(lambda: terminal.flag("alternate_on") == "1" and "step" in terminal.seen())
+    assert terminal.flag("cursor_flag") == "0"
+    terminal.type("C-c")
+    terminal.until(lambda: terminal.flag("alternate_on") == "0")
+
+
 def test_a_job_that_is_watched_to_its_end_leaves_its_status(
     running: Running, terminal: Terminal
 ) -> None:

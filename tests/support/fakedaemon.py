@@ -12,7 +12,7 @@ import re
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,9 @@ from arcd.daemon.options import Options
 from arcd.daemon.phases import Platform
 from arcd.jobs import database, events
 from arcd.jobs.daemon_facts import DaemonFacts
-from arcd.jobs.journal import Journal
+from arcd.jobs.events import Record
+from arcd.jobs.job_table import JobTable
+from arcd.jobs.journal import Journal, NewJob
 from arcd.jobs.store import Store
 from arcd.model.base_model import Device
 from arcd.model.encoding import CellEncoding
@@ -48,9 +50,9 @@ EVENTS = (
     *("DaemonStarted", "DaemonReady", "Submitted", "Started", "Training"),
     *("Trained", "Sampled", "Answered", "DaemonStopped"),
 )
-ACTS = ("serial", "adapter", "rates", "write", "replace")
-"""A number for an adapter and its folder; rates are kept; a submission is written and put in its
-place."""
+ACTS = ("serial", "adapter", "rates", "write", "replace", "published")
+"""A number for an adapter and its folder; rates are kept; a submission is written, put in its place
+and counted as published."""
 
 POINTS = (
     *(f"{when} {what}" for what in (*EVENTS, *ACTS) for when in ("before", "after")),
@@ -199,6 +201,10 @@ Patch = Callable[[object, str, object], None]
 """Like setattr; in a test, one that is undone after it."""
 
 
+STORED = (Journal, DaemonFacts, JobTable)
+"""What writes to the store."""
+
+
 def instrument(points: Points, patch: Patch = setattr) -> None:
     """Have the store and the files reach their points."""
 
@@ -207,7 +213,7 @@ def instrument(points: Points, patch: Patch = setattr) -> None:
 
         def surrounded(*args: object, **kwargs: object) -> object:
             what = name(*args)
-            with points.writing if owner in (Journal, DaemonFacts) else nullcontext():
+            with points.writing if owner in STORED else nullcontext():
                 points.reach(f"before {what}")
                 result = original(*args, **kwargs)
                 points.reach(f"after {what}")
@@ -216,9 +222,18 @@ def instrument(points: Points, patch: Patch = setattr) -> None:
         patch(owner, method, surrounded)
 
     surround(Journal, "append", lambda _, job, *new: events.kind(new[0]))
-    surround(Journal, "submit", lambda *_: "Submitted")
+    submitting = Journal.submitting
+
+    def submitted(journal: Journal, job: NewJob) -> Iterator[Record | None]:
+        with points.writing:
+            points.reach("before Submitted")
+            yield from submitting(journal, job)
+            points.reach("after Submitted")
+
+    patch(Journal, "submitting", submitted)
     surround(DaemonFacts, "serial", lambda *_: "serial")
     surround(DaemonFacts, "keep_measured", lambda *_: "rates")
+    surround(JobTable, "keep_published", lambda *_: "published")
     surround(os, "replace", lambda *_: "replace")
     surround(files, "_write_durably", lambda *_: "write")
 

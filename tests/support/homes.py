@@ -9,7 +9,7 @@ from arcd.arc.tasks import TaskSet, load
 from arcd.arc.views import identity
 from arcd.config import resolve
 from arcd.jobs import events
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import new_job
 from arcd.jobs.store import Store
 
 ONE: Grid = ((1, 2), (3, 4))
@@ -39,7 +39,7 @@ def stored(home: Path) -> TaskSet:
 
     samples = [candidate(0, 0, TWO), candidate(1, 0, None), candidate(0, 1, ONE)]
     store = Store(home)
-    store.journal.submit(NewJob("two", 10, tasks, resolve()))
+    store.journal.submit(new_job("two", 10, tasks, resolve()))
     store.journal.append(1, events.Started("a", 4, 4))
     store.journal.append(1, *(events.Sampled("a", sample) for sample in samples))
     store.journal.append(1, events.Answered("a", verdict("a", 2, samples, 3, ("a note",))))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from threading import RLock
 
@@ -45,16 +46,20 @@ FINISH_TIMEOUT_S = 60.0
 
 
 def options(home: Path) -> Options:
-    return Options(home=home, base=bundled(), config=resolve(settings=["lookahead=2"]), grace=5)
+    """Of each daemon that the same command keeps alive in a home that was new."""
+    config = resolve(settings=["lookahead=2"])
+    return Options(home=home, base=bundled(), config=config, grace=5, began=0)
 
 
-def have_it_done(client: Client) -> int:
+def have_it_done(client: Client, out: Path | None) -> int:
     """Submit the job where it is not yet known, and wait for its end; returns its number."""
     deadline = time.monotonic() + FINISH_TIMEOUT_S
     while True:
         try:
             orders = client.jobs()
-            job = int(orders[0]["job"]) if orders else client.submit(SET, settings=SETTINGS)
+            job = (
+                int(orders[0]["job"]) if orders else client.submit(SET, settings=SETTINGS, out=out)
+            )
             break
         except NoDaemon:
             # The daemon may be killed before, while or after it takes the job on.
@@ -65,10 +70,10 @@ def have_it_done(client: Client) -> int:
     return job
 
 
-async def finished(home: Path) -> int:
+async def finished(home: Path, out: Path | None = None) -> int:
     """Wait for the end of the job, in a thread that a cancellation leaves to itself."""
     with Client(home) as client:
-        return await to_thread.run_sync(have_it_done, client, abandon_on_cancel=True)
+        return await to_thread.run_sync(have_it_done, client, out, abandon_on_cancel=True)
 
 
 Disturb = Callable[["Bench"], Coroutine[object, object, None]]
@@ -106,7 +111,9 @@ class Bench:
                 tasks.start_soon(supervise)
                 if disturb:
                     tasks.start_soon(disturb, self)
-                job = await finished(self.home)
+                job = await finished(self.home, self.home / "out.json")
+                # Who has waited finds the files as they should be, whatever died before.
+                check_files(self.home, job)
                 supervisor.stop()
             if ended != [0]:
                 # Killed after its last answer and not started again, because it was to end anyway:
@@ -204,10 +211,18 @@ def check(home: Path, job: int) -> None:
     }
     truth = KNOWN.solutions
     assert all(attempts[0] == truth[t][i] for t in read for i, attempts in enumerate(read[t]))
-    assert submission.read(home / "jobs" / str(job) / "submission.json") == read
+    check_files(home, job)
     assert drawn_again(home, records) == []
     assert not any((home / "adapters").iterdir())
     store.close()
+
+
+def check_files(home: Path, job: int) -> None:
+    """The job's submission is where it should be."""
+    with closing(Store(home, "read")) as store:
+        read = submission.parse("result", json.loads(store.jobs.submission(job)))
+        for path in (home / "jobs" / str(job) / "submission.json", *store.jobs.outs(job)):
+            assert submission.read(path) == read
 
 
 def drawn_again(home: Path, records: list[events.Record]) -> list[str]:

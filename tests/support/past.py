@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from arcd.arc.grids import Grid
 from arcd.arc.selection import verdict
-from arcd.arc.tasks import Solutions, Task
+from arcd.arc.tasks import Solutions, Task, TaskSet
+from arcd.config import resolve
 from arcd.jobs import events
 from arcd.jobs.events import Record, Times
 from arcd.jobs.history import History
+from arcd.jobs.journal import new_job
+from arcd.jobs.store import Store
 from support.small import candidate
 
 BEGIN = 1_800_000_000.0
@@ -84,3 +88,16 @@ class Past:
         for record in self.records:
             history.apply(record)
         return history
+
+    def store(self, home: Path, tasks: TaskSet) -> Store:
+        """The store of a home in which all this is written, open; `tasks` are those of the job."""
+        times = (record.at for record in self.records)
+        store = Store(home, clock=times.__next__)
+        store.database.connection.execute("PRAGMA synchronous = OFF")  # thousands of records
+        for record in self.records:
+            match record.event:
+                case events.Submitted(name=name, priority=priority):
+                    store.journal.submit(new_job(name, priority, tasks, resolve()))
+                case event:
+                    store.journal.append(record.job, event)
+        return store

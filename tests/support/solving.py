@@ -5,7 +5,7 @@ nothing of jobs, the scheduler and the store.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -21,7 +21,8 @@ from arcd.config import Config, resolve
 from arcd.errors import SampleRefused
 from arcd.jobs import events
 from arcd.model.encoding import CellEncoding
-from arcd.model.prompts import Lesson, Question, TooLong, build_lessons, build_questions
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import Lesson, Question, TooLong, build_questions
 from arcd.solver.assignment import Assignment
 from arcd.solver.solve import solve
 from arcd.system.ledger import Ledger
@@ -36,7 +37,8 @@ class Recorded(FakeTrainer):
     asked: list[TrainRequest] = field(default_factory=list)
 
     async def train(self, wanted: TrainRequest, progress: Progress) -> Trained:
-        self.asked.append(wanted)
+        # As a list, which can be compared.
+        self.asked.append(replace(wanted, lessons=list(wanted.lessons)))
         return await super().train(wanted, progress)
 
 
@@ -47,9 +49,11 @@ class Left(TypedDict, total=False):
     first_sample: int
     adapter: Adapter
     start: Path
+    answered_by: int
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...]
     sampling_timeout_s: Callable[[], float]
+    make_room: Callable[[], bool]
 
 
 @dataclass
@@ -89,7 +93,7 @@ class Bench:
 def lessons_of(tasks: list[Task], config: Config, limit: int = 4096) -> list[Lesson]:
     lessons = build_lessons(tasks, config, CellEncoding(), limit)
     assert not isinstance(lessons, TooLong)
-    return lessons
+    return list(lessons)
 
 
 def questions_of(asked: Task, config: Config) -> list[Question]:

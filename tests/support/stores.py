@@ -13,7 +13,9 @@ from arcd.arc.tasks import Pair, Task, TaskSet
 from arcd.config import resolve
 from arcd.jobs import events
 from arcd.jobs.database import Mode
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import NewJob, new_job
+from arcd.jobs.service import JobService
+from arcd.jobs.state import Job
 from arcd.jobs.store import Store
 from support.small import candidate
 
@@ -24,7 +26,7 @@ ONE, TWO = ((1, 2), (3, 4)), ((5,),)
 B = Task("b", (Pair(ONE, TWO), Pair(TWO, ONE)), (ONE, TWO))
 A = Task("a", (Pair(ONE, TWO),), (ONE,))
 TASKS = TaskSet("two", (B, A), {"b": (TWO, ONE)})
-JOB = NewJob("job", 10, TASKS, resolve(settings=["train.steps=3"], seed=5), (Path("/o.json"),))
+JOB = new_job("job", 10, TASKS, resolve(settings=["train.steps=3"], seed=5), (Path("/o.json"),))
 
 
 @contextmanager
@@ -42,3 +44,11 @@ def sampled(
     of: Task = A, test: int = 0, sample: int = 0, shown: Grid | None = ((1,),)
 ) -> events.Sampled:
     return events.Sampled(of.id, candidate(of, test, sample, shown))
+
+
+def take_on(service: JobService, job: NewJob) -> Job:
+    """Submit a job without an event loop, all of it at once."""
+    record = service.store.journal.submit(job)
+    service.announce(record)
+    assert record.job is not None
+    return service.state.jobs[record.job]

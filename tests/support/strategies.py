@@ -166,6 +166,7 @@ EVENTS: dict[type[events.Event], st.SearchStrategy[events.Event]] = {
     events.Cancelled: st.builds(events.Cancelled),
     events.Retried: st.builds(events.Retried, _NAMES),
     events.Finished: st.just(events.Finished()),
+    events.Forgotten: st.just(events.Forgotten()),
     events.Started: st.builds(events.Started, st.text(), _counts(), _counts()),
     events.Training: st.builds(
         events.Training, st.text(), _counts(), _counts(), _finite(), _finite()

@@ -11,7 +11,10 @@ would be taken for that. A module has all its tests on it with
 
 import asyncio
 import selectors
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 END = 1e9
 """Seconds after which nothing is waited for any more; `anyio.sleep_forever` sets timers, too."""
@@ -51,3 +54,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 Backend = tuple[str, dict[str, type[VirtualLoop]]]
 BACKEND: Backend = ("asyncio", {"loop_factory": VirtualLoop})
+
+
+async def at_once(work: Callable[[Callable[[], None]], T]) -> T:
+    """The background of a runtime on this loop, which would take a thread's work for waiting."""
+    return work(lambda: None)

@@ -19,7 +19,7 @@ from arcd.backends.runtime import Runtime
 from arcd.config import Config, resolve
 from arcd.jobs import events
 from arcd.jobs.events import Record
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, Phase, State
 from arcd.jobs.store import Store
@@ -28,7 +28,9 @@ from arcd.scheduling.calibration import calibrate
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
 from arcd.system.ledger import Ledger
+from support import virtual
 from support.small import task, task_set
+from support.stores import take_on
 
 Progress = Callable[[TrainingStep], None]
 Deliver = Callable[[Completion], None]
@@ -84,14 +86,23 @@ class Works:
 
     def submit(self, *tasks: Task, priority: int = 10, settings: list[str] = FEW) -> int:
         chosen = TaskSet("some", tasks or self.tasks.tasks, {})
-        return self.service.submit(NewJob("job", priority, chosen, resolve(settings=settings))).id
+        return take_on(
+            self.service, new_job("job", priority, chosen, resolve(settings=settings))
+        ).id
 
     @asynccontextmanager
     async def running(self, grace: float = 1e6) -> AsyncIterator[None]:
         """Working; stopped, with so much grace, at the end of the block."""
         trained = self.trainer.trained
         engine = self.engine(CellEncoding(), self.tasks.solutions, trained, self.seconds_per_token)
-        runtime = Runtime(self.trainer, engine, CellEncoding(), Ledger(), self.store.facts.serial)
+        runtime = Runtime(
+            self.trainer,
+            engine,
+            CellEncoding(),
+            Ledger(),
+            self.store.facts.serial,
+            background=virtual.at_once,
+        )
         measured = await calibrate(runtime, self.config) if self.calibrated else RateEstimator()
         self.scheduler = Scheduler(
             self.service,

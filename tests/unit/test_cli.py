@@ -4,11 +4,16 @@ No model here: every command either needs none or must refuse before one is load
 """
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from support.commands import arcd
 from support.homes import stored, write
+
+from arcd.cli import daemon
+from arcd.errors import NoDaemon
+from arcd.system.home_lock import HomeLock
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
 TASK = {"train": [PAIR, PAIR], "test": [{"input": [[3, 4]]}]}
@@ -70,6 +75,18 @@ def test_a_bad_option_is_refused_before_anything_is_written(
     assert not (tmp_path / "home").exists()
 
 
+def test_a_home_that_is_not_arcds_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "mine").touch()
+    tmp_path.chmod(0o755)
+    done = arcd("serve", "--backend", "fake", "--home", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    line = f"arcd: {tmp_path}: other files are in it; name a new or empty folder\n"
+    assert done.stderr == line
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert {path.name for path in tmp_path.rglob("*")} == {"adapters", "mine"}
+
+
 def test_a_base_without_weights_is_named(tmp_path: Path) -> None:
     tasks = write(tmp_path / "tasks.json", {"t": TASK})
     base = tmp_path / "base"
@@ -87,6 +104,7 @@ def test_eval_prints_a_table_and_json(tmp_path: Path) -> None:
     table = arcd("eval", submission, "--solutions", solutions)
     assert table.returncode == 0
     assert "score 50.0% of 2 tasks" in table.stdout
+    assert f"solutions of 2 tasks, 1 of them in {submission}\n" in table.stdout
     document = json.loads(arcd("eval", submission, "--solutions", solutions, "--json").stdout)
     assert document["score"] == 0.5
     assert document["tasks"]["a"]["pass_1"] == 1
@@ -102,6 +120,30 @@ def test_eval_of_a_job_counts_all_its_samples(tmp_path: Path) -> None:
     assert document["total"]["accuracy"] == 0.25
     assert document["total"]["unanswered"] == 0.5
     assert document["total"]["pass_2"] == 0.5
+
+
+def test_eval_of_a_job_with_a_larger_file_counts_the_tasks_of_the_job(tmp_path: Path) -> None:
+    stored(tmp_path)
+    others = {f"other{i}": [[[1]]] for i in range(398)}
+    truth = {**others, "a": [[[5]], [[1, 2], [3, 4]]], "b": [[[5]], [[1]]]}
+    solutions = write(tmp_path / "solutions.json", truth)
+    command = ("eval", "1", "--solutions", solutions, "--home", tmp_path)
+    table = arcd(*command)
+    assert "score 25.0% of 2 tasks" in table.stdout
+    assert f"{solutions}: solutions of 400 tasks, 2 of them in job 1\n" in table.stdout
+    document = json.loads(arcd(*command, "--json").stdout)
+    assert (set(document["tasks"]), document["solutions"]) == ({"a", "b"}, 400)
+    wrong = write(tmp_path / "wrong.json", others)
+    done = arcd("eval", "1", "--solutions", wrong, "--home", tmp_path)
+    assert (done.returncode, "job 1: the solutions are of other tasks" in done.stderr) == (2, True)
+
+
+def test_eval_of_a_blank_submission_says_that_nothing_is_answered(tmp_path: Path) -> None:
+    attempts = {"attempt_1": [[0]], "attempt_2": [[0]]}
+    submission = write(tmp_path / "submission.json", {"a": [attempts]})
+    solutions = write(tmp_path / "solutions.json", {"a": [[[5]]]})
+    document = json.loads(arcd("eval", submission, "--solutions", solutions, "--json").stdout)
+    assert document["total"]["unanswered"] == 1
 
 
 def test_eval_without_solutions_says_what_is_missing(tmp_path: Path) -> None:
@@ -148,6 +190,47 @@ def test_report_and_trace_are_written_whole_or_not_at_all(tmp_path: Path) -> Non
     assert (done.returncode, "not written" in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["eval", "1"], ["show", "a", "--job", "1"], ["report", "1", "--trace", "x"], ["logs"]],
+)
+def test_what_reads_a_home_does_not_take_another_daemons_jobs_for_its_own(
+    tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ARCD_URL job 1 is the far daemon's, and so is the log."""
+    stored(tmp_path)
+    (tmp_path / "daemon.log").write_text("a line\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARCD_HOME", str(tmp_path))
+    monkeypatch.setenv("ARCD_URL", "http://127.0.0.1:1")
+    done = arcd(*command)
+    assert (done.returncode, done.stdout) in ((1, ""), (2, ""))
+    assert done.stderr.count("\n") == 1
+    assert "http://127.0.0.1:1" in done.stderr
+    assert arcd(*command, "--home", tmp_path).returncode == 0
+
+
+def test_stop_waits_for_the_far_daemon_and_not_for_a_home_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Far:
+        def stop(self) -> None:
+            asked.append("stop")
+
+        def health(self) -> dict[str, object]:
+            asked.append("health")
+            raise NoDaemon
+
+    monkeypatch.setattr(daemon, "client_of", lambda home: nullcontext(Far()))
+    monkeypatch.setenv("ARCD_HOME", str(tmp_path))
+    monkeypatch.setenv("ARCD_URL", "http://far:1")
+    with HomeLock.take(tmp_path):
+        assert arcd("stop").stdout == "stopped\n"
+    assert asked == ["stop", "health"]
+
+
 def test_show_draws_a_task_of_a_bundled_set() -> None:
     done = arcd("show", "arc1-eval:6ea4a07e")
     assert done.returncode == 0
@@ -170,6 +253,21 @@ def test_without_a_daemon_the_store_answers(tmp_path: Path) -> None:
         task.id: len(task.tests) for task in tasks.tasks
     }
     assert json.loads(arcd("result", "1", *home).stdout) == json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("number", [-1, 0, 7, 10**18, 10**30])
+def test_no_number_of_a_job_is_too_much(tmp_path: Path, number: int) -> None:
+    stored(tmp_path)
+    for command in (
+        ("status", "--", number),
+        ("result", "--", number),
+        ("eval", "--", number),
+        ("show", "a", f"--job={number}"),
+        ("report", "--trace", tmp_path / "trace", "--", number),
+    ):
+        verb, *rest = command
+        done = arcd(verb, "--home", tmp_path, *rest)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 def test_a_job_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,9 +1,15 @@
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.stores import JOB, opened
 
-from arcd.config import DAEMON_KEYS, LORA_RANKS, Config, for_job, on_daemon, resolve, tree
+from arcd.config import DAEMON_KEYS, LORA_RANKS, Config, for_job, on_daemon, resolve, stored, tree
 from arcd.errors import BadConfig
 
 
@@ -85,6 +91,9 @@ def test_a_setting_is_read_as_toml_or_as_a_bare_word(
         ("sample.views=8", "sample: greedy samples of one view are all alike: "),
         ("views.keep_black=1.5", "views.keep_black: Input should be less than or equal to 1"),
         ("engine.gpu_memory=1.0", "engine.gpu_memory: Input should be less than 1"),
+        ("train.steps=999999999999", "train.steps: Input should be less than or equal to 100000"),
+        ("seed=9223372036854775808", "seed: Input should be less than or equal to "),
+        ("sample.samples=1000000", "sample.samples: Input should be less than or equal to 4096"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line_naming_the_key(
@@ -204,6 +213,61 @@ def test_a_stored_job_is_done_with_what_its_present_daemon_was_started_with() ->
         train=job.train,
         engine=daemon.engine,
     )
+
+
+def test_a_group_of_four_hundred_tasks_is_within_the_bounds() -> None:
+    assert resolve(settings=["train.share=400", "train.steps=200"]).train.share == 400
+    line = "train: steps x batch_size x share must be at most 400000 lessons"
+    assert refusal("train.share=400", "train.steps=501") == line
+
+
+def numbers(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All numbers of a section and of those it refers to."""
+    for section in (schema, *schema.get("$defs", {}).values()):
+        for name, field in section["properties"].items():
+            for kind in (field, *field.get("anyOf", ())):
+                if kind.get("type") in ("integer", "number"):
+                    yield name, kind
+
+
+@pytest.mark.parametrize(("name", "number"), list(numbers(Config.model_json_schema())))
+def test_every_number_has_bounds(name: str, number: dict[str, Any]) -> None:
+    assert {"maximum", "exclusiveMaximum"} & number.keys(), name
+    assert {"minimum", "exclusiveMinimum"} & number.keys(), name
+
+
+@given(st.data())
+def test_a_job_that_was_stored_before_there_were_bounds_is_read(data: st.DataObject) -> None:
+    # What 0.1.0 took on: numbers without an upper bound.
+    whole, real = st.integers(1, 10**30), st.floats(1, 1e300)
+    found = json.loads(Config().model_dump_json())
+    for section, key, kind in (
+        ("train", "steps", whole),
+        ("train", "batch_size", whole),
+        ("train", "share", whole),
+        ("train", "lr", real),
+        ("train", "clip", real),
+        ("sample", "samples", whole),
+        ("engine", "max_model_len", whole),
+    ):
+        found[section][key] = data.draw(kind)
+    found["seed"] = data.draw(st.integers(-(10**30), 10**30))
+    config = stored(json.dumps(found))
+    assert stored(config.model_dump_json()) == config
+    assert config.train.steps <= found["train"]["steps"]
+
+
+def test_a_home_with_such_a_job_is_not_lost(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.journal.submit(JOB)
+        text = JOB.config.model_dump_json().replace('"steps":3', '"steps":999999999999')
+        store.database.connection.execute("UPDATE jobs SET config = ?", (text,))
+        assert store.jobs.config(1).train.steps == 100_000
+
+
+def test_what_is_within_the_bounds_is_read_as_it_was_stored() -> None:
+    config = resolve(settings=["train.steps=8", "sample.samples=4", "train.share=2"], seed=3)
+    assert stored(config.model_dump_json()) == config
 
 
 def test_a_jobs_configuration_survives_the_store() -> None:

@@ -13,9 +13,10 @@ from arcd.config import Config, resolve
 from arcd.daemon import fake_runtime
 from arcd.daemon.fake_runtime import REPORTED_STEPS, StoredAnswers, guess
 from arcd.daemon.options import Options
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import new_job
 from arcd.jobs.store import Store
-from arcd.model.prompts import TooLong, build_lessons
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import TooLong
 from arcd.system.ledger import Ledger
 
 WIDE = grid(1, 3)
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def submit(store: Store, tasks: TaskSet, base: str = "fake") -> None:
-    store.journal.submit(NewJob("a job", 10, tasks, resolve(), base=base))
+    store.journal.submit(new_job("a job", 10, tasks, resolve(), base=base))
 
 
 def test_the_solutions_of_a_job_are_known_as_soon_as_it_is_submitted(store: Store) -> None:

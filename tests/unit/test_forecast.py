@@ -14,7 +14,8 @@ from arcd.arc.tasks import Pair, Task
 from arcd.config import Config, resolve
 from arcd.jobs.events import Times
 from arcd.model.encoding import CellEncoding
-from arcd.model.prompts import Lesson, Question, build_lessons, build_questions
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import Question, TooLong, build_questions
 from arcd.scheduling.forecast import NO_WORK, Rates, Sizes, Work, times, work
 
 SETTINGS = {
@@ -105,10 +106,10 @@ def test_tokens_are_those_of_an_encoding_with_one_for_each_cell(of: Task) -> Non
     assume(len(of.train) > 1)
     config, encoding = configured(), CellEncoding()
     lessons = build_lessons([of], config, encoding, config.train.max_seq_len)
-    assert isinstance(lessons, list)
+    assert not isinstance(lessons, TooLong)
     questions = list(build_questions(of, config, encoding))
     found = work(of, config)
-    trained = sum(len(lesson.tokens) for lesson in lessons if isinstance(lesson, Lesson))
+    trained = sum(lessons.lengths)
     prompts = sum(len(q.tokens) for q in questions if isinstance(q, Question))
     assert found.train == pytest.approx(trained, rel=0.3)
     assert found.prefill == pytest.approx(prompts, rel=0.3)

@@ -32,6 +32,7 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "budget": {"tasks": 20, "answered": 20, "tuned": 8, "seconds": 86.4},
     "memory": {"after_5": 3000.1, "after_30": 2900.1, "most": 3000.2, "outside_steps": 0.01},
+    "scale": {key: 1.25 for _, key, _, _ in pages.SCALE},
     "session": {block: "$ arcd" for block in pages.SESSION_BLOCKS},
     "pictures": {},
     "tests": {"seconds": 500.0},

@@ -8,6 +8,7 @@ from support.strategies import grids
 
 from arcd.arc.grids import Grid
 from arcd.arc.metrics import Answers, Metrics, evaluate
+from arcd.arc.submission import BLANK
 from arcd.arc.tasks import Solutions
 from arcd.errors import BadInput
 
@@ -102,6 +103,19 @@ def test_a_test_without_answers_is_unanswered_and_wrong() -> None:
         report = evaluate({"a": (RIGHT,)}, missing)
         assert report.tasks == {"a": NOTHING}
         assert report.total == NOTHING
+
+
+def test_a_blank_attempt_is_no_answer_unless_it_is_right() -> None:
+    blank = [BLANK, BLANK]
+    assert evaluate({"a": (RIGHT,)}, {"a": [blank]}).total == NOTHING
+    assert evaluate({"a": (BLANK,)}, {"a": [blank]}).total == PERFECT
+    half = evaluate({"a": (RIGHT,)}, {"a": [[RIGHT, BLANK]]}).total
+    assert (half.unanswered, half.pass_1) == (0.5, 1)
+
+
+def test_a_sample_that_is_the_blank_grid_is_a_grid() -> None:
+    total = evaluate({"a": (RIGHT,)}, {"a": [[BLANK, BLANK]]}, {"a": [[BLANK, None]]}).total
+    assert total.unanswered == 0.5
 
 
 def test_a_missing_second_test_halves_a_task() -> None:

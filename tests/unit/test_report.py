@@ -1,13 +1,17 @@
 """The report in a real browser, and the trace against a schema of its format."""
 
+import base64
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import inf, nan
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jsonschema_rs
 import pytest
@@ -22,13 +26,15 @@ from playwright.sync_api import (
 from playwright.sync_api import Error as PlaywrightError
 from support.past import DAEMON, Past
 from support.small import grid, solutions, task
+from support.trace_format import TRACE
 
-from arcd.arc import metrics
-from arcd.arc.grids import Grid
+from arcd.arc.grids import Grid, to_text
+from arcd.arc.selection import Verdict, Vote
 from arcd.arc.tasks import TaskSet, load
 from arcd.config import Config
 from arcd.display import report
-from arcd.jobs import events
+from arcd.jobs import events, outline
+from arcd.jobs.sheets import sheets
 from arcd.system.ledger import Ledger
 
 LEDGER = Ledger(iter([0.0, 1.0]).__next__).account().to_json()
@@ -51,11 +57,11 @@ def four() -> Past:
     return past.answered(D, [None, None], serial=None, notes=(note,))
 
 
-def page_of(past: Past, tasks: TaskSet) -> str:
-    history = past.history(tasks.solutions)
-    attempts = {name: verdict.attempts for name, verdict in history.answers.items()}
-    found = metrics.evaluate(tasks.solutions, attempts) if tasks.solutions else None
-    return report.page(history, tasks, Config(), found, LEDGER)
+def page_of(past: Past, tasks: TaskSet, home: Path) -> str:
+    """The page of a job whose store is in `home` from now on."""
+    with closing(past.store(home, tasks)) as store:
+        history, found = outline.history(store.database, 1), sheets(store.database, 1)
+        return report.page(history, found, Config(), LEDGER)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +134,7 @@ def opened(
 def test_it_says_nothing_asks_for_nothing_and_shows_every_task(
     browser: Browser, tmp_path: Path
 ) -> None:
-    found = opened(browser, tmp_path / "report.html", page_of(four(), SET))
+    found = opened(browser, tmp_path / "report.html", page_of(four(), SET, tmp_path))
     assert found.shown() == ["a", B.id, "c", "d"]
     assert found.page.title() == "arcd: job 1, small"
     names, values = (found.page.locator(f"#tiles {k}").all_inner_texts() for k in ("dt", "dd"))
@@ -154,7 +160,7 @@ def test_it_says_nothing_asks_for_nothing_and_shows_every_task(
 
 @needs_browser
 def test_filters_show_what_they_say(browser: Browser, tmp_path: Path) -> None:
-    found = opened(browser, tmp_path / "report.html", page_of(four(), SET))
+    found = opened(browser, tmp_path / "report.html", page_of(four(), SET, tmp_path))
     buttons = found.page.locator("#filters button").all_inner_texts()
     assert buttons == ["all 4", "solved 2", "unsolved 1", "doubtful 1", "failed 1"]
     expected = {"solved": ["a", B.id], "unsolved": ["c"], "doubtful": [B.id], "failed": ["d"]}
@@ -175,7 +181,7 @@ def test_filters_show_what_they_say(browser: Browser, tmp_path: Path) -> None:
 
 @needs_browser
 def test_it_can_be_used_with_a_keyboard_alone(browser: Browser, tmp_path: Path) -> None:
-    found = opened(browser, tmp_path / "report.html", page_of(four(), SET))
+    found = opened(browser, tmp_path / "report.html", page_of(four(), SET, tmp_path))
     keys, at = found.page.keyboard, "document.activeElement.id"
     for key, where in (("j", "task-a"), ("j", f"task-{B.id}"), ("k", "task-a"), ("/", "find")):
         keys.press(key)
@@ -199,7 +205,7 @@ def test_it_can_be_used_with_a_keyboard_alone(browser: Browser, tmp_path: Path) 
 def test_it_fits_a_phone_and_follows_the_system(
     browser: Browser, tmp_path: Path, scheme: Scheme
 ) -> None:
-    found = opened(browser, tmp_path / "report.html", page_of(four(), SET), PHONE, scheme)
+    found = opened(browser, tmp_path / "report.html", page_of(four(), SET, tmp_path), PHONE, scheme)
     for width in ("document.documentElement.scrollWidth", "document.body.scrollWidth"):
         assert found.page.evaluate(width) <= 360
     ground = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -212,7 +218,8 @@ def test_it_fits_a_phone_and_follows_the_system(
 
 @needs_browser
 def test_palettes_change_the_cells(browser: Browser, tmp_path: Path) -> None:
-    found = opened(browser, tmp_path / "report.html", page_of(four(), SET))
+    found = opened(browser, tmp_path / "report.html", page_of(four(), SET, tmp_path))
+    found.page.wait_for_selector("canvas")
     picture = "document.querySelector('canvas').toDataURL()"
     pictures = set()
     for palette in ("arc", "colourblind", "digits"):
@@ -240,7 +247,7 @@ def _changed(true: Grid, cell: int) -> Grid:
 @pytest.mark.timing
 @needs_browser
 def test_four_hundred_tasks_are_there_in_two_seconds(browser: Browser, tmp_path: Path) -> None:
-    found = opened(browser, tmp_path / "report.html", page_of(*four_hundred()))
+    found = opened(browser, tmp_path / "report.html", page_of(*four_hundred(), tmp_path))
     loaded = "performance.getEntriesByType('navigation')[0].loadEventEnd"
     found.page.wait_for_function(f"{loaded} > 0")
     assert found.page.locator("article").count() == 400
@@ -252,54 +259,108 @@ def test_four_hundred_tasks_are_there_in_two_seconds(browser: Browser, tmp_path:
     assert found.said == []
 
 
-def test_nothing_in_the_data_can_end_the_script_element() -> None:
-    text = page_of(four(), SET)
+def test_nothing_in_the_data_can_end_the_script_element(tmp_path: Path) -> None:
+    text = page_of(four(), SET, tmp_path)
     assert text.count("</script>") == 2
     embedded = re.search(r'<script id="data" type="application/json">(.*?)</script>', text)
     assert embedded is not None
     assert [task["id"] for task in json.loads(embedded[1])["tasks"]] == [t.id for t in SET.tasks]
 
 
-def test_a_job_that_has_just_begun_has_a_report() -> None:
+def test_a_job_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     past = Past().submitted([each.id for each in SET.tasks]).started("a").training("a", 2)
-    text = report.page(past.history(), TaskSet("four", SET.tasks, {}), Config(), None, None)
-    assert '"phase":"started"' in text
+    assert '"phase":"started"' in page_of(past, TaskSet("four", SET.tasks, {}), tmp_path)
 
 
-NUMBER = {"type": "integer", "minimum": 0}
-EVENT = {
-    "type": "object",
-    "required": ["ph", "name", "pid", "tid"],
-    "properties": {"name": {"type": "string"}, "pid": NUMBER, "tid": NUMBER},
-    "oneOf": [
-        {
-            "properties": {"ph": {"const": "X"}, "ts": NUMBER, "dur": NUMBER},
-            "required": ["ts", "dur", "cat"],
-        },
-        {
-            "properties": {"ph": {"const": "i"}, "ts": NUMBER, "s": {"enum": ["g", "p", "t"]}},
-            "required": ["ts", "s"],
-        },
-        {
-            "properties": {
-                "ph": {"const": "M"},
-                "name": {"enum": ["process_name", "thread_name"]},
-                "args": {"type": "object", "required": ["name"]},
-            },
-            "required": ["args"],
-        },
-    ],
-}
-TRACE = {
-    "type": "object",
-    "required": ["traceEvents"],
-    "properties": {
-        "traceEvents": {"type": "array", "items": EVENT},
-        "displayTimeUnit": {"enum": ["ms", "ns"]},
-        "otherData": {"type": "object"},
-    },
-}
-"""Of "Trace Event Format" (The Chromium Authors) what arcd writes."""
+def data_of(text: str) -> Any:
+    """The data of a page, with the grids of all tasks in their places."""
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text)
+    assert found is not None
+    data = json.loads(found[1], parse_constant=pytest.fail)
+    unpacked = [zlib.decompress(base64.b64decode(part)) for part in data["packed"]]
+    grids = [each for part in unpacked for each in json.loads(part)]
+    for each, its in zip(data["tasks"], grids, strict=True):
+        each["grids"] = its
+    return data
+
+
+def test_the_page_has_each_grid_of_each_task_in_the_order_of_the_file(tmp_path: Path) -> None:
+    data = data_of(page_of(four(), SET, tmp_path))
+    assert [each["id"] for each in data["tasks"]] == [each.id for each in SET.tasks]
+    first, half = data["tasks"][0]["grids"], data["tasks"][2]["grids"]
+    assert first["train"] == [[to_text(p.input), to_text(p.output)] for p in A.train]
+    assert first["tests"] == [to_text(test) for test in A.tests]
+    truth = to_text(SET.solutions["a"][0])
+    assert first["truth"] == [truth]
+    assert first["ranked"] == [
+        [{"grid": truth, "votes": 4, "likely": "-0.125 nats a token"}],
+    ]
+    assert [[vote["votes"] for vote in test] for test in half["ranked"]] == [[3, 1], [3, 1]]
+    assert data["tasks"][3]["grids"]["truth"] is None
+
+
+def test_numbers_that_json_does_not_have_are_left_out(tmp_path: Path) -> None:
+    past = Past().submitted(["a"]).started("a").training("a", 2)
+    for step, loss in ((3, nan), (4, inf)):
+        past.add(events.Training("a", step, 10, loss, 2400.0))
+    vote = Vote(grid(3, 3), 1, -inf)
+    past.add(events.Answered("a", Verdict("a", ((vote,),), 1, 0, 3)))
+    data = data_of(page_of(past, TaskSet("one", (A,), {}), tmp_path))
+    assert data["curves"] == [[[1, 1.0], [2, 0.6667]]]
+    assert data["tasks"][0]["loss"] == 0.6667
+    assert [vote["likely"] for vote in data["tasks"][0]["grids"]["ranked"][0]] == [
+        "-inf nats a token"
+    ]
+
+
+def many(count: int) -> tuple[Past, TaskSet]:
+    """Trained in two steps and answered, and nothing of it known."""
+    tasks = [replace(A, id=f"t{i}") for i in range(count)]
+    past = Past().submitted([each.id for each in tasks])
+    for each in tasks:
+        past.started(each.id).training(each.id, 2).answered(each, [grid(3, 3)])
+    return past, TaskSet("many", tuple(tasks), {})
+
+
+def test_the_page_names_the_daemon_that_the_job_was_given_to(tmp_path: Path) -> None:
+    past = Past().submitted(["a"]).started("a")
+    data = data_of(page_of(past, TaskSet("one", (A,), {}), tmp_path))
+    assert data["subtitle"] == f"running, {DAEMON.platform}, arcd {DAEMON.version}"
+
+
+def test_of_many_curves_some_are_drawn(tmp_path: Path) -> None:
+    data = data_of(page_of(*many(2 * report.MAX_CURVES + 1), tmp_path))
+    assert len(data["curves"]) == report.MAX_CURVES * 2 // 3 + 1
+
+
+@needs_browser
+def test_of_many_tasks_a_page_is_shown_and_grids_are_unpacked_when_they_are_seen(
+    browser: Browser, tmp_path: Path
+) -> None:
+    found = opened(browser, tmp_path / "report.html", page_of(*many(1100), tmp_path), PHONE)
+    assert len(found.shown()) == 500
+    assert found.page.locator(".pages output").first.inner_text() == "tasks 1 to 500 of 1100"
+    found.page.locator("#task-t0").scroll_into_view_if_needed()
+    found.page.wait_for_selector("#task-t0 canvas")
+    assert found.page.evaluate("packed.kept.size") == 1
+    found.page.click(".pages button:last-child >> nth=0")
+    assert found.shown()[0] == "t500"
+    # From the last task of a page to the first of the next, and back.
+    found.page.evaluate("tasks.go('t999')")
+    keys, at = found.page.keyboard, "document.activeElement.id"
+    for key, where in (("j", "task-t1000"), ("k", "task-t999")):
+        keys.press(key)
+        assert found.page.evaluate(at) == where
+    found.page.wait_for_selector("#task-t999 canvas")
+    found.page.fill("#find", "t109")
+    assert found.shown() == ["t109", *(f"t109{i}" for i in range(10))]
+    assert not found.page.locator(".pages").first.is_visible()
+    # Of blocks on the same pixel one is drawn.
+    blocks = found.page.locator("#lanes rect")
+    assert blocks.count() <= PHONE["width"]
+    found.page.evaluate("lanes.zoom(0.01)")
+    assert 0 < blocks.count() < 50
+    assert found.said == []
 
 
 def test_the_trace_keeps_to_its_format() -> None:

@@ -108,6 +108,22 @@ async def test_a_task_that_is_retried_does_not_take_the_adapter_from_the_others(
     assert found[again] != found[others[0]] == found[others[1]]
 
 
+async def test_a_task_that_is_retried_while_others_of_its_group_are_answered_is_begun_once(
+    build: Build,
+) -> None:
+    works = build(same(8), config=resolve(settings=["lookahead=0"]))
+    works.submit(settings=[*FEW, "train.share=4"])
+    async with works.running():
+        await works.until(lambda state: state.jobs[1].counts[Phase.answered] == 1)
+        again = works.names(events.Answered)[0]
+        works.service.emit(1, events.Retried((again,)))
+        await works.until(lambda state: state.jobs[1].finished)
+        # Nothing waits that would be begun now.
+        await anyio.sleep(1000)
+    assert works.names(events.Started).count(again) == 2
+    assert len(works.names(events.Answered)) == 8 + 1
+
+
 @given(
     share=st.integers(1, 5), count=st.integers(1, 9), lookahead=st.integers(0, 3), deaths=st.data()
 )

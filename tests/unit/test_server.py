@@ -1,6 +1,7 @@
 """The server over its own OpenAPI document, fuzzed; tokens, limits, sockets and streams."""
 
 import json
+import os
 import sqlite3
 import stat
 import tempfile
@@ -19,15 +20,18 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.testclient import TestClient
 from support.small import candidate, task
+from support.stores import take_on
 
 from arcd.arc.selection import verdict
 from arcd.arc.tasks import load
 from arcd.config import resolve
 from arcd.daemon import schema, server
+from arcd.daemon.client import Client
+from arcd.daemon.options import address
 from arcd.daemon.schema import Forecast, Health, Prediction
-from arcd.errors import ArcdError
-from arcd.jobs import events
-from arcd.jobs.journal import NewJob
+from arcd.errors import ArcdError, NoDaemon
+from arcd.jobs import events, following
+from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, JobState
 from arcd.jobs.store import Store
@@ -61,9 +65,23 @@ def health() -> Health:
     )
 
 
-def forecast(job: Job) -> Forecast:
+def forecast(job: Job, detail: bool) -> Forecast:
     tasks = {name: Prediction(train=1.0, infer=2.0) for name in job.tasks}
     return Forecast(job=job.id, seconds=3.0, tasks=tasks, accuracy=job.accuracy())
+
+
+class Published:
+    """As if all files were written, but for those that a test puts here."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+        self.waited: list[int] = []
+
+    async def settled(self, job: int) -> None:
+        self.waited.append(job)
+
+    def unpublished(self, job: int) -> dict[str, str]:
+        return self.failed
 
 
 class Bench:
@@ -75,13 +93,16 @@ class Bench:
         with patch("arcd.jobs.database.sqlite3.connect", connect):
             self.service = JobService(Store(home))
         self.stopped = 0
+        self.published = Published()
         self.app = server.application(
             self.service,
             resolve(),
+            publishing=self.published,
             check=lambda _: None,
             health=health,
             forecast=forecast,
             stop=self._stop,
+            forget=self.service.forget,
             token=token,
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
@@ -93,7 +114,9 @@ class Bench:
         return {**schema.order(TASKS).model_dump(mode="json"), **changes}
 
     def submit(self, **changes: object) -> "Response":
-        return self.client.post("/jobs", json=self.order(**changes))
+        # The test client's own JSON has no lone surrogates.
+        body, headers = json.dumps(self.order(**changes)), {"Content-Type": "application/json"}
+        return self.client.post("/jobs", content=body, headers=headers)
 
 
 @pytest.fixture
@@ -107,7 +130,7 @@ def fuzzed() -> Bench:
     """Jobs 1 and 2 are there, and streams end where the records do."""
     found = Bench(Path(tempfile.mkdtemp(prefix="arcd-fuzz-")))
     for _ in range(2):
-        found.service.submit(NewJob("two", 10, TASKS, resolve()))
+        take_on(found.service, new_job("two", 10, TASKS, resolve()))
     found.service.close()
     return found
 
@@ -155,6 +178,15 @@ def test_a_job_is_taken_on_and_can_be_asked_for(bench: Bench) -> None:
         ({"solutions": {"00d62c1b": [[[10]]]}}, "not a colour"),
         ({"outs": ["relative.json"]}, "relative.json: the submission cannot be written there"),
         ({"outs": ["/nowhere/at/all.json"]}, "cannot be written there"),
+        ({"outs": ["/tmp/a\0b.json"]}, "outs.0: Value error, a path with characters"),
+        ({"outs": ["/tmp/a\nb.json"]}, "outs.0: Value error, a path with characters"),
+        ({"outs": ["/tmp/a\ud800b.json"]}, "not JSON: "),
+        ({"outs": [f"/tmp/{'x' * 256}"]}, "File name too long"),
+        ({"outs": ["/tmp/" + "x/" * 3000]}, "File name too long"),
+        ({"outs": ["/tmp"]}, "/tmp: the submission cannot be written there: Is a directory"),
+        ({"outs": ["/dev/null"]}, "it is not a regular file"),
+        ({"outs": ["/dev/stdout"]}, "it names an open file of a process"),
+        ({"outs": ["/proc/self/fd/1"]}, "it names an open file of a process"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -162,10 +194,58 @@ def test_a_bad_order_is_refused_in_one_line_and_leaves_nothing(
     bench: Bench, changes: dict[str, object], reason: str
 ) -> None:
     answer = bench.submit(**changes)
-    assert answer.status_code in (409, 422)
+    assert answer.status_code in (400, 409, 422)
     assert reason in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
     assert bench.client.get("/jobs").json() == []
+
+
+def test_a_start_is_in_the_folder_of_who_asks(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench
+) -> None:
+    monkeypatch.chdir("/usr")
+    settings = {"train": {"start": "lib/adapter", "steps": 3}}
+    order = schema.order(TASKS, settings=settings)
+    assert order.settings == {"train": {"start": "/usr/lib/adapter", "steps": 3}}
+    answer = bench.submit(settings={"train": {"start": "lib/adapter"}})
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "train.start: lib/adapter: not an absolute path"
+
+
+def test_a_reason_with_what_is_no_text_can_be_sent(bench: Bench) -> None:
+    body = json.dumps(bench.order(settings={"train": {"\ud800": 1}}))
+    answer = bench.client.post("/jobs", content=body)
+    assert answer.status_code in (400, 422)
+
+
+def test_what_is_skipped_is_blank_in_the_result(bench: Bench) -> None:
+    assert bench.submit(skipped={"bad [/b]": 2}).status_code == 201
+    result = bench.client.get("/jobs/1/result").json()
+    blank = {"attempt_1": [[0]], "attempt_2": [[0]]}
+    assert result.keys() == {"bad [/b]", *(task.id for task in TASKS.tasks)}
+    assert result["bad [/b]"] == [blank] * 2
+    for wrong in ({"x": 0}, {"x": 201}, {"x": True}, {"x": None}, {TASKS.tasks[0].id: 1}):
+        assert bench.submit(skipped=wrong).status_code == 422
+
+
+def test_a_job_that_is_taken_up_is_written_where_it_is_asked_for(
+    bench: Bench, tmp_path: Path
+) -> None:
+    one, other = str(tmp_path / "one.json"), str(tmp_path / "other.json")
+
+    def outs() -> list[str]:
+        return [str(out) for out in bench.service.store.jobs.outs(1)]
+
+    assert bench.submit(outs=[one]).json()["job"] == 1
+    assert bench.submit(outs=[other], take_up="unfinished").json()["job"] == 1
+    assert outs() == [other]
+    # A sweep that finds a job of somebody else's leaves his file to him.
+    assert bench.submit(take_up="done").json()["job"] == 1
+    assert outs() == [other]
+    assert bench.submit(take_up="unfinished").json()["job"] == 1
+    assert outs() == []
+    budget = {"budget": {"seconds": 60}}
+    assert bench.submit(take_up="unfinished", settings=budget).json()["job"] == 2
 
 
 def test_a_name_is_a_label_and_never_a_path(bench: Bench, tmp_path: Path) -> None:
@@ -222,6 +302,44 @@ def test_events_are_streamed_with_their_numbers(bench: Bench) -> None:
     after = bench.client.get("/jobs/1/events", params={"after": records[0]["seq"]}).text
     assert "Submitted" not in after
     assert "Cancelled" in after
+
+
+def test_the_stream_of_a_job_that_is_over_ends_when_its_files_are_settled(bench: Bench) -> None:
+    bench.submit()
+    bench.service.close()
+    bench.client.get("/jobs/1/events")
+    assert bench.published.waited == [], "the daemon ends, the job goes on"
+    bench.client.post("/jobs/1/cancel")
+    bench.client.get("/jobs/1/events")
+    assert bench.published.waited == [1]
+
+
+def test_a_file_that_could_not_be_written_is_told_with_the_job(bench: Bench) -> None:
+    assert bench.submit().json()["unpublished"] == {}
+    bench.published.failed = {"/full/o.json": "not written: No space left on device"}
+    for status in (
+        bench.client.get("/jobs/1").json(),
+        bench.client.get("/jobs").json()[0],
+        bench.client.post("/jobs/1/cancel").json(),
+    ):
+        assert status["unpublished"] == bench.published.failed
+
+
+def test_a_screen_can_ask_for_a_brief_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "RECORDS_IN_MEMORY", 1)
+    bench = Bench(tmp_path)
+    bench.submit()
+    name = TASKS.tasks[0].id
+    for step in (1, 2, 3):
+        bench.service.emit(1, events.Training(name, step, 3, 0.5, 100.0))
+    bench.client.post("/jobs/1/cancel")
+    whole, brief = (
+        bench.client.get("/jobs/1/events", params={"brief": wanted}).text
+        for wanted in (False, True)
+    )
+    assert [text.count('"event": "Training"') for text in (whole, brief)] == [3, 0]
+    assert [text.count('"event": "Cancelled"') for text in (whole, brief)] == [1, 1]
+    bench.service.store.close()
 
 
 def test_stop_is_passed_on(bench: Bench) -> None:
@@ -285,6 +403,53 @@ def test_the_token_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     assert len(token) >= 32
     assert server.token_in(Home(tmp_path)) == token
     assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
+
+
+def test_a_token_file_without_a_token_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "token").touch()
+    token = server.token_in(Home(tmp_path))
+    assert (tmp_path / "token").read_text() == f"{token}\n"
+
+
+def test_a_token_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "fsync", die)
+        with pytest.raises(KeyboardInterrupt):
+            server.token_in(Home(tmp_path))
+    assert not (tmp_path / "token").exists()
+    assert len(server.token_in(Home(tmp_path))) >= 32
+    assert [path.name for path in tmp_path.iterdir()] == ["token"]
+
+
+def test_a_client_does_not_talk_to_a_socket_that_could_be_anothers(tmp_path: Path) -> None:
+    home = Home(tmp_path / ("x" * 120))
+    folder = home.socket.parent
+    with Client(home.path) as client:
+        with pytest.raises(NoDaemon):
+            client.health()
+        folder.mkdir(mode=0o700)
+        with pytest.raises(NoDaemon):
+            client.health()
+        folder.chmod(0o770)
+        with pytest.raises(ArcdError, match="not a folder of this user alone"):
+            client.health()
+        folder.rmdir()
+        folder.symlink_to(tmp_path)
+        with pytest.raises(ArcdError, match="not a folder of this user alone"):
+            client.health()
+        folder.unlink()
+
+
+def test_an_ipv6_address_is_written_in_brackets() -> None:
+    assert address("::1", 8710) == "[::1]:8710"
+    assert address("127.0.0.1", 1) == "127.0.0.1:1"
+    with pytest.raises(ArcdError, match=r"^\[::ffff:1\.2\.3\.4\]:1: "):
+        server.listen_on_tcp("::ffff:1.2.3.4", 1)
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The job service: stored before anybody knows of it, told to everybody once, refused in a line."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,14 +8,15 @@ import anyio
 import pytest
 from support import virtual
 from support.small import candidate, task, task_set
+from support.stores import take_on
 
 from arcd.arc.selection import verdict
 from arcd.config import Config
 from arcd.errors import BadJob, NoJob, StoreFailed
 from arcd.jobs import events
-from arcd.jobs import service as service_module
 from arcd.jobs.events import Record
-from arcd.jobs.journal import NewJob
+from arcd.jobs.following import Line
+from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import JobState
 from arcd.jobs.store import Store
@@ -43,7 +45,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def service(store: Store) -> JobService:
     """With job 1 of the tasks a and b."""
     service = JobService(store)
-    service.submit(NewJob("job", 10, TASKS, Config()))
+    take_on(service, new_job("job", 10, TASKS, Config()))
     return service
 
 
@@ -74,7 +76,7 @@ async def test_whoever_hears_of_something_finds_it_on_the_disk_and_in_the_state(
     service.emit(1, events.Started("a", 1, 1), events.Noted("a", "a note"))
     service.pause(1)
     service.emit(None, events.DaemonReady(1.0))
-    service.submit(NewJob("second", 10, TASKS, Config()))
+    take_on(service, new_job("second", 10, TASKS, Config()))
     assert [events.kind(record.event) for record in heard] == [
         "Started",
         "Noted",
@@ -121,18 +123,20 @@ async def test_who_waits_for_a_change_wakes_at_the_next_one(service: JobService)
 # Who follows.
 
 
+def records_in(lines: list[Line]) -> list[Record]:
+    return [Record.from_json(json.loads(line.text)) for line in lines]
+
+
 async def collect(service: JobService, found: list[Record], *arguments: int) -> None:
-    async for record in service.follow(*arguments):
-        found.append(record)
+    async for lines in service.follow(*arguments):
+        found.extend(records_in(lines))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 500])
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
 async def test_who_follows_gets_each_record_once_until_the_job_ends(
-    service: JobService, after: int, batch: int, monkeypatch: pytest.MonkeyPatch
+    service: JobService, after: int
 ) -> None:
-    monkeypatch.setattr(service_module, "RECORDS_PER_READ", batch)
-    service.submit(NewJob("another", 10, TASKS, Config()))
+    take_on(service, new_job("another", 10, TASKS, Config()))
     service.emit(1, events.Started("a", 1, 1))
     found: list[Record] = []
     async with anyio.create_task_group() as following:
@@ -152,8 +156,8 @@ async def test_what_happens_while_a_slow_one_follows_is_not_lost(service: JobSer
     found: list[Record] = []
 
     async def follow() -> None:
-        async for record in service.follow(1):
-            found.append(record)
+        async for lines in service.follow(1):
+            found.extend(records_in(lines))
             await anyio.sleep(10)
 
     async with anyio.create_task_group() as following:

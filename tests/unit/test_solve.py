@@ -1,16 +1,24 @@
 """The solver with the fake backends: what a task is trained on and asked, and what is told."""
 
+import threading
 from collections import Counter
+from dataclasses import replace
+from itertools import repeat
+from typing import NoReturn
 
+import anyio
 import pytest
 from support.small import solutions, task
-from support.solving import Bench, lessons_of, questions_of
+from support.solving import Bench, Recorded, lessons_of, questions_of
 
 from arcd.config import resolve
 from arcd.jobs import events
 from arcd.model.encoding import CellEncoding
-from arcd.model.prompts import TooLong, build_lessons
-from arcd.solver.assignment import build_requests
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import TooLong
+from arcd.solver import assignment as assignments
+from arcd.solver.assignment import Assignment, build_requests
+from arcd.solver.solve import solve
 
 pytestmark = pytest.mark.anyio
 
@@ -106,6 +114,61 @@ async def test_a_training_that_reached_its_end_is_told_with_what_it_took() -> No
     (asked,) = bench.trainer.asked
     assert trained.tokens == sum(len(lesson.tokens) for lesson in asked.lessons)
     assert (trained.adapter, asked.serial, asked.config) == (0, 0, bench.config.train)
+
+
+async def test_a_task_is_begun_before_anything_is_built_for_it() -> None:
+    bench = Bench()
+    seen: list[list[str]] = []
+
+    async def dies(work: object) -> NoReturn:
+        seen.append(list(bench.kinds))
+        raise MemoryError
+
+    runtime = replace(bench.runtime(), background=dies)
+    with pytest.raises(MemoryError):
+        await solve(Assignment(bench.task, bench.config), runtime, bench.seen.append)
+    assert seen == [["Started"]]
+
+
+async def test_a_task_is_begun_with_what_is_still_to_be_done() -> None:
+    bench = Bench(task(tests=2))
+    await bench.solve()
+    (started,) = (event for event in bench.seen if isinstance(event, events.Started))
+    assert (started.lessons, started.samples) == (8, 32)
+    again = Bench(task(tests=2))
+    left = tuple(c for c in bench.candidates if c.sample < 5)
+    await again.solve(candidates=left, first_sample=3)
+    (started,) = (event for event in again.seen if isinstance(event, events.Started))
+    assert started.samples == 32 - 4, "samples 3 and 4 of each test are there"
+
+
+async def test_prompts_are_built_outside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = threading.get_ident()
+    built: list[bool] = []
+
+    def watched(name: str) -> None:
+        build = getattr(assignments, name)
+
+        def noted(*arguments: object) -> object:
+            built.append(threading.get_ident() != mine)
+            return build(*arguments)
+
+        monkeypatch.setattr(assignments, name, noted)
+
+    watched("build_lessons")
+    watched("build_questions")
+    await Bench(trainer=Recorded(memory=1)).solve()
+    assert built == [True] * 3, "the questions, the lessons, shorter ones"
+
+
+async def test_a_task_can_be_ended_while_prompts_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = TooLong("t", "question", 2, 1)
+    monkeypatch.setattr(assignments, "build_questions", lambda *_: repeat(refused))
+    bench = Bench()
+    with anyio.move_on_after(0.01) as scope:
+        await bench.solve()
+    assert scope.cancelled_caught
+    assert bench.kinds == ["Started"]
 
 
 async def test_the_temperature_of_the_job_is_that_of_its_requests() -> None:

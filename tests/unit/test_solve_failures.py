@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import pytest
 from support.small import solutions, task
 from support.solving import Bench, Recorded, RefusesAll, Unending, lessons_of
+from support.works import Progress
 
 from arcd.backends.fake import FakeEngine
-from arcd.backends.protocols import Adapter, EngineUsage
+from arcd.backends.protocols import Adapter, EngineUsage, Trained, TrainRequest
 from arcd.backends.runtime import Runtime
 from arcd.config import resolve
-from arcd.errors import EngineFailed
+from arcd.errors import DiskFull, EngineFailed
 from arcd.model.encoding import CellEncoding
 from arcd.solver.assignment import Assignment
 from arcd.solver.solve import solve
@@ -26,6 +27,39 @@ async def test_a_broken_training_is_marked_and_answered_by_the_base() -> None:
     assert verdict.notes == ("answered by the base: The adapter could not be trained.",)
     assert verdict.samples == 16
     assert "Noted" in bench.kinds
+
+
+@dataclass
+class Cramped(Recorded):
+    """Has no room for an adapter the first few times."""
+
+    refusals: int = 3
+
+    async def train(self, wanted: TrainRequest, progress: Progress) -> Trained:
+        if len(self.asked) < self.refusals:
+            self.asked.append(wanted)
+            raise DiskFull("adapters: no room")
+        return await super().train(wanted, progress)
+
+
+async def test_a_full_disk_is_waited_for_and_a_note_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("arcd.solver.training.ROOM_POLL_S", 0.001)
+    bench = Bench(trainer=Cramped())
+    verdict = await bench.solve()
+    assert verdict.adapter == bench.trainer.asked[-1].serial
+    assert verdict.notes == ("had to wait for room on the disk: adapters: no room",)
+    assert bench.kinds.count("Noted") == 1
+    assert bench.kinds.index("Noted") < bench.kinds.index("Trained")
+
+
+async def test_where_room_can_be_made_nothing_is_waited_for() -> None:
+    bench = Bench(trainer=Cramped(refusals=2))
+    there = [True, True]
+    verdict = await bench.solve(make_room=there.pop)
+    assert (verdict.notes, there) == ((), [])
+    assert verdict.adapter == bench.trainer.asked[-1].serial
 
 
 def longest(bench: Bench, limit: int = 4096) -> int:

@@ -1,10 +1,11 @@
 """The solver with what earlier attempts have left: adapters, candidates, notes, rounds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.small import solutions, task
-from support.solving import Asked, Bench
+from support.solving import Asked, Bench, Recorded
 
 from arcd.backends.protocols import Adapter
 from arcd.backends.runtime import Runtime
@@ -106,3 +107,20 @@ async def test_training_goes_on_from_the_adapter_of_an_earlier_round() -> None:
     bench = Bench()
     await bench.solve(round=2, start=Path("adapter-7"))
     assert [asked.start for asked in bench.trainer.asked] == [Path("adapter-7")]
+
+
+async def test_a_later_round_without_an_adapter_leaves_the_answer_to_that_of_the_earlier_one() -> (
+    None
+):
+    first = Bench(serials=iter([7]))
+    before = await first.solve()
+    assert before.adapter == 7
+    bench = Bench(trainer=Recorded(broken=frozenset({"t"})))
+    later = await bench.solve(round=1, first_sample=16, candidates=first.candidates, answered_by=7)
+    # What the base has drawn does not count.
+    assert (later.adapter, later.ranked[0][0].count) == (7, 16)
+    # Where no adapter has answered validly, the base has.
+    invalid = tuple(replace(candidate, grid=None) for candidate in first.candidates)
+    bench = Bench(trainer=Recorded(broken=frozenset({"t"})))
+    later = await bench.solve(round=1, first_sample=16, candidates=invalid, answered_by=7)
+    assert later.adapter is None

@@ -24,7 +24,7 @@ from arcd.config import Config
 from arcd.errors import StoreFailed
 from arcd.jobs import events
 from arcd.jobs.events import Record
-from arcd.jobs.journal import NewJob
+from arcd.jobs.journal import new_job
 from arcd.jobs.state import State
 from arcd.jobs.store import Store
 from arcd.system import files
@@ -44,7 +44,7 @@ def live(store: Store, lived: list[Happening]) -> State:
     for job, event in lived:
         if isinstance(event, events.Submitted):
             tasks = TaskSet(event.name, tuple(task(name) for name in event.tasks), {})
-            happened = [store.journal.submit(NewJob(event.name, event.priority, tasks, Config()))]
+            happened = [store.journal.submit(new_job(event.name, event.priority, tasks, Config()))]
         else:
             happened = store.journal.append(job, event)
         for record in happened:
@@ -98,13 +98,14 @@ def test_a_job_comes_back_as_it_was_submitted(
     tmp_path_factory: pytest.TempPathFactory, tasks: list[Task], name: str, solved: bool
 ) -> None:
     known = {tasks[0].id: tasks[0].tests} if solved else {}
-    job = NewJob(name, 3, TaskSet(name, tuple(tasks), known), JOB.config, (Path("a"), Path("/b")))
+    given = TaskSet(name, tuple(tasks), known)
+    job = new_job(name, 3, given, JOB.config, (Path("a"), Path("/b")))
     with opened(tmp_path_factory.mktemp("home")) as store:
         store.journal.submit(JOB)
         record = store.journal.submit(job)
         assert record.job == 2
         assert record.event == events.Submitted(name, 3, tuple(task.id for task in tasks))
-        assert store.jobs.tasks(2) == job.tasks
+        assert store.jobs.tasks(2) == given
         assert [store.jobs.task(2, task.id) for task in tasks] == tasks
         assert store.jobs.config(2) == job.config
         assert store.jobs.outs(2) == job.outs
@@ -261,7 +262,7 @@ def test_of_events_that_cannot_all_happen_none_does(store: Store) -> None:
 
 
 def test_a_job_that_cannot_be_taken_on_leaves_nothing(store: Store) -> None:
-    twice = replace(JOB, tasks=TaskSet("twice", (A, B, A), {}))
+    twice = replace(JOB, tasks=(*JOB.tasks, JOB.tasks[0]))
     with pytest.raises(StoreFailed):
         store.journal.submit(twice)
     assert len(list(store.journal.records())) == 1

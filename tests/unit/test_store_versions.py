@@ -21,6 +21,7 @@ from arcd.arc.selection import verdict
 from arcd.jobs import events
 from arcd.jobs.database import Mode
 from arcd.jobs.events import Times
+from arcd.jobs.job_table import Published
 from arcd.jobs.schema import VERSION
 from arcd.jobs.state import JobState, Phase
 from arcd.jobs.store import Store, path_in
@@ -54,6 +55,7 @@ def _fill(store: Store) -> None:
     store.journal.append(1, events.Retried(("a",)), events.Started("a", 6, 3), events.Released("a"))
     store.journal.submit(replace(JOB, name="second", outs=()))
     store.journal.append(2, events.Paused(), events.Resumed(), events.Paused())
+    store.jobs.keep_published(1, Published(own=store.journal.state().jobs[1].changed, outs=0))
 
 
 @pytest.mark.parametrize("version", range(1, VERSION + 1))
@@ -87,6 +89,20 @@ def test_a_store_of_each_version_loads_for_ever(tmp_path: Path, version: int, mo
             assert store.facts.measured("here") is None
             store.facts.keep_measured("here", {"a": 1})
             assert store.facts.measured("here") == {"a": 1}
+
+
+@pytest.mark.parametrize("version", range(1, VERSION + 1))
+def test_what_a_store_from_before_the_count_has_answered_is_published(
+    tmp_path: Path, version: int
+) -> None:
+    """So that no daemon replaces what its user has made of it; its own file is written again."""
+    shutil.copy(DATA / f"store-v{version}.db", path_in(tmp_path))
+    with opened(tmp_path) as store:
+        last = store.journal.state().jobs[1].changed
+        assert last > 0
+        old = {1: Published(outs=last), 2: Published(outs=0)}
+        new = {1: Published(own=last, outs=0), 2: Published()}
+        assert store.jobs.published() == (old if version < 3 else new)
 
 
 def test_an_old_store_that_was_opened_has_the_tables_of_a_new_one(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from support.strategies import tasks as any_tasks
 from arcd.arc.tasks import (
     BUNDLED,
     Pair,
+    Skipped,
     Task,
     TaskSet,
     from_challenges,
@@ -147,7 +148,7 @@ def test_a_bad_task_can_be_skipped_and_is_told(tmp_path: Path, value: object, re
     path = put(tmp_path / "set.json", {"broken": value, "fine": GOOD})
     found = load(str(path), skip_invalid=True)
     assert [task.id for task in found.tasks] == ["fine"]
-    assert found.skipped == (f"{path}: task broken: {reason}",)
+    assert [each.error for each in found.skipped] == [f"{path}: task broken: {reason}"]
 
 
 BAD_FILES = {
@@ -213,8 +214,9 @@ def test_a_bad_file_in_a_folder_is_named_and_can_be_skipped(tmp_path: Path) -> N
     found = load(str(tmp_path), skip_invalid=True)
     assert [task.id for task in found.tasks] == ["a"]
     first, second = found.skipped
-    assert first.startswith(f"{broken}: not JSON: ")
-    assert second == f"{gone}: No such file or directory"
+    assert first.error.startswith(f"{broken}: not JSON: ")
+    assert second.error == f"{gone}: No such file or directory"
+    assert [each.id for each in found.skipped] == ["b", "c"]
 
 
 def test_nothing_left_after_skipping_is_an_error(tmp_path: Path) -> None:
@@ -337,7 +339,9 @@ def test_challenges_may_be_none_and_bad_ones_may_be_left_out() -> None:
     assert from_challenges("sent", {}) == TaskSet("sent", (), {})
     found = from_challenges("sent", {"a": GOOD, "b": 7}, skip_invalid=True)
     assert [task.id for task in found.tasks] == ["a"]
-    assert found.skipped == ("sent: task b: not an object with 'train' and 'test'",)
+    assert found.skipped == (
+        Skipped("b", 1, "sent: task b: not an object with 'train' and 'test'"),
+    )
 
 
 @given(st.lists(any_tasks(), unique_by=lambda task: task.id))

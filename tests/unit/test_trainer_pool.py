@@ -14,7 +14,8 @@ from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import resolve
 from arcd.errors import TrainerFailed
 from arcd.model.encoding import CellEncoding
-from arcd.model.prompts import build_lessons
+from arcd.model.lessons import build_lessons
+from arcd.model.prompts import TooLong
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +29,7 @@ def anyio_backend() -> virtual.Backend:
 
 def request(serial: int, name: str = "t") -> TrainRequest:
     lessons = build_lessons([task(name)], CONFIG, CellEncoding(), 4096)
-    assert isinstance(lessons, list)
+    assert not isinstance(lessons, TooLong)
     return TrainRequest(lessons, CONFIG.train, 0, serial)
 
 

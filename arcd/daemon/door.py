@@ -1,0 +1,33 @@
+"""The door of the server: it answers while the store is being read, and lets others wait.
+
+Knows nothing of what the application behind it does.
+"""
+
+import anyio
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+EARLY = frozenset({"/health", "/stop"})
+"""Paths that need no job."""
+
+
+class Door:
+    """An ASGI application before which requests wait until `open` has given it."""
+
+    def __init__(self, early: ASGIApp) -> None:
+        """`early` answers the paths of EARLY meanwhile."""
+        self._early = early
+        self._app: ASGIApp | None = None
+        self._opened = anyio.Event()
+
+    def open(self, app: ASGIApp) -> None:
+        """From now on `app` answers everything."""
+        self._app = app
+        self._opened.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is None and scope.get("path") in EARLY:
+            await self._early(scope, receive, send)
+            return
+        await self._opened.wait()
+        assert self._app is not None
+        await self._app(scope, receive, send)
