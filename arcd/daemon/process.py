@@ -26,11 +26,11 @@ from starlette.types import ASGIApp
 
 from arcd.backends.runtime import Runtime, set_environment
 from arcd.daemon import phases, server
-from arcd.daemon.door import Door
+from arcd.daemon.entrances import open_entrances
 from arcd.daemon.forgetting import forget
 from arcd.daemon.heartbeat import PREDECESSOR_DIED, Failure, Pulse, prepare_child
 from arcd.daemon.kept_rates import KeptRates
-from arcd.daemon.options import Options, address
+from arcd.daemon.options import Options
 from arcd.daemon.phases import DaemonPhase, Loading, Platform, Ready
 from arcd.daemon.publisher import Publisher
 from arcd.daemon.schema import Forecast, Health
@@ -91,7 +91,8 @@ class Daemon:
         self, open_runtime: OpenRuntime, find_platform: Callable[[Options], Platform]
     ) -> None:
         """Serve until told to stop."""
-        entrances = self._entrances()
+        early = partial(server.early_application, self.health, self.stop)
+        entrances = open_entrances(self._options, self._home, early)
         async with anyio.create_task_group() as helping:
             for helper in (self._beat, self._obey_signals, self._end_while_loading):
                 helping.start_soon(helper)
@@ -229,19 +230,6 @@ class Daemon:
             log.warning("job %d waits for a daemon with its base, %s", number, other)
         AdapterFolder(self._home.adapters).keep_only(recovery.adapters)
 
-    def _entrances(self) -> list["_Entrance"]:
-        options = self._options
-        found = [self._entrance(server.listen_on_unix(self._home), None)]
-        if options.host is not None:
-            listening = server.listen_on_tcp(options.host, options.port)
-            log.info("listening on %s", address(*listening.getsockname()[:2]))
-            found.append(self._entrance(listening, server.token_in(self._home)))
-        return found
-
-    def _entrance(self, listening: server.Socket, token: str | None) -> "_Entrance":
-        door = Door(server.early_application(self.health, self.stop, token))
-        return _Entrance(server.server_of(door), listening, door, token)
-
     def _application(self, jobs: "_Jobs", token: str | None) -> ASGIApp:
         return server.application(
             jobs.service,
@@ -283,16 +271,6 @@ class _Jobs:
     service: JobService
     publisher: Publisher
     snapshotter: Snapshotter
-
-
-@dataclass(frozen=True, slots=True)
-class _Entrance:
-    """Where clients reach the daemon; those that come by TCP must have the token."""
-
-    http: server.Server
-    listening: server.Socket
-    door: Door
-    token: str | None
 
 
 def _log(state: State, record: Record) -> None:

@@ -5,12 +5,8 @@ engines.
 """
 
 import asyncio
-import hmac
-import os
-import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Annotated, Any, Protocol, cast
 
 import msgspec
@@ -19,17 +15,16 @@ from anyio import to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from arcd.config import Config
+from arcd.daemon import guards
 from arcd.daemon.connections import Connections, most_connections
-from arcd.daemon.options import address
 from arcd.daemon.schema import (
-    MAX_BODY,
     Forecast,
     Health,
     JobNumber,
@@ -39,15 +34,13 @@ from arcd.daemon.schema import (
     accept,
     read,
 )
-from arcd.errors import ArcdError, BadInput, BadJob, NoJob
+from arcd.errors import ArcdError, BadInput, BadJob
 from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
-from arcd.system.home import Home
 from arcd.version import __version__
 
 Server = uvicorn.Server
-Socket = socket.socket
 
 Number = Annotated[JobNumber, InPath(description="Number of the job")]
 PROBLEMS: dict[int | str, dict[str, object]] = {
@@ -130,9 +123,9 @@ def early_application(
 
 def _empty_application() -> FastAPI:
     app = _Application(title="arcd", version=__version__, responses=PROBLEMS, redoc_url=None)
-    app.add_exception_handler(ArcdError, _explain)
-    app.add_exception_handler(RequestValidationError, _explain_validation)
-    app.add_exception_handler(HTTPException, _explain_http)
+    app.add_exception_handler(ArcdError, guards.explain)
+    app.add_exception_handler(RequestValidationError, guards.explain_validation)
+    app.add_exception_handler(HTTPException, guards.explain_http)
     return app
 
 
@@ -176,8 +169,8 @@ class _Application(FastAPI):
 
 
 def _protected(app: FastAPI, token: str | None) -> ASGIApp:
-    guarded: ASGIApp = _Limited(app)
-    return _Guarded(guarded, token) if token is not None else guarded
+    guarded: ASGIApp = guards.Limited(app)
+    return guards.Guarded(guarded, token) if token is not None else guarded
 
 
 def _route_daemon(app: FastAPI, health: Callable[[], Health], stop: Callable[[], None]) -> None:
@@ -314,58 +307,6 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def listen_on_unix(home: Home) -> socket.socket:
-    """A listening socket in the home that only its owner can reach.
-
-    Called with the home locked: a socket that is there already belongs to a dead daemon. Raises
-    ArcdError where the socket's folder is not of this user alone.
-    """
-    path = home.socket
-    if path.parent != home.path:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-    home.check_socket()
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        listening.bind(str(path))
-    finally:
-        os.umask(mask)
-    listening.listen(128)
-    return listening
-
-
-def listen_on_tcp(host: str, port: int) -> socket.socket:
-    """A listening socket at host and port; raises ArcdError where the address cannot be used."""
-    try:
-        return socket.create_server((host, port), family=_family(host))
-    except OSError as error:
-        raise ArcdError(f"{address(host, port)}: {error.strerror or error}") from None
-
-
-def token_in(home: Home) -> str:
-    """The token of this home, made at the first call; only its owner may read it.
-
-    Called with the home locked. A file without a token, as a power cut may leave one, is replaced.
-    """
-    with suppress(FileNotFoundError):
-        if found := home.token.read_text().strip():
-            return found
-    token = secrets.token_urlsafe(32)
-    writing = home.token.with_name(".token.tmp")
-    writing.unlink(missing_ok=True)
-    with open(os.open(writing, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(token + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    writing.replace(home.token)
-    return token
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
 async def _stream(
     service: JobService, publishing: Publishing, job: int, after: int, brief: bool
 ) -> AsyncIterator[str]:
@@ -374,79 +315,3 @@ async def _stream(
     if job in service.state.jobs and service.job(job).finished:
         # Who waits for the job reads its files next.
         await publishing.settled(job)
-
-
-async def _explain(request: Request, error: Exception) -> JSONResponse:
-    status = 500
-    match error:
-        case NoJob():
-            status = 404
-        case BadJob():
-            status = 409
-        case BadInput():
-            status = 422
-    return _problem(status, str(error))
-
-
-async def _explain_validation(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    status = 400 if first["type"] == "json_invalid" else 422
-    return _problem(status, f"{where}: {first['msg']}" if where else first["msg"])
-
-
-async def _explain_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    answer = _problem(error.status_code, error.detail)
-    answer.headers.update(error.headers or {})
-    return answer
-
-
-def _problem(status: int, error: str) -> JSONResponse:
-    # What is no text, such as half of a surrogate pair in a path, is told in its digits.
-    told = error.encode(errors="backslashreplace").decode()
-    return JSONResponse(Problem(error=told).model_dump(), status)
-
-
-class _Guarded:
-    """Answers 401 to requests without the token."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._expected = app, f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                await _problem(401, "the token is missing or wrong")(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-class _Limited:
-    """Answers 413 to bodies of more than MAX_BODY bytes; unannounced ones are cut off."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > MAX_BODY:
-            await _problem(413, f"at most {MAX_BODY} bytes are taken")(scope, receive, send)
-            return
-        read = 0
-
-        async def counting() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > MAX_BODY:
-                # As if the client had disconnected: no handler reads on.
-                return {"type": "http.disconnect"}
-            return message
-
-        await self._app(scope, counting, send)

@@ -1,9 +1,7 @@
 """The server over its own OpenAPI document, fuzzed; tokens, limits, sockets and streams."""
 
 import json
-import os
 import sqlite3
-import stat
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -25,18 +23,14 @@ from support.stores import take_on
 from arcd.arc.selection import verdict
 from arcd.arc.tasks import load
 from arcd.config import resolve
-from arcd.daemon import schema, server
-from arcd.daemon.client import Client
-from arcd.daemon.options import address
+from arcd.daemon import guards, schema, server
 from arcd.daemon.schema import Forecast, Health, Prediction
-from arcd.errors import ArcdError, NoDaemon
 from arcd.jobs import events, following
 from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, JobState
 from arcd.jobs.store import Store
 from arcd.scheduling.forecast import COLD
-from arcd.system.home import Home
 
 if TYPE_CHECKING:
     # What the test client answers with; at run time it takes httpx where there is no httpx2.
@@ -371,89 +365,9 @@ def test_a_client_from_afar_may_not_name_files(tmp_path: Path) -> None:
 def test_a_body_that_is_too_large_is_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, announced: bool
 ) -> None:
-    monkeypatch.setattr(server, "MAX_BODY", 1000)
+    monkeypatch.setattr(guards, "MAX_BODY", 1000)
     body = json.dumps(bench.order())
     content = body if announced else iter([body[:500].encode(), body[500:].encode()])
     answer = bench.client.post("/jobs", content=content)
     assert answer.status_code in (400, 413)
     assert bench.client.get("/jobs").json() == []
-
-
-def test_the_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
-    home = Home(tmp_path)
-    home.socket.touch()
-    with server.listen_on_unix(home):
-        assert stat.S_IMODE(home.socket.stat().st_mode) == 0o600
-
-
-def test_a_home_whose_path_is_too_long_for_a_socket_has_one_elsewhere(tmp_path: Path) -> None:
-    home = Home(tmp_path / ("x" * 120))
-    home.path.mkdir()
-    with server.listen_on_unix(home):
-        assert stat.S_IMODE(home.socket.parent.stat().st_mode) == 0o700
-    home.socket.parent.chmod(0o755)
-    with pytest.raises(ArcdError, match="not a folder of this user alone"):
-        server.listen_on_unix(home)
-    home.socket.unlink()
-    home.socket.parent.rmdir()
-
-
-def test_the_token_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
-    token = server.token_in(Home(tmp_path))
-    assert len(token) >= 32
-    assert server.token_in(Home(tmp_path)) == token
-    assert stat.S_IMODE((tmp_path / "token").stat().st_mode) == 0o600
-
-
-def test_a_token_file_without_a_token_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "token").touch()
-    token = server.token_in(Home(tmp_path))
-    assert (tmp_path / "token").read_text() == f"{token}\n"
-
-
-def test_a_token_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(descriptor: int) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as dying:
-        dying.setattr(os, "fsync", die)
-        with pytest.raises(KeyboardInterrupt):
-            server.token_in(Home(tmp_path))
-    assert not (tmp_path / "token").exists()
-    assert len(server.token_in(Home(tmp_path))) >= 32
-    assert [path.name for path in tmp_path.iterdir()] == ["token"]
-
-
-def test_a_client_does_not_talk_to_a_socket_that_could_be_anothers(tmp_path: Path) -> None:
-    home = Home(tmp_path / ("x" * 120))
-    folder = home.socket.parent
-    with Client(home.path) as client:
-        with pytest.raises(NoDaemon):
-            client.health()
-        folder.mkdir(mode=0o700)
-        with pytest.raises(NoDaemon):
-            client.health()
-        folder.chmod(0o770)
-        with pytest.raises(ArcdError, match="not a folder of this user alone"):
-            client.health()
-        folder.rmdir()
-        folder.symlink_to(tmp_path)
-        with pytest.raises(ArcdError, match="not a folder of this user alone"):
-            client.health()
-        folder.unlink()
-
-
-def test_an_ipv6_address_is_written_in_brackets() -> None:
-    assert address("::1", 8710) == "[::1]:8710"
-    assert address("127.0.0.1", 1) == "127.0.0.1:1"
-    with pytest.raises(ArcdError, match=r"^\[::ffff:1\.2\.3\.4\]:1: "):
-        server.listen_on_tcp("::ffff:1.2.3.4", 1)
-
-
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    with server.listen_on_tcp("127.0.0.1", 0) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ArcdError, match=f"127.0.0.1:{port}"):
-            server.listen_on_tcp("127.0.0.1", port)
