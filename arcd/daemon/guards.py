@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd.daemon.schema import MAX_BODY, Problem
-from arcd.errors import BadInput, BadJob, NoJob
+from arcd.errors import BadInput, BadJob, NoJob, in_one_line
 
 
 async def explain(request: Request, error: Exception) -> JSONResponse:
@@ -48,7 +48,7 @@ async def explain_http(request: Request, error: Exception) -> JSONResponse:
 def problem(status: int, error: str) -> JSONResponse:
     """The answer that refuses a request."""
     # What is no text, such as half of a surrogate pair in a path, is told in its digits.
-    told = error.encode(errors="backslashreplace").decode()
+    told = in_one_line(error).encode(errors="backslashreplace").decode()
     return JSONResponse(Problem(error=told).model_dump(), status)
 
 

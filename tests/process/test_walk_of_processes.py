@@ -53,10 +53,14 @@ class Processes:
         """Do something; returns what it was."""
         if self.command is not None and self.command.poll() is not None:
             self.command = None
-        acts = [self.serve, self.run] if self.command is None else [
-            *(self.submit, self.submit, self.control, self.kill_daemon, self.kill_daemon),
-            *(self.kill, self.interrupt, self.interrupt_twice),
-        ]
+        acts = (
+            [self.serve, self.run]
+            if self.command is None
+            else [
+                *(self.submit, self.submit, self.control, self.kill_daemon, self.kill_daemon),
+                *(self.kill, self.interrupt, self.interrupt_twice),
+            ]
+        )
         act = self._random.choice(acts)
         act()
         time.sleep(self._random.uniform(0.0, LONGEST_S))
@@ -195,5 +199,3 @@ def test_whatever_is_killed_nothing_is_lost_or_charged_to_the_innocent(
         raise AssertionError(f"after {', '.join(done)}: {error}") from error
     finally:
         processes.close()
-
-

@@ -203,19 +203,22 @@ class Life:
             return None
         return self._loop.run_until_complete(either())
 
-    def follow(self, job: int, after: int, lines: list[str]) -> "asyncio.Task[asgi.Answer]":
-        """Collect the records of a job as they are streamed, as long as the task lasts."""
+    def follow(
+        self, job: int, after: int, hear: Callable[[str], None], then: Callable[[], T]
+    ) -> "asyncio.Task[T]":
+        """Hear each record of a job as it is streamed, and do something when the stream ends."""
 
-        def hear(piece: bytes) -> None:
-            lines.extend(
-                line.removeprefix("data: ")
-                for line in piece.decode().splitlines()
-                if line.startswith("data: ")
-            )
+        def split(piece: bytes) -> None:
+            for line in piece.decode().splitlines():
+                if line.startswith("data: "):
+                    hear(line.removeprefix("data: "))
 
-        query = f"after={after}".encode()
-        path = f"/jobs/{job}/events"
-        return self._loop.create_task(asgi.ask(self.app, "GET", path, query=query, hear=hear))
+        async def follow() -> T:
+            query = f"after={after}".encode()
+            await asgi.ask(self.app, "GET", f"/jobs/{job}/events", query=query, hear=split)
+            return then()
+
+        return self._loop.create_task(follow())
 
 
 def _all_are(error: BaseException, kind: type[BaseException]) -> bool:

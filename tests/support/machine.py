@@ -9,6 +9,7 @@ what the lives are for.
 import errno
 import os
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -65,7 +66,7 @@ class Server:
     def should_exit(self, _: bool) -> None:
         self._ended.set()
 
-    async def serve(self, sockets: list[server.Socket]) -> None:
+    async def serve(self, sockets: list[socket.socket]) -> None:
         try:
             await self._ended.wait()
         finally:
@@ -254,4 +255,3 @@ def _remove(folder: Path) -> None:
         else:
             path.unlink()
     folder.rmdir()
-

@@ -36,18 +36,47 @@ DEEP = 100_000
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, "", "0", "1", "true", "null", [], {}, [[]], [{}], {"": {}}, [None]),
-    *(-1, 0, 1, 1.0, 0.5, -0.0, 1e-320, 1.7e308, -1.7e308, 2**31, 2**53 + 1, 2**63, 2**64, -(2**63)),
+    *(
+        -1,
+        0,
+        1,
+        1.0,
+        0.5,
+        -0.0,
+        1e-320,
+        1.7e308,
+        -1.7e308,
+        2**31,
+        2**53 + 1,
+        2**63,
+        2**64,
+        -(2**63),
+    ),
     *(10**30, 10**400, -(10**400)),
     *(Token(b"NaN"), Token(b"Infinity"), Token(b"-Infinity"), Token(b"1e999"), Token(b"-1e999")),
     *(Token(b"0" * 20 + b"1"), Token(b"1" * 5000), Token(b"0x10"), Token(b"1_000"), Token(b"+1")),
     *(Token(b"01"), Token(b"1."), Token(b".5"), Token(b"--1"), Token(b"1e5"), Token(b"1E400")),
     *(Token(b"'a'"), Token(b"undefined"), Token(b"nul"), Token(b""), Token(b",")),
     *("\0", "a\0b", "\n", "a\nb", "\r\n", "\x1b[31m", "\x7f", "\x85", "\u2028", "\u200b", "\ufeff"),
-    *("\u202e", "é", "e\u0301", "\U0001f600", "１２", "٣", "²", "½"),  # noqa: RUF001
+    *("\u202e", "é", "e\u0301", "\U0001f600", "１２", "٣", "²", "½"),
     *(Token(b'"\\ud800"'), Token(b'"a\\udfffb"'), Token(b'"\xff"'), Token(b'"\xed\xa0\x80"')),
     *(Token(b'"\\x41"'), Token(b'"\\u12"'), Token(b'"a\tb"'), Token(b'"\xc0\xaf"')),
     *("x" * 101, "x" * 10_000, "é" * 300, "x" * 1_000_000, [0] * 10_000, [[0] * 31] * 31),
-    *("/", "..", "../../x", "~", "a/b", "[/old]", "[bold]", "[/b]", "%s", "{}", "$HOME", "-1", "--"),
+    *(
+        "/",
+        "..",
+        "../../x",
+        "~",
+        "a/b",
+        "[/old]",
+        "[bold]",
+        "[/b]",
+        "%s",
+        "{}",
+        "$HOME",
+        "-1",
+        "--",
+    ),
     *({str(i): i for i in range(1000)}, {"\0": 1}, {"__proto__": 1}, {"a": {"b": {"c": [1]}}}),
     *(Token(b"[" * 500 + b"]" * 500), Token(b'{"a":' * 500 + b"1" + b"}" * 500)),
     *(Token(b"[" * DEEP + b"]" * DEEP), Token(b'{"a":' * DEEP + b"1" + b"}" * DEEP)),
@@ -106,7 +135,8 @@ def damaged(random: Random, text: bytes) -> bytes:
 def wild_text(random: Random) -> str:
     """Text for a name, a key or an argument; it may have lone surrogates, and no zero byte."""
     texts = [value for value in VALUES if isinstance(value, str) and "\0" not in value]
-    chosen = random.choice([*texts, *KEYS[3:], "\ud800", "a\udcff", "nan", "inf", "1e999", "1" * 5000])
+    numbers = ("nan", "inf", "1e999", "1" * 5000)
+    chosen = random.choice([*texts, *KEYS[3:], *numbers, "\ud800", "a\udcff"])
     return chosen if random.random() < 0.8 else chosen + random.choice(texts)
 
 
@@ -137,7 +167,8 @@ def _changed(random: Random, value: Any, path: Path) -> Any:
         return {**value, key: _changed(random, value[key], tuple(rest))}
     items = list(value)
     if not rest and random.random() < 0.2:
-        return random.choice((items[:key], items[key + 1 :], items[: key + 1] * 300, [*items, items]))
+        others = items[:key], items[key + 1 :], items[: key + 1] * 300, [*items, items]
+        return random.choice(others)
     items[key] = _changed(random, items[key], tuple(rest))
     return items
 
@@ -149,7 +180,8 @@ def _spoilt(random: Random, value: Any) -> Any:
         kin += [-value, value + 0.5, str(value), value * 10**9, bool(value), float(value), -1, 0]
     if isinstance(value, str):
         kin += [value + "\0", value + "\n", value * 200, value + "é", " " + value, value.upper()]
-        kin += [Token(json.dumps(value)[:-1].encode() + end + b'"') for end in (b"\\ud800", b"\xff")]
+        begin = json.dumps(value)[:-1].encode()
+        kin += [Token(begin + end + b'"') for end in (b"\\ud800", b"\xff")]
     return random.choice(kin) if random.random() < 0.3 else random.choice(VALUES)
 
 

@@ -39,6 +39,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SETTLED_S = 10.0
 """Virtual seconds in which everything is written that can be."""
 
+FINISHED = ("done", "failed", "cancelled")
+
 DONE_S = 600.0
 """Virtual seconds in which any job of these is done."""
 
@@ -105,9 +107,7 @@ class Walk:
         take_up: schema.TakeUp = "never",
     ) -> asgi.Answer | None:
         """`arcd submit`; None if the daemon dies meanwhile."""
-        order = schema.order(
-            SETS[tasks], settings=SETTINGS[settings], outs=outs, take_up=take_up
-        )
+        order = schema.order(SETS[tasks], settings=SETTINGS[settings], outs=outs, take_up=take_up)
         obstacle = any(content(out) == FOLDER for out in outs)
         return self.ask("POST", "/jobs", order.model_dump(mode="json"), 409 if obstacle else 201)
 
@@ -135,19 +135,22 @@ class Walk:
         """Begin to follow a job from somewhere."""
         if self.life is not None:
             after, lines = self.archive.last() // 2, list[str]()
-            self.life.follow(job, after, lines)
+            self.life.follow(job, after, lines.append, lambda: None)
             self.witness.follow(job, after, lines)
 
     def wait(self, job: int) -> None:
         """`arcd submit --wait`: whoever has waited has the final files, or the reason."""
         if self.life is None or self.machine.full:
             return
-        waiting = self.life.follow(job, 0, [])
-        if self.life.until(waiting.done, DONE_S) and waiting.result().status == 200:
+        own = self.home.submission(job)
+        ended = self.life.follow(
+            job, 0, lambda _: None, lambda: {path: content(path) for path in (own, *self.outs)}
+        )
+        if self.life.until(ended.done, DONE_S) and job in self.archive.state().jobs:
             answer = self.life.ask("GET", f"/jobs/{job}")
-            if answer is not None and answer.json()["state"] in ("done", "failed", "cancelled"):
-                self._check_final(job, answer.json()["unpublished"])
-        waiting.cancel()
+            if answer is not None and answer.json()["state"] in FINISHED:
+                self._check_final(job, ended.result(), answer.json()["unpublished"])
+        ended.cancel()
         self._see()
 
     def advance(self, seconds: float) -> None:
@@ -267,16 +270,17 @@ class Walk:
             out.write_text(text)
         self.witness.outs.edited(out)
 
-    def _check_final(self, job: int, unpublished: dict[str, str]) -> None:
-        """Somebody has waited for a job: its files are final, or it is said why not."""
+    def _check_final(
+        self, job: int, there: dict[Path, str | None], unpublished: dict[str, str]
+    ) -> None:
+        """What somebody found who has waited for a job is final, or it is said why not."""
         everybodys = self.archive.outs(set(self.archive.state().jobs))
         for store in self.archive.stores():
             text = store.jobs.submission(job)
-            assert self.home.submission(job).read_text() == text
-            for out in store.jobs.outs(job):
-                others = sum(out in outs for outs in everybodys.values()) > 1
-                kept = self.witness.outs.is_edited(out)
-                assert content(out) == text or str(out) in unpublished or kept or others
+            for path in (self.home.submission(job), *store.jobs.outs(job)):
+                others = sum(path in outs for outs in everybodys.values()) > 1
+                mine = self.witness.outs.is_mine(path)
+                assert there[path] == text or str(path) in unpublished or mine or others, path
 
     # The end.
 

@@ -44,20 +44,23 @@ class Outs:
     def __init__(self, paths: tuple[Path, ...], archive: Archive) -> None:
         self._archive = archive
         self._seen: dict[Path, str | None] = dict.fromkeys(paths)
+        self._mine: set[Path] = set()
         self._behind: dict[int, tuple[Path, ...]] = {}
         self._last = self._session = 0
 
     def edited(self, out: Path) -> None:
         """The user has changed it: from now on it is as it is."""
         self._seen[out] = content(out)
+        self._mine.add(out)
 
-    def is_edited(self, out: Path) -> bool:
-        """Whether it is as it was when it was checked last."""
-        return self._seen[out] == content(out)
+    def is_mine(self, out: Path) -> bool:
+        """Whether it is as the user has left it."""
+        return out in self._mine and self._seen[out] == content(out)
 
     def begin_session(self) -> None:
         """A command begins: jobs that were asked for or answered before have had their time."""
-        self._session = self._archive.last()
+        self.check(self._archive.rows())
+        self._session = self._last
 
     def check(self, rows: dict[int, Row]) -> None:
         """One has changed only if a job of this session that lacked an answer in it may have
@@ -74,6 +77,7 @@ class Outs:
             writers = {job for job, outs in may if out in outs and job in session}
             assert any(self._is_of(now, job) for job in writers), f"{out}: {now}, by {writers}"
             self._seen[out] = now
+            self._mine.discard(out)
         self._behind, self._last = behind, max(rows, default=0)
 
     def _is_of(self, text: str, job: int) -> bool:
@@ -186,7 +190,8 @@ class Witness:
             name, state = verdict.task, job.tasks[verdict.task]
             if job.budget is None and name not in aside:
                 rounds = state.round + (state.phase is Phase.answered)
-                assert verdict.samples == config.sample.samples * tests[name] * rounds, f"{name}: {verdict}"
+                asked = config.sample.samples * tests[name] * rounds
+                assert verdict.samples == asked, self._told(job, name)
             alone = config.train.share == 1  # an adapter of fakes knows one task of its group
             if alone and verdict.adapter is not None and verdict.samples and not verdict.notes:
                 best = tuple(test[0] if test else None for test in verdict.attempts)
@@ -224,9 +229,7 @@ class Witness:
         mine = [row for row in self._rows.values() if row.job == job]
         charged = Counter(row.fields["task"] for row in mine if row.kind == "Interrupted")
         aside = {
-            row.fields["task"]
-            for row in mine
-            if row.kind == "Answered" and "set aside" in row.body
+            row.fields["task"] for row in mine if row.kind == "Answered" and "set aside" in row.body
         }
         assert all(charged[task] >= MOST_DEATHS for task in aside)
         return aside

@@ -232,9 +232,7 @@ LINES = (
 )
 
 
-@pytest.mark.parametrize(
-    "count", [200, pytest.param(2000, marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.full)])
 def test_a_line_to_the_supervisor_is_a_message_or_nothing(count: int) -> None:
     random = Random(0)
     for _ in range(count):
