@@ -14,6 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from arcd.daemon.schema import MAX_BODY, Problem
 from arcd.errors import BadInput, BadJob, NoJob, in_one_line
 
+MOST_DIGITS = 18
+"""Of a length that is announced; Python refuses to read numbers of more than 4300."""
+
 
 async def explain(request: Request, error: Exception) -> JSONResponse:
     """An error that arcd can explain."""
@@ -78,7 +81,7 @@ class Limited:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > MAX_BODY:
+        if announced.isdigit() and (len(announced) > MOST_DIGITS or int(announced) > MAX_BODY):
             await problem(413, f"at most {MAX_BODY} bytes are taken")(scope, receive, send)
             return
         read = 0

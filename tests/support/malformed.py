@@ -28,7 +28,7 @@ class Token:
 class Pairs:
     """An object with these members in this order, also where a key comes twice."""
 
-    members: tuple[tuple[str, Any], ...]
+    members: tuple[tuple[Any, Any], ...]
 
 
 DEEP = 100_000
@@ -189,6 +189,7 @@ def _member_spoilt(random: Random, value: dict[str, Any], key: str) -> Any:
     """An object in which a member lacks, comes twice or has another name, or one is too many."""
     others = {k: v for k, v in value.items() if k != key}
     odd = random.choice(KEYS)
+    rest = tuple(others.items())
     twice = random.choice((value[key], random.choice(VALUES)))
     return random.choice(
         (
@@ -198,9 +199,10 @@ def _member_spoilt(random: Random, value: dict[str, Any], key: str) -> Any:
             {**value, odd: value[key]},
             Pairs((*value.items(), (key, twice))),
             Pairs(((key, twice), *value.items())),
-            {Token(b'"\\ud800"'): value[key], **others},
-            {Token(b'"\xff"'): value[key], **others},
-            {Token(b"7"): value[key], **others},
+            *(
+                Pairs(((Token(name), value[key]), *rest))
+                for name in (b'"\\ud800"', b'"\xff"', b"7")
+            ),
         )
     )
 

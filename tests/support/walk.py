@@ -299,18 +299,21 @@ class Walk:
         for job in self.archive.state().jobs.values():
             if not job.finished:
                 self.control("resume", job.id)
-        jobs = self.archive.state().jobs
-        for job in jobs:
-            assert life.until(lambda job=job: self.archive.state().jobs[job].finished, DONE_S), job
+        assert life.until(self._all_finished, DONE_S)
         self.advance(SETTLED_S)
         self.check()
         for store in self.archive.stores():
-            for job in jobs:
-                assert self.home.submission(job).read_text() == store.jobs.submission(job)
-        assert {path.name for path in (self.home.path / "jobs").glob("*")} == set(map(str, jobs))
+            for number in self.archive.state().jobs:
+                text = self.home.submission(number).read_text()
+                assert text == store.jobs.submission(number)
+        folders = {path.name for path in (self.home.path / "jobs").glob("*")}
+        assert folders == set(map(str, self.archive.state().jobs))
         self.stop()
         self.check()
         assert not any(self.home.adapters.glob("*"))
+
+    def _all_finished(self) -> bool:
+        return all(job.finished for job in self.archive.state().jobs.values())
 
     def close(self) -> None:
         """End whatever runs."""

@@ -39,7 +39,7 @@ LONGEST_REFUSAL = 1000
 
 TASKS = task_set(task("a", pairs=2), task("b", pairs=2, tests=2))
 SMALL = {"train": {"steps": 2}, "sample": {"samples": 2}}
-WHOLE = Config().model_dump(mode="json", exclude=DAEMON_KEYS)
+WHOLE = Config().model_dump(mode="json", exclude=set(DAEMON_KEYS))
 """All settings that an order may have."""
 
 DONE, BUSY = 1, 2

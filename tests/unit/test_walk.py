@@ -92,6 +92,8 @@ class Walking(RuleBasedStateMachine):
     @rule(tasks=sets, chosen=chosen, where=places, take_up=take_ups)
     def submit(self, tasks: str, chosen: str, where: tuple[int, ...], take_up: TakeUp) -> None:
         with self.step() as walk:
+            if walk.command is not None and walk.command.job is not None:
+                take_up = "never"  # whoever is to take a job up has the home for himself
             walk.submit(tasks, chosen, self.outs(where), take_up=take_up)
 
     @precondition(runs)
