@@ -156,7 +156,11 @@ class Client:
 
     def result(self, job: int) -> dict[str, Any]:
         """The submission, complete and valid at any time, in Kaggle's format."""
-        return dict(self._get(f"/jobs/{job}/result"))
+        return dict(json.loads(self.result_text(job)))
+
+    def result_text(self, job: int) -> str:
+        """The same, as the JSON text that it is kept as."""
+        return self._ask(lambda: self._http.get(f"/jobs/{job}/result")).text
 
     def follow(
         self,
@@ -233,6 +237,9 @@ class Client:
         return dict(self._answer(lambda: self._http.post(path, content=body, headers=headers)))
 
     def _answer(self, ask: Callable[[], httpx.Response]) -> Any:
+        return self._ask(ask).json()
+
+    def _ask(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
         try:
             response = ask()
         except httpx.TimeoutException:
@@ -241,7 +248,7 @@ class Client:
             raise self._no_daemon() from None
         if response.is_error:
             _raise(response)
-        return response.json()
+        return response
 
     def _no_daemon(self) -> NoDaemon:
         return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
