@@ -217,10 +217,10 @@ def of_a_report(homes: Homes) -> dict[str, float]:
     home = homes.filled("report", MANY)
     page = home / "report.html"
     probe = (
-        "import resource, runpy, sys; sys.argv = ['arcd', *sys.argv[1:]]\n"
+        "import re, runpy, sys; sys.argv = ['arcd', *sys.argv[1:]]\n"
         "try: runpy.run_module('arcd', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
     begun = time.monotonic()
     done = subprocess.run(

@@ -37,11 +37,19 @@ def _to_row(i: int, row: object, first: object) -> tuple[int, ...]:
         raise BadGrid(f"row {i} has {len(row)} cells, at most {MAX_SIDE} are allowed")
     if isinstance(first, list | tuple) and len(row) != len(first):
         raise BadGrid(f"row {i} has {len(row)} cells, row 0 has {len(first)}")
-    for j, cell in enumerate(row):
-        # Not isinstance: bool is an int in Python, but `true` in a task file is a mistake.
-        if type(cell) is not int or not 0 <= cell < COLOURS:
-            raise BadGrid(f"cell ({i}, {j}) is not a colour 0..9: {_brief(cell)}")
+    # A row at a time: a large order has a hundred million cells.
+    if set(map(type, row)) != _INTEGERS or min(row) < 0 or max(row) >= COLOURS:
+        j = next(j for j, cell in enumerate(row) if not _is_colour(cell))
+        raise BadGrid(f"cell ({i}, {j}) is not a colour 0..9: {_brief(row[j])}")
     return tuple(row)
+
+
+_INTEGERS = {int}
+"""Not isinstance: bool is an int in Python, but `true` in a task file is a mistake."""
+
+
+def _is_colour(cell: object) -> bool:
+    return type(cell) is int and 0 <= cell < COLOURS
 
 
 def _brief(value: object) -> str:

@@ -47,14 +47,14 @@ def result(
     as_json: Json = False,
 ) -> None:
     """Write the job's submission: complete and valid at any time, also while the job runs."""
-    from arcd.arc import submission
+    from arcd.system import files
 
     with reading(home) as reader:
-        found, now = reader.result(job), reader.job(job)
+        text, now = reader.result_text(job), reader.job(job)
     if out_file is None:
-        print(json.dumps(found))
+        print(text)
         return
-    submission.write(out_file, found)
+    files.write_text(out_file, text)
     if as_json:
         print(json.dumps({"job": job, "submission": str(out_file), **now}))
     else:

@@ -32,6 +32,9 @@ from arcd.system.home import Home
 TIMEOUT_S = httpx.Timeout(30.0, connect=5.0, read=120.0)
 """Of a request. A stream of events has no read timeout: it may be silent during a whole task."""
 
+PIECE_BYTES = 1 << 16
+"""Of a request that is sent at once."""
+
 RETRY_S = 0.2
 """Seconds between two attempts to reach a daemon that is being started again."""
 
@@ -156,7 +159,11 @@ class Client:
 
     def result(self, job: int) -> dict[str, Any]:
         """The submission, complete and valid at any time, in Kaggle's format."""
-        return dict(self._get(f"/jobs/{job}/result"))
+        return dict(json.loads(self.result_text(job)))
+
+    def result_text(self, job: int) -> str:
+        """The same, as the JSON text that it is kept as."""
+        return self._ask(lambda: self._http.get(f"/jobs/{job}/result")).text
 
     def follow(
         self,
@@ -229,10 +236,20 @@ class Client:
         return self._answer(lambda: self._http.get(path))
 
     def _post(self, path: str, body: str | None = None) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        return dict(self._answer(lambda: self._http.post(path, content=body, headers=headers)))
+        data = (body or "").encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+
+        def post() -> httpx.Response:
+            # In pieces: httpx would copy what is left of the body each time that a part was sent.
+            pieces = (data[i : i + PIECE_BYTES] for i in range(0, len(data), PIECE_BYTES))
+            return self._http.post(path, content=pieces, headers=headers)
+
+        return dict(self._answer(post))
 
     def _answer(self, ask: Callable[[], httpx.Response]) -> Any:
+        return self._ask(ask).json()
+
+    def _ask(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
         try:
             response = ask()
         except httpx.TimeoutException:
@@ -241,7 +258,7 @@ class Client:
             raise self._no_daemon() from None
         if response.is_error:
             _raise(response)
-        return response.json()
+        return response
 
     def _no_daemon(self) -> NoDaemon:
         return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")

@@ -20,6 +20,7 @@ class OfflineClient:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._store = Store(home.path, "read")
+        self._jobs: dict[int, Job] = {}
 
     def health(self) -> dict[str, Any]:
         """The state `stopped`, the home, how many jobs."""
@@ -41,15 +42,24 @@ class OfflineClient:
 
     def result(self, number: int) -> dict[str, Any]:
         """The submission, in Kaggle's format."""
-        self._job(number)
-        return dict(json.loads(self._store.jobs.submission(number)))
+        return dict(json.loads(self.result_text(number)))
+
+    def result_text(self, number: int) -> str:
+        """The same, as the JSON text that it is kept as."""
+        self._check(number)
+        return self._store.jobs.submission(number)
 
     def _fold(self) -> Fold:
         return Fold(self._store.database, Snapshots(self._home.snapshot))
 
     def _job(self, number: int) -> Job:
+        self._check(number)
+        if number not in self._jobs:
+            fold = self._fold()
+            fold.job(number)
+            self._jobs[number] = fold.state.jobs[number]
+        return self._jobs[number]
+
+    def _check(self, number: int) -> None:
         if not self._store.jobs.has(number):
             raise NoJob(f"job {number}: there is no such job")
-        fold = self._fold()
-        fold.job(number)
-        return fold.state.jobs[number]

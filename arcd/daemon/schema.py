@@ -185,12 +185,8 @@ def read(body: bytes | bytearray) -> Order:
     one after the other. Raises msgspec.DecodeError where the body is not JSON, pydantic's
     ValidationError where it is not an order.
     """
-    found = _decoded(body, dict[str, msgspec.Raw])
-    fields = {
-        key: _decoded(raw, dict[str, msgspec.Raw] if key in _RAW else Any)
-        for key, raw in found.items()
-    }
-    return Order.model_validate(fields)
+    found = msgspec.structs.asdict(_decoded(body, _Envelope))
+    return Order.model_validate({k: v for k, v in found.items() if v is not msgspec.UNSET})
 
 
 def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
@@ -220,6 +216,16 @@ def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
 
 
 _RAW = ("tasks", "solutions")
+
+_Envelope = msgspec.defstruct(
+    "_Envelope",
+    [
+        (name, dict[str, msgspec.Raw] if name in _RAW else Any, msgspec.UNSET)
+        for name in Order.model_fields
+    ],
+    forbid_unknown_fields=True,
+)
+"""An order as it is read in one go: 80 MB take a sixth of a second."""
 
 
 def _task(job: str, name: str, value: Any, solution: Any) -> NewTask:

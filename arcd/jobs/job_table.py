@@ -6,7 +6,6 @@ Writes nothing but how far a job is published. Knows nothing of who asks.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +149,13 @@ class JobTable:
 
     def submission_at(self, job: int) -> tuple[str, int]:
         """The submission, and the number of the last Answered record in it; 0 if it is blank."""
-        query = "SELECT task, attempts, answered FROM tasks WHERE job = ? ORDER BY position"
-        rows = list(self._database.read(query, (job,)))
-        blanks = ((task, blank_text(tests), 0) for task, tests in self.skipped(job).items())
-        entries = (f"{json.dumps(task)}: {attempts}" for task, attempts, _ in chain(rows, blanks))
-        return "{" + ", ".join(entries) + "}", max((seq or 0 for _, _, seq in rows), default=0)
+        query = "SELECT position, task, attempts, answered FROM tasks WHERE job = ?"
+        # Sorted here: SQLite would move all the texts.
+        rows = sorted(self._database.read(query, (job,)))
+        found = [(task, attempts) for _, task, attempts, _ in rows]
+        found += [(task, blank_text(tests)) for task, tests in self.skipped(job).items()]
+        entries = (f"{json.dumps(task)}: {attempts}" for task, attempts in found)
+        return "{" + ", ".join(entries) + "}", max((seq or 0 for *_, seq in rows), default=0)
 
     def skipped(self, job: int) -> dict[str, int]:
         """The ids of the job's file whose tasks cannot be used, with the number of their tests."""

@@ -6,8 +6,9 @@ of samples. Pure arithmetic; knows nothing of clocks or of how rates are measure
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
+from operator import add, attrgetter, sub
 from typing import Any
 
 from arcd.arc.grids import Grid, shape
@@ -34,16 +35,19 @@ class Work:
     rounds: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Work(*map(add, _counts(self), _counts(other)))
 
     def __sub__(self, other: "Work") -> "Work":
-        return Work(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Work(*map(sub, _counts(self), _counts(other)))
 
     @property
     def untrained(self) -> "Work":
         """Only the work of the engine."""
         return replace(self, trainings=0, steps=0, train=0)
 
+
+_counts = attrgetter(*(field.name for field in fields(Work)))
+"""All counts; `dataclasses.astuple` takes ten times as long, and work is added up by tasks."""
 
 NO_WORK = Work()
 
