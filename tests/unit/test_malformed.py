@@ -98,7 +98,9 @@ def malformed_path(random: Random, out: Path) -> Asked:
             word,
         )
     )
-    method = random.choice(("GET", "POST", "DELETE", "PUT", "HEAD", "OPTIONS", "TRACE", "", word))
+    method = random.choice(("GET", "POST", "PUT", "HEAD", "OPTIONS", "TRACE", "", word))
+    if random.random() < 0.1:
+        method, path = "DELETE", f"/jobs/{BUSY}{word}"
     # A server hands over what it could decode of it.
     return Asked(method, path.encode(errors="replace").decode())
 
