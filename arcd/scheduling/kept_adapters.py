@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from arcd.jobs import events
 from arcd.jobs.events import Record
-from arcd.jobs.state import Job, Phase
+from arcd.jobs.state import Job, Phase, TaskState
 from arcd.scheduling.adapter_folder import AdapterFolder
 from arcd.scheduling.rounds import can_improve
 from arcd.scheduling.sharing import AdapterGroups
@@ -40,6 +40,12 @@ def start(job: Job, name: str) -> Serials:
     return frozenset({task.answered_by})
 
 
+def _left(job: Job, task: TaskState) -> Serials:
+    """The adapters of a task that an earlier life may have left: see `recovery.plan`."""
+    before = task.answered_by if job.budget is not None else None
+    return frozenset(serial for serial in (task.adapter, before) if serial is not None)
+
+
 class KeptAdapters:
     """The adapters on the disk; hears of each record, after the state has taken it in."""
 
@@ -51,8 +57,11 @@ class KeptAdapters:
         self._kept: dict[tuple[int, str], Serials] = {}
         """By job and task."""
         for job in jobs.values():
-            for name in () if job.finished else job.tasks:
-                self._keep(job, name, needed(job, name) | start(job, name))
+            if not job.finished:
+                for name, task in job.tasks.items():
+                    self._keep(job, name, _left(job, task))
+                # A death may have come between an answer and the end of its adapter.
+                self._settle(job, list(job.tasks))
 
     def hear(self, job: Job, record: Record) -> None:
         """Delete what is not needed after this record."""

@@ -210,7 +210,7 @@ class Life:
 
         def split(piece: bytes) -> None:
             for line in piece.decode().splitlines():
-                if line.startswith("data: "):
+                if line.startswith("data: ") and not self._machine.dead:
                     hear(line.removeprefix("data: "))
 
         async def follow() -> T:

@@ -206,3 +206,23 @@ async def test_the_adapters_on_the_disk_are_those_that_are_needed(
         goes_on = await live(works, left)
         works.store.close()
     assert on_disk(works) == set()
+
+
+async def test_an_adapter_whose_end_a_death_has_prevented_ends_with_the_next_life(
+    build: Build,
+) -> None:
+    works = build(same(2))
+    job = works.submit(settings=BUDGET)
+
+    def answered() -> list[int]:
+        tasks = works.service.state.jobs[job].tasks.values()
+        return [task.answered_by for task in tasks if task.answered_by is not None]
+
+    async with works.running(grace=0.0):
+        await works.until(lambda _: bool(answered()))
+    assert not works.service.state.jobs[job].finished
+    (serial,) = answered()
+    left = works.home / "adapters" / f"adapter-{serial}"
+    left.mkdir(parents=True)  # as if the process had died before it deleted it
+    async with build(same(2)).running(grace=0.0):
+        assert not left.exists()
