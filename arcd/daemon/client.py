@@ -275,7 +275,13 @@ def check_published(status: Mapping[str, Any]) -> None:
 
 def _raise(response: httpx.Response) -> None:
     """The error that the daemon explained."""
-    kinds: dict[int, type[ArcdError]] = {404: NoJob, 409: BadJob, 422: BadInput, 400: BadInput}
+    kinds: dict[int, type[ArcdError]] = {
+        404: NoJob,
+        409: BadJob,
+        422: BadInput,
+        400: BadInput,
+        503: NoDaemon,
+    }
     try:
         text = str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
