@@ -11,6 +11,7 @@ import anyio
 from anyio import to_thread
 
 from arcd.daemon.snapshotter import folded
+from arcd.jobs import events
 from arcd.jobs.forgetting import compact
 from arcd.jobs.service import JobService
 from arcd.jobs.store import Store
@@ -34,6 +35,9 @@ def forget_offline(home: Home, jobs: list[int]) -> None:
         service = JobService(store, state)
 
         async def work() -> None:
+            for job, task in state.in_flight():
+                if job in jobs:
+                    service.emit(job, events.Released(task))  # no daemon is there to do it
             for job in jobs:
                 await forget(service, home, job)
 

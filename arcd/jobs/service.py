@@ -160,9 +160,12 @@ class JobService:
         return job
 
     async def forget(self, number: int) -> None:
-        """Delete all that the store has of a finished job, in steps."""
-        if not self.job(number).finished:
-            raise BadJob(f"job {number}: it is not finished; cancel it first")
+        """Delete all that the store has of a finished job, in steps.
+
+        Waits for the tasks of a cancelled job that are still in flight: more may happen to them.
+        """
+        while self._finished(number).in_flight:
+            await self.changed()
         with self.store.database.without_foreign_keys():  # its tasks go later
             self.emit(number, events.Forgotten())
         self.held.discard(number)
@@ -216,6 +219,12 @@ class JobService:
     def _check_base(self, number: int) -> None:
         if number in self.foreign:
             raise BadJob(f"job {number}: it was given to another base, {self.foreign[number]}")
+
+    def _finished(self, number: int) -> Job:
+        job = self.job(number)
+        if not job.finished:
+            raise BadJob(f"job {number}: it is not finished; cancel it first")
+        return job
 
     def _unfinished(self, number: int) -> Job:
         job = self.job(number)
