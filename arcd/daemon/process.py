@@ -252,7 +252,7 @@ class Daemon:
             health=self.health,
             forecast=self.forecast,
             stop=self.stop,
-            forget=partial(forget, jobs.service, self._home),
+            forget=partial(forget, jobs.service, jobs.publisher, self._home),
             token=token,
         )
 

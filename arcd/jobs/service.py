@@ -164,7 +164,9 @@ class JobService:
 
         Waits for the tasks of a cancelled job that are still in flight: more may happen to them.
         """
-        while self._finished(number).in_flight:
+        while (job := self.job(number)).in_flight or not job.finished:
+            if not job.finished:
+                raise BadJob(f"job {number}: it is not finished; cancel it first")
             await self.changed()
         with self.store.database.without_foreign_keys():  # its tasks go later
             self.emit(number, events.Forgotten())
@@ -219,12 +221,6 @@ class JobService:
     def _check_base(self, number: int) -> None:
         if number in self.foreign:
             raise BadJob(f"job {number}: it was given to another base, {self.foreign[number]}")
-
-    def _finished(self, number: int) -> Job:
-        job = self.job(number)
-        if not job.finished:
-            raise BadJob(f"job {number}: it is not finished; cancel it first")
-        return job
 
     def _unfinished(self, number: int) -> Job:
         job = self.job(number)
