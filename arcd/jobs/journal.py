@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,7 +62,7 @@ class NewJob:
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Ids of its file whose tasks cannot be used: blank in the submission, with so many tests."""
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A hash that is equal for jobs that ask for the same answers.
 
