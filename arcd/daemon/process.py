@@ -150,7 +150,7 @@ class Daemon:
             await scheduler.run(self._options.grace)
             rates.write(estimator)
         await jobs.publisher.flush()
-        await to_thread.run_sync(jobs.snapshotter.flush)
+        await jobs.snapshotter.flush()
         service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
         service.close()
 
