@@ -176,10 +176,8 @@ class Daemon:
         self._phase = Ready(platform, runtime, estimator, scheduler)
         service.subscribe(rates.subscriber(estimator))
         service.emit(None, events.DaemonReady(seconds))
-        if self._pulse:
-            # At once: from now on the supervisor allows less time, and should not be the last to
-            # know.
-            self._pulse.send(phases.beat(self._phase))
+        # At once: from now on the supervisor allows less time, and should not be the last to know.
+        self._send_beat()
         if self._stopping:
             scheduler.stop()
         return scheduler
@@ -198,6 +196,8 @@ class Daemon:
     def stop(self) -> None:
         """End in order."""
         self._stopping = True
+        # At once: if this daemon dies of its end, no other one is to take its place.
+        self._send_beat()
         match self._phase:
             case Ready(scheduler=scheduler):
                 scheduler.stop()
@@ -266,9 +266,13 @@ class Daemon:
         return max([self._options.config.train.rank, *ranks])
 
     async def _beat(self) -> None:
-        while self._pulse:
-            self._pulse.send(phases.beat(self._phase))
+        while True:
+            self._send_beat()
             await anyio.sleep(BEAT_INTERVAL_S)
+
+    def _send_beat(self) -> None:
+        if self._pulse:
+            self._pulse.send(phases.beat(self._phase, stopping=self._stopping))
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
