@@ -160,10 +160,7 @@ class JobService:
         return job
 
     async def forget(self, number: int) -> None:
-        """Delete all that the store has of a finished job, in steps.
-
-        Waits for the tasks of a cancelled job that are still in flight: more may happen to them.
-        """
+        """Delete all that the store has of a finished job, when none of its tasks is in flight."""
         while (job := self.job(number)).in_flight or not job.finished:
             if not job.finished:
                 raise BadJob(f"job {number}: it is not finished; cancel it first")
