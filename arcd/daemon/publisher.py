@@ -42,6 +42,8 @@ MOST_RETRY_S = 60.0
 
 LEFT = "not written: the daemon ended before, and the job was not asked for since"
 
+FORGOTTEN = "not written: the job was forgotten"
+
 log = logging.getLogger(__name__)
 
 
@@ -125,8 +127,17 @@ class Publisher:
 
     async def settled(self, job: int) -> None:
         """Return when each file of a job has all answers, or could not be written with them."""
-        while any(file.due(self._last(job)) == 0.0 for file in self._files(job)):
+        while self._knows(job) and any(
+            file.due(self._last(job)) == 0.0 for file in self._files(job)
+        ):
             await self._told.wait()
+
+    async def let_go(self, job: int) -> None:
+        """Return when no file of a forgotten job is written any more."""
+        async with self._writing:
+            self._publications.pop(job, None)
+            self._stored.pop(job, None)
+        self._tell()
 
     def unpublished(self, job: int) -> dict[str, str]:
         """By path, why a file of a job does not have its last answers."""
@@ -170,6 +181,10 @@ class Publisher:
         outs = publication.outs if self._writes_outs(job) else None
         return [publication.own, *(outs or ())]
 
+    def _knows(self, job: int) -> bool:
+        """Whether the job is not forgotten."""
+        return job in self._service.state.jobs
+
     def _last(self, job: int) -> int:
         return self._service.state.jobs[job].changed
 
@@ -189,13 +204,22 @@ class Publisher:
     async def _publish(self, job: int, until: float) -> None:
         """Write the files of a job that are due by then, and remember how far they are."""
         async with self._writing:
-            last = self._last(job)
-            due = [f for f in self._files(job) if f.has < last and f.due(last) <= until]
+            due = self._due_files(job, until) if self._knows(job) else []
             if due:
                 await self._write_all(job, due)
+            # It may be forgotten by now.
+            if due and self._knows(job):
                 self._remember(job)
-            if not self._is_behind(job):
+            if not (self._knows(job) and self._is_behind(job)):
                 self._behind.discard(job)
+        self._tell()
+
+    def _due_files(self, job: int, until: float) -> list[_File]:
+        last = self._last(job)
+        return [file for file in self._files(job) if file.has < last and file.due(last) <= until]
+
+    def _tell(self) -> None:
+        """Let those look again who wait for files."""
         self._told.set()
         self._told = anyio.Event()
 
@@ -232,7 +256,9 @@ class Publisher:
         Whatever goes wrong with a file is told: it must not end the daemon.
         """
         try:
-            with closing(Store(self._home.path, "read")) as store:
+            with closing(Store(self._home.path, "read")) as store, store.database.one_moment():
+                if not store.jobs.has(job):
+                    return NEVER, dict.fromkeys(paths, FORGOTTEN)
                 text, last = store.jobs.submission_at(job)
         except Exception as error:
             return NEVER, dict.fromkeys(paths, f"not written: {error}")
