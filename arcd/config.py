@@ -323,8 +323,10 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadConfig(f"{file}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of tomllib, of UTF-8, of numbers with thousands of digits
         raise BadConfig(f"{file}: not TOML: {error}") from None
+    except RecursionError:
+        raise BadConfig(f"{file}: nested too deeply") from None
 
 
 def _parse(setting: str) -> tuple[list[str], object]:
@@ -334,7 +336,7 @@ def _parse(setting: str) -> tuple[list[str], object]:
         raise BadConfig(f"--set {setting}: expected KEY=VALUE, e.g. train.steps=64")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text  # not TOML: a string without quotes, --set train.schedule=cosine
     return key.split("."), value
 

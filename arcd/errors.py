@@ -34,6 +34,19 @@ def known(error: BaseException) -> "ArcdError | None":
     return error if isinstance(error, ArcdError) else None
 
 
+LONGEST_LINE = 1000
+"""Characters of an error that is told: it may repeat what was given, and that may be a megabyte."""
+
+
+def in_one_line(error: str) -> str:
+    """An error's message on one line, without its middle where it is longer than LONGEST_LINE."""
+    line = " ".join(error.splitlines())
+    if len(line) <= LONGEST_LINE:
+        return line
+    half = LONGEST_LINE // 2 - 5
+    return f"{line[:half]} [...] {line[-half:]}"
+
+
 class ArcdError(Exception):
     """arcd could not go on."""
 

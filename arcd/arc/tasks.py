@@ -265,7 +265,9 @@ def _bundled(name: str, separator: str, selection: str) -> list[Raw]:
         return [(name, task_id, task) for task_id, task in tasks.items()]
     # A number of tasks, unless it is an id: some consist of digits, e.g. 00576224.
     if separator == ":" and selection.isdecimal() and selection not in tasks:
-        return [(name, task_id, task) for task_id, task in list(tasks.items())[: int(selection)]]
+        # Python refuses to read numbers of more than 4300 digits.
+        most = int(selection) if len(selection) < 10 else len(tasks)
+        return [(name, task_id, task) for task_id, task in list(tasks.items())[:most]]
     ids = _ids_in(Path(selection)) if separator == "@" else selection.split(",")
     for task_id in ids:
         if task_id not in tasks:

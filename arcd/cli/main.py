@@ -14,7 +14,7 @@ from arcd.cli.app import err
 from arcd.cli.forget import forget
 from arcd.cli.run import run
 from arcd.display.terminal import one_line
-from arcd.errors import known
+from arcd.errors import in_one_line, known
 
 VERBS: dict[str, Callable[..., None]] = {
     "serve": daemon.serve,
@@ -67,5 +67,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         explained = known(error)
         if explained is None:
             raise
-        err.print(one_line(f"arcd: {explained}"), style="red", soft_wrap=True)
+        err.print(one_line(f"arcd: {in_one_line(str(explained))}"), style="red", soft_wrap=True)
         sys.exit(explained.exit_code)

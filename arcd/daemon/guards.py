@@ -12,7 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arcd.daemon.schema import MAX_BODY, Problem
-from arcd.errors import BadInput, BadJob, NoJob
+from arcd.errors import BadInput, BadJob, NoJob, in_one_line
+
+MOST_DIGITS = 18
+"""Of a length that is announced; Python refuses to read numbers of more than 4300."""
 
 
 async def explain(request: Request, error: Exception) -> JSONResponse:
@@ -48,7 +51,7 @@ async def explain_http(request: Request, error: Exception) -> JSONResponse:
 def problem(status: int, error: str) -> JSONResponse:
     """The answer that refuses a request."""
     # What is no text, such as half of a surrogate pair in a path, is told in its digits.
-    told = error.encode(errors="backslashreplace").decode()
+    told = in_one_line(error).encode(errors="backslashreplace").decode()
     return JSONResponse(Problem(error=told).model_dump(), status)
 
 
@@ -78,7 +81,7 @@ class Limited:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > MAX_BODY:
+        if announced.isdigit() and (len(announced) > MOST_DIGITS or int(announced) > MAX_BODY):
             await problem(413, f"at most {MAX_BODY} bytes are taken")(scope, receive, send)
             return
         read = 0

@@ -72,7 +72,7 @@ def from_line(line: bytes) -> Beat | Failure | None:
     try:
         fields = json.loads(line)
         return _failure(fields) if "message" in fields else _beat(fields)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

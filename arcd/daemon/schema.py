@@ -22,7 +22,7 @@ from pydantic import (
 from arcd import config as configuration
 from arcd.arc.tasks import MAX_GRIDS, TaskSet, from_challenges, solutions_of, to_challenges
 from arcd.config import Config
-from arcd.errors import BadConfig, BadInput, BadJob
+from arcd.errors import BadConfig, BadInput, BadJob, BadTask
 from arcd.jobs.journal import NewJob, NewTask
 from arcd.system import files
 
@@ -185,7 +185,7 @@ def read(body: bytes | bytearray) -> Order:
     one after the other. Raises msgspec.DecodeError where the body is not JSON, pydantic's
     ValidationError where it is not an order.
     """
-    found = msgspec.structs.asdict(msgspec.json.decode(body, type=_Envelope))
+    found = msgspec.structs.asdict(_decoded(body, _Envelope))
     return Order.model_validate({k: v for k, v in found.items() if v is not msgspec.UNSET})
 
 
@@ -200,7 +200,8 @@ def accept(order: Order, daemon: Config, base: str = "") -> NewJob:
         for name, value in order.tasks.items()
     )
     for name, value in solutions.items():
-        solutions_of(order.name, {name: _plain(value)})  # of no task here, but checked like others
+        # Of no task here, but checked like others.
+        solutions_of(order.name, {name: _plain(order.name, name, value)})
     if both := order.skipped.keys() & order.tasks.keys():
         raise BadInput(f"{order.name}: task {min(both)}: both among the tasks and skipped")
     config = configuration.for_job(daemon, order.settings)
@@ -229,13 +230,24 @@ _Envelope = msgspec.defstruct(
 
 def _task(job: str, name: str, value: Any, solution: Any) -> NewTask:
     """A task of an order, checked."""
-    found = from_challenges(job, {name: _plain(value)})
+    found = from_challenges(job, {name: _plain(job, name, value)})
     (task,) = found.tasks
     if solution is not None:
-        found = found.solved_by(job, solutions_of(job, {name: _plain(solution)}))
+        solved = solutions_of(job, {name: _plain(job, name, solution)})
+        found = found.solved_by(job, solved)
     return NewTask.of(task, found.solutions.get(name))
 
 
-def _plain(value: Any) -> Any:
-    """What a part of a request's body says."""
-    return msgspec.json.decode(value) if isinstance(value, msgspec.Raw) else value
+def _plain(job: str, task: str, value: Any) -> Any:
+    """What a part of a request's body says of a task."""
+    try:
+        return _decoded(value) if isinstance(value, msgspec.Raw) else value
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadTask(f"{job}: task {task}: {error}") from None
+
+
+def _decoded(text: bytes | bytearray | msgspec.Raw, kind: Any = Any) -> Any:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None
