@@ -124,9 +124,10 @@ class Processes:
         """What must hold while others write: records are read first, then what follows of them."""
         rows, witness = self.witness.archive.rows(), self.witness
         witness.check_records(rows)
-        deaths = Counter(row.fields["task"] for row in rows.values() if row.kind == "Interrupted")
-        jobs = len({row.job for row in rows.values() if row.kind == "Submitted"})
-        assert all(times <= self._kills_of_daemons * jobs for times in deaths.values())
+        deaths = Counter(
+            (row.job, row.fields["task"]) for row in rows.values() if row.kind == "Interrupted"
+        )
+        assert all(times <= self._kills_of_daemons for times in deaths.values())
         for store in witness.archive.stores():
             for job in store.journal.state().jobs.values():
                 witness.check_submission(store, job)
@@ -147,7 +148,7 @@ class Processes:
             client.stop()
         assert self.command is not None
         assert self.command.wait(END_TIMEOUT_S) == 0
-        self.witness.check(ready=False)
+        self.witness.check_kept()
         for store in self.witness.archive.stores():
             for job in store.journal.state().jobs.values():
                 assert job.finished

@@ -131,17 +131,21 @@ class Witness:
 
     def check(self, *, ready: bool) -> None:
         """All of it; `ready`: there is a daemon that has its models."""
+        self.check_kept()
+        self.check_deaths(ready=ready)
+        if ready:
+            self.check_adapters(self.archive.state())
+
+    def check_kept(self) -> None:
+        """All but deaths and adapters, which only who knows of each life can tell."""
         rows, state = self.archive.rows(), self.archive.state()
         self.check_records(rows)
-        self.check_deaths(rows, ready=ready)
         self.check_followers(rows)
         self.outs.check(rows)
         for store in self.archive.stores():
             for job in state.jobs.values():
                 self.check_answers(store, job)
                 self.check_submission(store, job)
-        if ready:
-            self.check_adapters(state)
 
     def check_records(self, rows: dict[int, Row]) -> None:
         """None is lost but those of forgotten jobs; no sample is there twice."""
@@ -157,11 +161,11 @@ class Witness:
         twice = [sample for sample, times in samples.items() if times > 1]
         assert not twice
 
-    def check_deaths(self, rows: dict[int, Row], *, ready: bool) -> None:
+    def check_deaths(self, *, ready: bool) -> None:
         """Those of the last death are charged, all of them once the daemon is ready."""
         charged = Counter(
             (row.job, row.fields["task"])
-            for seq, row in rows.items()
+            for seq, row in self._rows.items()
             if row.kind == "Interrupted" and seq > self._begun
         )
         assert charged <= self._charged, f"charged: {charged}, may be: {self._charged}"

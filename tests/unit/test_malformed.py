@@ -146,9 +146,9 @@ class Bench:
         options = Options(home=home, base=bundled(), config=config)
         self.life = Life(self.machine, options, TASKS.solutions, predecessor_died=False)
         assert self.life.until(lambda: self.life.ready)
-        assert self.submit({"train": {"steps": 100_000, "batch_size": 1}}) == DONE
+        assert self.submit({"train": {"steps": 5_000, "batch_size": 1}}) == DONE
         self.ask(Asked("POST", f"/jobs/{DONE}/cancel"))
-        assert self.submit({"train": {"steps": 100_000, "batch_size": 1}}) == BUSY
+        assert self.submit({"train": {"steps": 5_000, "batch_size": 1}}) == BUSY
         self.life.advance(1.0)
 
     def submit(self, settings: dict[str, Any]) -> int:
