@@ -7,7 +7,8 @@ not cause 10 000 files. A file that cannot be written is tried again, and never 
 The file in the home folder is arcd's own: every daemon brings it up to date. The further files
 (`outs`) are their user's, who may have changed them, or given them to another job, since they were
 written. So they are written only if an answer is missing in them, and only for a job that was asked
-for or answered in this session: the lives of the daemons that one command keeps alive. The store
+for or answered in this session: the lives of the daemons that one command keeps alive. Of several
+jobs that name one file, only the one that was asked for last writes it. The store
 remembers the last answer that was written. Knows nothing of who answers.
 """
 
@@ -16,11 +17,13 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
+from arcd.daemon.owners import Owners
 from arcd.errors import ArcdError
 from arcd.jobs import events
 from arcd.jobs.events import Record
@@ -103,6 +106,9 @@ class Publisher:
         self._writing = anyio.Lock()
         self._told = anyio.Event()
         self._rested = 0.0
+        self._owners = Owners()
+        for job in sorted(service.state.jobs.values(), key=attrgetter("asked")):
+            self._owners.take(job.id, service.store.jobs.outs(job.id))
         session = service.state.seq if began is None else began
         for job in service.state.jobs.values():
             if max(job.asked, job.changed) > session:
@@ -145,10 +151,16 @@ class Publisher:
         left = self._service.state.jobs[job].finished and not self._writes_outs(job)
         if left and self._published(job).outs < self._last(job):
             found |= {files.shown(out): LEFT for out in self._service.store.jobs.outs(job)}
+        for file in self._publication(job).outs or ():
+            owner = self._owners.of(file.path)
+            if owner != job and file.has < self._last(job):
+                found[files.shown(file.path)] = f"not written: it belongs to job {owner} now"
         return found
 
     def _hear(self, record: Record) -> None:
         asked = isinstance(record.event, events.Submitted | events.Resumed | events.Retried)
+        if record.job is not None and asked:
+            self._owners.take(record.job, self._service.store.jobs.outs(record.job))
         if record.job is not None and (asked or isinstance(record.event, events.Answered)):
             self._take_on(record.job, anew=asked)
             self._behind.add(record.job)
@@ -179,7 +191,8 @@ class Publisher:
         """Those that may be written."""
         publication = self._publication(job)
         outs = publication.outs if self._writes_outs(job) else None
-        return [publication.own, *(outs or ())]
+        owned = [file for file in outs or () if self._owners.of(file.path) == job]
+        return [publication.own, *owned]
 
     def _knows(self, job: int) -> bool:
         """Whether the job is not forgotten."""

@@ -488,3 +488,27 @@ async def test_a_file_keeps_the_answers_of_a_job_that_is_forgotten_before_it_is_
         monkeypatch.setattr(publisher, "_write", forgotten_first)
         await publisher.flush()
         assert out.read_text() == before
+
+
+async def test_a_file_belongs_to_the_job_that_asked_for_it_last(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.json"
+    other = tmp_path / "folder" / ".." / "o.json"
+    (tmp_path / "folder").mkdir()
+    with life(home) as daemon:
+        old = daemon.submit(out)
+        new = daemon.submit(other)
+        daemon.finish(new)
+        await daemon.settle()
+        daemon.answer(old, NAMES[0])
+        await daemon.settle()
+        assert daemon.has_all(out, new)
+        assert f"belongs to job {new}" in daemon.publisher.unpublished(old)[str(out)]
+    with life(home) as daemon:
+        daemon.answer(old, NAMES[0])
+        await daemon.settle()
+        assert daemon.has_all(out, new)
+        daemon.service.emit(old, events.Resumed())
+        daemon.finish(old)
+        await daemon.settle()
+        assert daemon.has_all(out, old)
+        assert daemon.publisher.unpublished(old) == {}
