@@ -2,14 +2,12 @@
 
 import json
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from arcd.cli.app import HomeFolder, Json, home_of, reading, say
 from arcd.errors import BadJob
-
-FINISHED = ("done", "cancelled", "failed")
 
 
 def forget(
@@ -24,6 +22,7 @@ def forget(
     """Delete a finished job: its records, samples and files in the home, not its --out."""
     from arcd.daemon.client import Client
     from arcd.daemon.forgetting import forget_offline
+    from arcd.jobs.state import FINISHED
     from arcd.scheduling.budget import seconds
 
     if (job is None) == (older_than is None):
@@ -31,7 +30,10 @@ def forget(
     with reading(home) as reader:
         if older_than is None:
             assert job is not None
-            chosen = [_finished(reader.job(job))]
+            found = reader.job(job)
+            if found["state"] not in FINISHED:
+                raise BadJob(f"job {job}: it is {found['state']}; cancel it first")
+            chosen = [job]
         else:
             before = time.time() - seconds(older_than)
             chosen = [
@@ -48,9 +50,3 @@ def forget(
         print(json.dumps({"forgotten": chosen}))
     else:
         say(f"forgotten: {', '.join(map(str, chosen)) or 'no job'}")
-
-
-def _finished(job: dict[str, Any]) -> int:
-    if job["state"] not in FINISHED:
-        raise BadJob(f"job {job['job']}: it is {job['state']}; cancel it first")
-    return int(job["job"])

@@ -242,7 +242,7 @@ class _Shown:
     def follow_until_at_rest(self, client: "Client") -> None:
         """Show what has happened since, until the job is finished or paused with none in flight."""
         with suppress(NotPublished):
-            for record in client.follow(self.job, self.after):
+            for record in client.follow(self.job, self.after, brief=True):
                 self.after = record.seq
                 self.state.apply(record)
                 self.watch(record)

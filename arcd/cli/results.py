@@ -29,7 +29,6 @@ from arcd.display.palette import Palette
 from arcd.errors import BadTask, NoDaemon
 
 if TYPE_CHECKING:
-    from arcd.jobs.store import Store
     from arcd.system.home import Home
 
 
@@ -138,7 +137,7 @@ def show(
 
     colours = drawing.on(out, palette)
     if job is not None:
-        _show_answers(store_with(home_to_read(home), job), job, task, colours)
+        _show_answers(home_to_read(home), job, task, colours)
         return
     found = tasks.load(task)
     for each in found.tasks:
@@ -183,18 +182,22 @@ def report(
             say(str(path))
 
 
-def _show_answers(store: "Store", job: int, task: str, colours: Palette | None) -> None:
+def _show_answers(home: "Home", job: int, task: str, colours: Palette | None) -> None:
     """Draw a task of a job, and what was answered or, before that, sampled."""
     from arcd.arc import selection
     from arcd.display import grids as drawing
+    from arcd.jobs.fold import Fold
+    from arcd.jobs.snapshots import Snapshots
 
-    found = store.jobs.tasks(job)
-    wanted = next((each for each in found.tasks if each.id == task), None)
-    if wanted is None:
+    store = store_with(home, job)
+    found = store.jobs.solved(job, task)
+    if found is None:
         raise BadTask(f"job {job}: no task {task!r} in it")
-    truth = found.solutions.get(task, ())
+    wanted, truth = found
     out.print(drawing.task(wanted, colours, truth))
-    notes = store.journal.state().jobs[job].tasks[task].notes
+    fold = Fold(store.database, Snapshots(home.snapshot))
+    fold.job(job)
+    notes = fold.state.jobs[job].tasks[task].notes
     drawn = store.jobs.candidates(job, task)
     votes = selection.verdict(task, len(wanted.tests), drawn, None, notes)
     out.print(drawing.answers(next(store.jobs.verdicts(job, task), votes), colours, truth))

@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,8 @@ from arcd.system.home import Home
 
 TIMEOUT_S = httpx.Timeout(30.0, connect=5.0, read=120.0)
 """Of a request. A stream of events has no read timeout: it may be silent during a whole task."""
+
+NO_DAEMON = "no daemon answers here; start one with: arcd serve"
 
 PIECE_BYTES = 1 << 16
 """Of a request that is sent at once."""
@@ -238,12 +241,7 @@ class Client:
     def _post(self, path: str, body: str | None = None) -> dict[str, Any]:
         data = (body or "").encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(data))}
-
-        def post() -> httpx.Response:
-            # In pieces: httpx would copy what is left of the body each time that a part was sent.
-            pieces = (data[i : i + PIECE_BYTES] for i in range(0, len(data), PIECE_BYTES))
-            return self._http.post(path, content=pieces, headers=headers)
-
+        post = partial(self._http.post, path, content=_pieces(data), headers=headers)
         return dict(self._answer(post))
 
     def _answer(self, ask: Callable[[], httpx.Response]) -> Any:
@@ -255,13 +253,10 @@ class Client:
         except httpx.TimeoutException:
             raise NoDaemon(f"{self._where}: the daemon does not answer in time") from None
         except httpx.TransportError:
-            raise self._no_daemon() from None
+            raise NoDaemon(f"{self._where}: {NO_DAEMON}") from None
         if response.is_error:
             _raise(response)
         return response
-
-    def _no_daemon(self) -> NoDaemon:
-        return NoDaemon(f"{self._where}: no daemon answers here; start one with: arcd serve")
 
 
 def check_published(status: Mapping[str, Any]) -> None:
@@ -273,9 +268,20 @@ def check_published(status: Mapping[str, Any]) -> None:
         raise NotPublished(f"job {status['job']}: {lines}")
 
 
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """In one piece, httpx would copy what is left of a body each time that a part was sent."""
+    return (data[i : i + PIECE_BYTES] for i in range(0, len(data), PIECE_BYTES))
+
+
 def _raise(response: httpx.Response) -> None:
     """The error that the daemon explained."""
-    kinds: dict[int, type[ArcdError]] = {404: NoJob, 409: BadJob, 422: BadInput, 400: BadInput}
+    kinds: dict[int, type[ArcdError]] = {
+        404: NoJob,
+        409: BadJob,
+        422: BadInput,
+        400: BadInput,
+        503: NoDaemon,
+    }
     try:
         text = str(response.json()["error"])
     except (ValueError, KeyError, TypeError):

@@ -5,12 +5,13 @@ Files that the user has named for the submission stay. Knows nothing of who asks
 
 import shutil
 from contextlib import closing
-from functools import partial
 
 import anyio
 from anyio import to_thread
 
+from arcd.daemon.publisher import Publisher
 from arcd.daemon.snapshotter import folded
+from arcd.jobs import events
 from arcd.jobs.forgetting import compact
 from arcd.jobs.service import JobService
 from arcd.jobs.store import Store
@@ -18,10 +19,16 @@ from arcd.system.home import Home
 from arcd.system.home_lock import HomeLock
 
 
-async def forget(service: JobService, home: Home, job: int) -> None:
-    """Delete all that is kept of a finished job; raises NoJob or BadJob."""
+async def forget(service: JobService, publisher: Publisher, home: Home, job: int) -> None:
+    """Delete all that is kept of a finished job; raises NoJob or BadJob.
+
+    The files that the user has named get its last answers before.
+    """
+    if service.job(job).finished:
+        await publisher.settled(job)
     await service.forget(job)
-    await to_thread.run_sync(partial(shutil.rmtree, home.job_folder(job), ignore_errors=True))
+    await publisher.let_go(job)
+    await to_thread.run_sync(_delete_folder, home, job)
 
 
 def forget_offline(home: Home, jobs: list[int]) -> None:
@@ -34,8 +41,16 @@ def forget_offline(home: Home, jobs: list[int]) -> None:
         service = JobService(store, state)
 
         async def work() -> None:
+            for job, task in state.in_flight():
+                if job in jobs:
+                    service.emit(job, events.Released(task))  # no daemon is there to do it
             for job in jobs:
-                await forget(service, home, job)
+                await service.forget(job)
+                _delete_folder(home, job)
 
         anyio.run(work)
         compact(store.database)
+
+
+def _delete_folder(home: Home, job: int) -> None:
+    shutil.rmtree(home.job_folder(job), ignore_errors=True)

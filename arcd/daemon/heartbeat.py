@@ -47,6 +47,8 @@ class Beat:
     ready: bool
     engine: Activity
     trainer: Activity
+    stopping: bool = False
+    """Whether the daemon was asked to end, by whomever: whatever ends it then is no death."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def _failure(fields: dict[str, Any]) -> Failure:
 
 def _beat(fields: dict[str, Any]) -> Beat:
     engine, trainer = _activity(fields["engine"]), _activity(fields["trainer"])
-    return Beat(_typed(fields["ready"], bool), engine, trainer)
+    stopping = _typed(fields["stopping"], bool)
+    return Beat(_typed(fields["ready"], bool), engine, trainer, stopping)
 
 
 def _activity(fields: dict[str, Any]) -> Activity:

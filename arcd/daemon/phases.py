@@ -81,9 +81,10 @@ def forecast(phase: DaemonPhase, job: Job, *, detail: bool) -> Forecast:
     )
 
 
-def beat(phase: DaemonPhase) -> Beat:
+def beat(phase: DaemonPhase, *, stopping: bool) -> Beat:
     """The sign of life for the supervisor: how far trainer and engine are."""
     if isinstance(phase, Loading):
-        return Beat(False, Activity(False, 0), Activity(False, 0))
+        return Beat(False, Activity(False, 0), Activity(False, 0), stopping)
     engine, trainer = phase.runtime.engine, phase.runtime.trainer
-    return Beat(True, Activity(engine.busy, engine.steps), Activity(trainer.busy, trainer.steps))
+    engines = Activity(engine.busy, engine.steps)
+    return Beat(True, engines, Activity(trainer.busy, trainer.steps), stopping)

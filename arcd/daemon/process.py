@@ -151,7 +151,7 @@ class Daemon:
             await scheduler.run(self._options.grace)
             rates.write(estimator)
         await jobs.publisher.flush()
-        await to_thread.run_sync(jobs.snapshotter.flush)
+        await jobs.snapshotter.flush()
         service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
         service.close()
 
@@ -177,10 +177,8 @@ class Daemon:
         self._phase = Ready(platform, runtime, estimator, scheduler)
         service.subscribe(rates.subscriber(estimator))
         service.emit(None, events.DaemonReady(seconds))
-        if self._pulse:
-            # At once: from now on the supervisor allows less time, and should not be the last to
-            # know.
-            self._pulse.send(phases.beat(self._phase))
+        # At once: from now on the supervisor allows less time, and should not be the last to know.
+        self._send_beat()
         if self._stopping:
             scheduler.stop()
         return scheduler
@@ -199,6 +197,8 @@ class Daemon:
     def stop(self) -> None:
         """End in order."""
         self._stopping = True
+        # At once: if this daemon dies of its end, no other one is to take its place.
+        self._send_beat()
         match self._phase:
             case Ready(scheduler=scheduler):
                 scheduler.stop()
@@ -240,7 +240,7 @@ class Daemon:
             health=self.health,
             forecast=self.forecast,
             stop=self.stop,
-            forget=partial(forget, jobs.service, self._home),
+            forget=partial(forget, jobs.service, jobs.publisher, self._home),
             token=token,
         )
 
@@ -254,9 +254,13 @@ class Daemon:
         return max([self._options.config.train.rank, *ranks])
 
     async def _beat(self) -> None:
-        while self._pulse:
-            self._pulse.send(phases.beat(self._phase))
+        while True:
+            self._send_beat()
             await anyio.sleep(BEAT_INTERVAL_S)
+
+    def _send_beat(self) -> None:
+        if self._pulse:
+            self._pulse.send(phases.beat(self._phase, stopping=self._stopping))
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:

@@ -7,7 +7,8 @@ not cause 10 000 files. A file that cannot be written is tried again, and never 
 The file in the home folder is arcd's own: every daemon brings it up to date. The further files
 (`outs`) are their user's, who may have changed them, or given them to another job, since they were
 written. So they are written only if an answer is missing in them, and only for a job that was asked
-for or answered in this session: the lives of the daemons that one command keeps alive. The store
+for or answered in this session: the lives of the daemons that one command keeps alive. Of several
+jobs that name one file, only the one that was asked for last writes it. The store
 remembers the last answer that was written. Knows nothing of who answers.
 """
 
@@ -16,11 +17,13 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
+from arcd.daemon.owners import Owners
 from arcd.errors import ArcdError
 from arcd.jobs import events
 from arcd.jobs.events import Record
@@ -41,6 +44,8 @@ RETRY_S = 1.0
 MOST_RETRY_S = 60.0
 
 LEFT = "not written: the daemon ended before, and the job was not asked for since"
+
+FORGOTTEN = "not written: the job was forgotten"
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +106,9 @@ class Publisher:
         self._writing = anyio.Lock()
         self._told = anyio.Event()
         self._rested = 0.0
+        self._owners = Owners()
+        for job in sorted(service.state.jobs.values(), key=attrgetter("asked")):
+            self._owners.take(job.id, service.store.jobs.outs(job.id))
         session = service.state.seq if began is None else began
         for job in service.state.jobs.values():
             if max(job.asked, job.changed) > session:
@@ -125,8 +133,17 @@ class Publisher:
 
     async def settled(self, job: int) -> None:
         """Return when each file of a job has all answers, or could not be written with them."""
-        while any(file.due(self._last(job)) == 0.0 for file in self._files(job)):
+        while self._knows(job) and any(
+            file.due(self._last(job)) == 0.0 for file in self._files(job)
+        ):
             await self._told.wait()
+
+    async def let_go(self, job: int) -> None:
+        """Return when no file of a forgotten job is written any more."""
+        async with self._writing:
+            self._publications.pop(job, None)
+            self._stored.pop(job, None)
+        self._tell()
 
     def unpublished(self, job: int) -> dict[str, str]:
         """By path, why a file of a job does not have its last answers."""
@@ -134,10 +151,16 @@ class Publisher:
         left = self._service.state.jobs[job].finished and not self._writes_outs(job)
         if left and self._published(job).outs < self._last(job):
             found |= {files.shown(out): LEFT for out in self._service.store.jobs.outs(job)}
+        for file in self._publication(job).outs or ():
+            owner = self._owners.of(file.path)
+            if owner != job and file.has < self._last(job):
+                found[files.shown(file.path)] = f"not written: it belongs to job {owner} now"
         return found
 
     def _hear(self, record: Record) -> None:
         asked = isinstance(record.event, events.Submitted | events.Resumed | events.Retried)
+        if record.job is not None and asked:
+            self._owners.take(record.job, self._service.store.jobs.outs(record.job))
         if record.job is not None and (asked or isinstance(record.event, events.Answered)):
             self._take_on(record.job, anew=asked)
             self._behind.add(record.job)
@@ -168,7 +191,12 @@ class Publisher:
         """Those that may be written."""
         publication = self._publication(job)
         outs = publication.outs if self._writes_outs(job) else None
-        return [publication.own, *(outs or ())]
+        owned = [file for file in outs or () if self._owners.of(file.path) == job]
+        return [publication.own, *owned]
+
+    def _knows(self, job: int) -> bool:
+        """Whether the job is not forgotten."""
+        return job in self._service.state.jobs
 
     def _last(self, job: int) -> int:
         return self._service.state.jobs[job].changed
@@ -189,13 +217,22 @@ class Publisher:
     async def _publish(self, job: int, until: float) -> None:
         """Write the files of a job that are due by then, and remember how far they are."""
         async with self._writing:
-            last = self._last(job)
-            due = [f for f in self._files(job) if f.has < last and f.due(last) <= until]
+            due = self._due_files(job, until) if self._knows(job) else []
             if due:
                 await self._write_all(job, due)
+            # It may be forgotten by now.
+            if due and self._knows(job):
                 self._remember(job)
-            if not self._is_behind(job):
+            if not (self._knows(job) and self._is_behind(job)):
                 self._behind.discard(job)
+        self._tell()
+
+    def _due_files(self, job: int, until: float) -> list[_File]:
+        last = self._last(job)
+        return [file for file in self._files(job) if file.has < last and file.due(last) <= until]
+
+    def _tell(self) -> None:
+        """Let those look again who wait for files."""
         self._told.set()
         self._told = anyio.Event()
 
@@ -232,7 +269,9 @@ class Publisher:
         Whatever goes wrong with a file is told: it must not end the daemon.
         """
         try:
-            with closing(Store(self._home.path, "read")) as store:
+            with closing(Store(self._home.path, "read")) as store, store.database.one_moment():
+                if not store.jobs.has(job):
+                    return NEVER, dict.fromkeys(paths, FORGOTTEN)
                 text, last = store.jobs.submission_at(job)
         except Exception as error:
             return NEVER, dict.fromkeys(paths, f"not written: {error}")

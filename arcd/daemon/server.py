@@ -6,7 +6,7 @@ engines.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Annotated, Any, Protocol, cast
 
 import msgspec
@@ -34,10 +34,12 @@ from arcd.daemon.schema import (
     accept,
     read,
 )
-from arcd.errors import ArcdError, BadInput, BadJob
+from arcd.errors import ArcdError, BadInput, BadJob, NoJob
+from arcd.jobs.job_table import JobTable
 from arcd.jobs.journal import NewJob
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
+from arcd.jobs.store import Store
 from arcd.version import __version__
 
 Server = uvicorn.Server
@@ -102,7 +104,10 @@ def application(
     async def post_job(request: Request) -> Status:
         """Take a job on."""
         # In a thread: reading 20 000 tasks takes seconds.
-        order, job = await to_thread.run_sync(job_in, await _body(request))
+        try:
+            order, job = await to_thread.run_sync(job_in, await _body(request))
+        except RecursionError:
+            raise BadInput("nested too deeply") from None
         if order.take_up == "never":
             return tell(await service.submit(job))
         return tell(await service.take_up(job, done=order.take_up == "done"))
@@ -216,17 +221,15 @@ def _route_reading(
         """Seconds that the rest of a job should take."""
         return forecast(service.job(job), detail)
 
-    @app.get("/jobs/{job}/solutions")
-    async def get_solutions(job: Number) -> dict[str, list[list[list[int]]]]:
+    @app.get("/jobs/{job}/solutions", response_model=dict[str, list[list[list[int]]]])
+    async def get_solutions(job: Number) -> Response:
         """The solutions of its tasks that are known, in Kaggle's format."""
-        known = service.store.jobs.tasks(service.job(job).id).solutions
-        return {task: [[list(row) for row in grid] for grid in known[task]] for task in known}
+        return await _stored(service, job, JobTable.solutions)
 
     @app.get("/jobs/{job}/result", response_model=dict[str, list[dict[str, list[list[int]]]]])
     async def get_result(job: Number) -> Response:
         """The job's submission, complete and valid at any time."""
-        text = service.store.jobs.submission(service.job(job).id)
-        return Response(text, media_type="application/json")
+        return await _stored(service, job, JobTable.submission)
 
     @app.get("/jobs/{job}/events", response_class=StreamingResponse)
     async def get_events(
@@ -244,6 +247,19 @@ def _route_reading(
         service.job(job)
         stream = _stream(service, publishing, job, after, brief)
         return StreamingResponse(stream, media_type="text/event-stream")
+
+
+async def _stored(service: JobService, job: int, read: Callable[[JobTable, int], str]) -> Response:
+    """What the store has of a job as a JSON text, read in a thread: it may be many MB."""
+
+    def text() -> str:
+        home = service.store.path.parent
+        with closing(Store(home, "read")) as store, store.database.one_moment():
+            if not store.jobs.has(job):
+                raise NoJob(f"job {job}: there is no such job")
+            return read(store.jobs, job)
+
+    return Response(await to_thread.run_sync(text), media_type="application/json")
 
 
 def _route_control(app: FastAPI, service: JobService, tell: Tell) -> None:

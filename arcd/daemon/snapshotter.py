@@ -42,30 +42,27 @@ class Snapshotter:
     async def run(self) -> None:
         """Write snapshots when there is enough for them, for ever."""
         while True:
-            if self._unkept.total() > MOST_UNKEPT:
-                job = await to_thread.run_sync(self._write_one)
-                if job not in self._service.state.jobs:
-                    Snapshots(self._home.snapshot).discard(job)  # forgotten meanwhile
-            else:
-                await self._service.changed()
+            await self.flush()
+            await self._service.changed()
 
-    def flush(self) -> None:
-        """Write what is due; the last thing before the daemon ends."""
+    async def flush(self) -> None:
+        """Write what is due."""
         while self._unkept.total() > MOST_UNKEPT:
-            self._write_one()
+            ((job, _),) = self._unkept.most_common(1)
+            # Before reading: a record that comes meanwhile counts, whether it was read or not.
+            del self._unkept[job]
+            await to_thread.run_sync(self._write, job)
+            if job not in self._service.state.jobs:
+                Snapshots(self._home.snapshot).discard(job)  # forgotten meanwhile
 
-    def _write_one(self) -> int:
-        """Write the job of which the most records are in no snapshot; returns its number."""
-        ((job, _),) = self._unkept.most_common(1)
-        # Before reading: a record that comes meanwhile counts, whether it was read or not.
-        del self._unkept[job]
+    def _write(self, job: int) -> None:
         snapshots = Snapshots(self._home.snapshot)
-        with closing(Store(self._home.path, "read")) as store:
+        with closing(Store(self._home.path, "read")) as store, store.database.one_moment():
+            if not store.jobs.has(job):
+                return
             fold = Fold(store.database, snapshots)
             seq, at = fold.job(job)
-        if job in fold.state.jobs:
-            snapshots.write(seq, at, fold.state.jobs[job])
-        return job
+        snapshots.write(seq, at, fold.state.jobs[job])
 
     def _hear(self, record: Record) -> None:
         if isinstance(record.event, events.Forgotten):

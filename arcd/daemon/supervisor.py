@@ -103,9 +103,9 @@ class Supervisor:
     async def run(self) -> int:
         """Keep a daemon alive until it ends by itself with 0 or is stopped.
 
-        Returns 0 then, and 1 if it had to be killed. Raises DaemonFailed if it sent a failure, or
-        if too many daemons in a row did not become ready, or got nothing done. No process is left
-        behind in any case.
+        Returns 0 then, and 1 if it had to be killed or died while it ended. Raises DaemonFailed if
+        it sent a failure, or if too many daemons in a row did not become ready, or got nothing
+        done. No process is left behind in any case.
         """
         restarts = Restarts()
         for number in itertools.count(1):
@@ -134,7 +134,7 @@ class Supervisor:
         if asked and daemon.code == -signal.SIGTERM and not daemon.killed:
             return 0
         self._report(daemon.killed or Incident("death", _told(daemon.code), daemon.number))
-        return 1 if asked else None
+        return 1 if asked or daemon.stopping else None
 
     async def _run_one(self, number: int) -> "DaemonRun":
         async with self._spawn(number) as daemon:
@@ -222,6 +222,7 @@ class Supervisor:
             if isinstance(message, Beat):
                 self._watchdog.hear(message, anyio.current_time())
                 daemon.life.hear(message, anyio.current_time())
+                daemon.stopping |= message.stopping
                 now: Progress = "ready" if message.ready else "loading"
                 if now != daemon.progress:
                     daemon.progress = now
@@ -238,6 +239,8 @@ class DaemonRun:
         self.identity = identify(process.pid) or Process(process.pid, None)
         self.life = Life()
         self.progress: Progress | None = None
+        self.stopping = False
+        """Whether anybody has asked it to end, and it has heard that."""
         self.failure: Failure | None = None
         self.killed: Incident | None = None
         os.set_blocking(pipe, False)

@@ -57,6 +57,15 @@ class Database:
             self.connection.execute(statement).fetchall()
 
     @contextmanager
+    def one_moment(self) -> Iterator[None]:
+        """In the block all that is read is of the moment of the first reading."""
+        self.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self.execute("ROLLBACK")
+
+    @contextmanager
     def without_foreign_keys(self) -> Iterator[None]:
         """In the block nothing looks after rows that refer to others."""
         self.execute("PRAGMA foreign_keys = OFF")

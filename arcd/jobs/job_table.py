@@ -157,6 +157,15 @@ class JobTable:
         entries = (f"{json.dumps(task)}: {attempts}" for task, attempts in found)
         return "{" + ", ".join(entries) + "}", max((seq or 0 for *_, seq in rows), default=0)
 
+    def solutions(self, job: int) -> str:
+        """The solutions of the job's tasks that are known, as a JSON text in Kaggle's format."""
+        known = self._database.read(
+            "SELECT task, solution FROM tasks WHERE job = ? AND solution IS NOT NULL"
+            " ORDER BY position",
+            (job,),
+        )
+        return "{" + ", ".join(f"{json.dumps(task)}: {text}" for task, text in known) + "}"
+
     def skipped(self, job: int) -> dict[str, int]:
         """The ids of the job's file whose tasks cannot be used, with the number of their tests."""
         table = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'skipped'"

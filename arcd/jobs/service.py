@@ -160,9 +160,11 @@ class JobService:
         return job
 
     async def forget(self, number: int) -> None:
-        """Delete all that the store has of a finished job, in steps."""
-        if not self.job(number).finished:
-            raise BadJob(f"job {number}: it is not finished; cancel it first")
+        """Delete all that the store has of a finished job, when none of its tasks is in flight."""
+        while (job := self.job(number)).in_flight or not job.finished:
+            if not job.finished:
+                raise BadJob(f"job {number}: it is not finished; cancel it first")
+            await self.changed()
         with self.store.database.without_foreign_keys():  # its tasks go later
             self.emit(number, events.Forgotten())
         self.held.discard(number)

@@ -54,7 +54,7 @@ class Snapshots:
         text = msgspec.json.encode(Snapshot(_form(), seq, at, job)).decode()
         with suppress(ArcdError, OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(path, text)
+            files.replace_text(path, text)
 
     def discard(self, job: int) -> None:
         """Delete the snapshot of a job, and its folder if nothing else is in it."""

@@ -166,9 +166,14 @@ class Job:
         return self.state in FINISHED
 
     @property
+    def in_flight(self) -> int:
+        """How many of its tasks are in flight."""
+        return self.counts[Phase.started] + self.counts[Phase.trained]
+
+    @property
     def at_rest(self) -> bool:
         """Whether it is paused and has no task in flight any more."""
-        return self.paused and not self.counts[Phase.started] + self.counts[Phase.trained]
+        return self.paused and not self.in_flight
 
     def retriable(self) -> list[str]:
         """The answered tasks that failed or are doubtful."""
@@ -254,7 +259,7 @@ class State:
         return [
             (job.id, name)
             for job in self.jobs.values()
-            if job.counts[Phase.started] + job.counts[Phase.trained]
+            if job.in_flight
             for name, task in job.tasks.items()
             if task.in_flight
         ]

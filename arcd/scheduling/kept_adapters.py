@@ -80,23 +80,29 @@ class KeptAdapters:
 
     def make_room(self) -> bool:
         """Delete the adapters that only a later round would begin with; whether there were any."""
-        there = [(self._jobs[number], name) for number, name in self._kept if number in self._jobs]
-        return any([self._discard(job, name, start(job, name)) for job, name in there])
+        there = [key for key in self._kept if key[0] in self._jobs]
+        return any(
+            [self._discard(self._jobs[n], name, self._kept_of(n, name)) for n, name in there]
+        )
+
+    def _kept_of(self, job: int, name: str) -> Serials:
+        return self._kept.get((job, name), NONE)
 
     def _keep(self, job: Job, name: str, serials: Serials) -> None:
         if serials:
-            self._kept[job.id, name] = self._kept.get((job.id, name), NONE) | serials
+            self._kept[job.id, name] = self._kept_of(job.id, name) | serials
 
     def _settle(self, job: Job, names: Iterable[str]) -> None:
         """Delete what no task of the groups of these tasks needs."""
-        for name in names:
-            group = self._groups.of(job, name)
-            wanted = [needed(job, other) | start(job, other) for other in group]
+        for group in {self._groups.of(job, name) for name in names}:
+            wanted = NONE.union(*(needed(job, other) | start(job, other) for other in group))
             for other in group:
-                self._discard(job, other, self._kept.get((job.id, other), NONE).difference(*wanted))
+                self._discard(job, other, self._kept_of(job.id, other) - wanted)
 
     def _discard(self, job: Job, name: str, serials: Serials) -> bool:
         """Delete those of these adapters of a task that nothing in its group works with now."""
+        if not serials:
+            return False
         group = self._groups.of(job, name)
         in_use = [
             needed(job, other) | (start(job, other) if job.tasks[other].in_flight else NONE)

@@ -53,6 +53,10 @@ class BudgetRounds:
             end = anyio.current_time() + job.budget - passed
             self._deadlines.setdefault(job.id, end)
 
+    def drop(self, job: int) -> None:
+        """Watch a job's budget no longer: the job is forgotten."""
+        self._deadlines.pop(job, None)
+
     def is_late(self, job: Job) -> bool:
         """Whether the job has a budget and its time is up."""
         return self._deadlines.get(job.id, math.inf) <= anyio.current_time()

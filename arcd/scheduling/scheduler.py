@@ -189,8 +189,12 @@ class Scheduler:
                 flight.scope.cancel()
 
     def _hear(self, record: Record) -> None:
-        if record.job not in self._service.state.jobs:
-            return  # of the daemon, or the end of a job
+        if record.job is None:
+            return
+        if isinstance(record.event, events.Forgotten):
+            self._rounds.drop(record.job)
+            self._groups.drop(record.job)
+            return
         job = self._service.state.jobs[record.job]
         match record.event:
             case events.Submitted(tasks=names) | events.Retried(tasks=names):

@@ -29,6 +29,11 @@ class AdapterGroups:
             found = [tuple(names[i : i + size]) for i in range(0, len(names), size)]
             self._groups[job.id] = {name: group for group in found for name in group}
 
+    def drop(self, job: int) -> None:
+        """Forget the groups of a job."""
+        self._groups.pop(job, None)
+        self._leaders = {key: name for key, name in self._leaders.items() if key[0] != job}
+
     def of(self, job: Job, task: str) -> Group:
         """The group of a task, itself among it."""
         return self._groups.get(job.id, {}).get(task, (task,))

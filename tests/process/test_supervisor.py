@@ -444,6 +444,14 @@ async def test_a_daemon_that_dies_while_stopping_is_not_started_again(rig: Rig) 
     assert rig.incidents == [Incident("death", "ended with exit code 5", 1)]
 
 
+async def test_a_daemon_that_a_client_has_told_to_stop_is_not_started_again(rig: Rig) -> None:
+    """Nor is that a death which a task could be charged for: the next daemon has another parent."""
+    ends = "pulse.send(Beat(True, IDLE, IDLE, stopping=True)); os.kill(os.getpid(), 9)"
+    assert await rig.run(ends) == 1
+    assert rig.lives == 1
+    assert [incident.kind for incident in rig.incidents] == ["death"]
+
+
 async def test_a_supervisor_that_overslept_listens_before_it_judges(rig: Rig) -> None:
     daemon = rig.supervisor("beat(); tell('up'); beat_for_ever()", STRICT)
     async with running(daemon):

@@ -13,6 +13,8 @@ from support.homes import stored, write
 
 from arcd.cli import daemon
 from arcd.errors import NoDaemon
+from arcd.jobs.job_table import JobTable
+from arcd.jobs.journal import Journal
 from arcd.system.home_lock import HomeLock
 
 PAIR = {"input": [[1, 2]], "output": [[2, 1]]}
@@ -173,6 +175,16 @@ def test_show_draws_a_job_without_colour_into_a_pipe(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert arcd("show", "zz", "--job", "1", "--home", tmp_path).returncode == 2
     assert arcd("show", "a", "--job", "2", "--home", tmp_path).returncode == 2
+
+
+def test_show_reads_no_other_task_and_no_other_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(tmp_path)
+    monkeypatch.delattr(JobTable, "tasks")
+    monkeypatch.delattr(Journal, "state")
+    done = arcd("show", "a", "--job", "1", "--home", tmp_path)
+    assert (done.returncode, "note: a note" in done.stdout) == (0, True)
 
 
 def test_report_and_trace_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

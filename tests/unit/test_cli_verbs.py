@@ -125,7 +125,8 @@ class FakeClient:
     def forecast(self, job: int) -> dict[str, Any]:
         return {"seconds": None}
 
-    def follow(self, job: int, after: int = 0) -> Iterator[Record]:
+    def follow(self, job: int, after: int = 0, *, brief: bool = False) -> Iterator[Record]:
+        assert brief, "a screen does not need the steps and samples of the past"
         while True:
             for record in self.records[job]:
                 if record.seq > after:

@@ -1,5 +1,7 @@
 """The door: what needs no job is answered at once, the rest when the store was read."""
 
+import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +24,22 @@ def told(heard: list[str], name: str) -> Callable[[Any, Any, Any], Awaitable[Non
         heard.append(f"{name} {scope['path']}")
 
     return app
+
+
+async def test_who_waits_when_the_server_ends_is_told_so() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    door = Door(told([], "early"))
+    scope: Any = {"type": "http", "path": "/jobs"}
+    waiting = asyncio.ensure_future(door(scope, None, send))  # type: ignore[arg-type]
+    await anyio.sleep(1)
+    waiting.cancel()
+    await waiting
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"]) == {"error": "the daemon ends"}
 
 
 async def test_requests_wait_for_the_application_but_health_does_not() -> None:

@@ -67,7 +67,7 @@ def test_nothing_is_left_of_it_and_all_of_the_others(service: JobService) -> Non
 
 
 def test_its_number_is_not_given_again(service: JobService) -> None:
-    service.emit(3, events.Cancelled())
+    service.emit(3, events.Released("t"), events.Cancelled())
     anyio.run(service.forget, 3)
     assert take_on(service, new_job("new", 10, task_set(task("t")), Config())).id == 4
 
@@ -130,3 +130,12 @@ def test_the_disk_is_given_back(tmp_path: Path, shrinks: bool) -> None:
     with opened(tmp_path) as store:
         assert rows(store, 1) == ALONE
         assert list(store.journal.state().jobs) == [2, 3]
+
+
+def test_without_a_daemon_nothing_is_waited_for(tmp_path: Path) -> None:
+    """A task of job 3 is in flight where its daemon has died."""
+    with opened(tmp_path) as store:
+        with_jobs(store).emit(3, events.Cancelled())
+    forget_offline(Home(tmp_path), [3])
+    with opened(tmp_path) as store:
+        assert rows(store, 3) == ALONE

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Unpack
 
@@ -14,14 +15,18 @@ from hypothesis import strategies as st
 from support import virtual
 from support.works import FEW, Build, Options, Progress, Trainer, Works, building, same
 
+from arcd.arc.selection import Verdict
 from arcd.arc.tasks import TaskSet
 from arcd.backends.fake import FakeEngine
 from arcd.backends.protocols import Trained, TrainRequest
 from arcd.errors import BadJob, DiskFull
 from arcd.jobs import events, recovery
-from arcd.jobs.state import Phase
+from arcd.jobs.events import Record
+from arcd.jobs.state import Job, Phase, State
 from arcd.model.prompts import Question
 from arcd.scheduling.adapter_folder import AdapterFolder
+from arcd.scheduling.kept_adapters import KeptAdapters
+from arcd.scheduling.sharing import AdapterGroups
 
 pytestmark = pytest.mark.anyio
 
@@ -226,3 +231,70 @@ async def test_an_adapter_whose_end_a_death_has_prevented_ends_with_the_next_lif
     left.mkdir(parents=True)  # as if the process had died before it deleted it
     async with build(same(2)).running(grace=0.0):
         assert not left.exists()
+
+
+class Looks(AdapterGroups):
+    """Counts how often somebody asks for a group of tasks."""
+
+    asked = 0
+
+    def of(self, job: Job, task: str) -> tuple[str, ...]:
+        Looks.asked += 1
+        return super().of(job, task)
+
+
+@pytest.mark.parametrize("in_flight", [True, False])
+def test_what_happens_to_a_large_group_is_heard_group_by_group(
+    tmp_path: Path, in_flight: bool
+) -> None:
+    """Not task by task with all others of the group: that took minutes for 400 tasks."""
+    names = tuple(f"t{i}" for i in range(100))
+    state, numbers = State(), count(1)
+    state.apply(Record(next(numbers), 0.0, 1, events.Submitted("job", 10, names)))
+    groups = Looks()
+    groups.add(state.jobs[1], len(names))
+
+    def hear(kept: KeptAdapters, event: events.Event) -> int:
+        Looks.asked = 0
+        record = Record(next(numbers), 0.0, 1, event)
+        state.apply(record)
+        kept.hear(state.jobs[1], record)
+        return Looks.asked
+
+    adapters = tmp_path / "adapters"
+    before = KeptAdapters(AdapterFolder(adapters), groups, state.jobs)
+    hear(before, events.Started("t0", 1, 1))
+    hear(before, events.Trained("t0", 7, 1, 1, 1.0, 1.0))
+    for name in names[1:]:
+        hear(before, events.Shared(name, 7))
+    (adapters / "adapter-7").mkdir(parents=True)
+    kept = KeptAdapters(AdapterFolder(adapters), groups, state.jobs)
+    assert hear(kept, events.Answered("t1", Verdict("t1", ((),), 0, 0, 7))) < 5
+    if not in_flight:
+        assert hear(kept, events.Released("t0")) < 5
+    assert hear(kept, events.Cancelled()) < 2 * len(names)
+    assert (adapters / "adapter-7").exists() == in_flight
+    if in_flight:
+        assert hear(kept, events.Released("t0")) < 5
+        assert not (adapters / "adapter-7").exists()
+
+
+def test_room_is_made_only_where_something_was_deleted(tmp_path: Path) -> None:
+    """Else a training would be tried again and again, without a rest, while the disk is full."""
+    state, numbers = State(), count(1)
+
+    def happen(event: events.Event) -> None:
+        state.apply(Record(next(numbers), 0.0, 1, event))
+
+    happen(events.Submitted("job", 10, ("t",), 400.0))
+    happen(events.Answered("t", Verdict("t", ((),), 0, 0, 3)))
+    happen(events.Retried(("t",)))
+    happen(events.Started("t", 1, 1))
+    happen(events.Trained("t", 7, 1, 1, 1.0, 1.0))
+    happen(events.Released("t"))
+    for serial in (3, 7):
+        (tmp_path / f"adapter-{serial}").mkdir()
+    kept = KeptAdapters(AdapterFolder(tmp_path), AdapterGroups(), state.jobs)
+    assert kept.make_room()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["adapter-7"]
+    assert not kept.make_room()

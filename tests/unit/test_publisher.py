@@ -25,6 +25,7 @@ from arcd.daemon import publisher as module
 from arcd.daemon.publisher import LEFT, MOST_RETRY_S, RETRY_S, Publisher
 from arcd.errors import StoreFailed
 from arcd.jobs import events
+from arcd.jobs.forgetting import delete
 from arcd.jobs.job_table import JobTable, Published
 from arcd.jobs.service import JobService
 from arcd.jobs.store import Store
@@ -437,3 +438,77 @@ async def test_a_store_that_cannot_be_read_or_written_now_is_tried_again(
             await daemon.publisher.flush()
             assert daemon.has_all(out, job)
             assert daemon.publisher.unpublished(job) == {}
+
+
+# What is forgotten.
+
+
+async def forget(daemon: Life, job: int) -> None:
+    """As the daemon does it, but without the folder."""
+    await daemon.service.forget(job)
+    await daemon.publisher.let_go(job)
+
+
+async def test_a_job_that_is_forgotten_while_it_is_written_is_no_error(
+    home: Path, out: Path
+) -> None:
+    with life(home) as daemon:
+        job, other = daemon.submit(out), daemon.submit()
+        daemon.finish(job)
+        async with anyio.create_task_group() as publishing:
+            publishing.start_soon(daemon.publisher.run)
+            publishing.start_soon(daemon.publisher.settled, job)
+            await anyio.sleep(SECONDS / 2)
+            await forget(daemon, job)
+            await daemon.publisher.settled(job)
+            await anyio.sleep(10)
+            assert daemon.has_all(daemon.home.submission(other), other)
+            publishing.cancel_scope.cancel()
+        await daemon.publisher.flush()
+
+
+async def test_a_file_keeps_the_answers_of_a_job_that_is_forgotten_before_it_is_read(
+    home: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with life(home) as daemon:
+        job = daemon.submit(out)
+        daemon.finish(job)
+        await daemon.publisher.flush()
+        before = out.read_text()
+        daemon.answer(job, NAMES[0])
+        publisher = daemon.publisher
+        write = publisher._write
+
+        def forgotten_first(number: int, paths: Sequence[Path]) -> Any:
+            with daemon.store.database.without_foreign_keys():
+                daemon.service.emit(number, events.Forgotten())
+            assert list(delete(daemon.store.database, number))
+            return write(number, paths)
+
+        monkeypatch.setattr(publisher, "_write", forgotten_first)
+        await publisher.flush()
+        assert out.read_text() == before
+
+
+async def test_a_file_belongs_to_the_job_that_asked_for_it_last(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.json"
+    other = tmp_path / "folder" / ".." / "o.json"
+    (tmp_path / "folder").mkdir()
+    with life(home) as daemon:
+        old = daemon.submit(out)
+        new = daemon.submit(other)
+        daemon.finish(new)
+        await daemon.settle()
+        daemon.answer(old, NAMES[0])
+        await daemon.settle()
+        assert daemon.has_all(out, new)
+        assert f"belongs to job {new}" in daemon.publisher.unpublished(old)[str(out)]
+    with life(home) as daemon:
+        daemon.answer(old, NAMES[0])
+        await daemon.settle()
+        assert daemon.has_all(out, new)
+        daemon.service.emit(old, events.Resumed())
+        daemon.finish(old)
+        await daemon.settle()
+        assert daemon.has_all(out, old)
+        assert daemon.publisher.unpublished(old) == {}

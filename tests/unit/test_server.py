@@ -1,11 +1,14 @@
 """The server over its own OpenAPI document, fuzzed; tokens, limits, sockets and streams."""
 
+import hashlib
 import json
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -25,7 +28,8 @@ from arcd.arc.tasks import load
 from arcd.config import resolve
 from arcd.daemon import guards, schema, server
 from arcd.daemon.schema import Forecast, Health, Prediction
-from arcd.jobs import events, following
+from arcd.jobs import events, following, journal
+from arcd.jobs.job_table import JobTable
 from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, JobState
@@ -371,3 +375,50 @@ def test_a_body_that_is_too_large_is_refused(
     answer = bench.client.post("/jobs", content=content)
     assert answer.status_code in (400, 413)
     assert bench.client.get("/jobs").json() == []
+
+
+@pytest.mark.parametrize("field", ["settings", "tasks", "solutions", "name", "other"])
+def test_an_order_that_is_nested_too_deeply_is_a_bad_one(bench: Bench, field: str) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    whole = json.dumps({**bench.order(), field: "DEEP" if field == "name" else {"a": "DEEP"}})
+    answer = bench.client.post("/jobs", content=whole.replace('"DEEP"', deep))
+    assert answer.status_code in (400, 422)
+    reasons = ("not JSON: nested too deeply", "nested too deeply", "Object contains unknown field")
+    assert answer.json()["error"].startswith(reasons)
+    assert bench.client.get("/jobs").json() == []
+
+
+@pytest.mark.parametrize("what", ["solutions", "result"])
+def test_what_is_large_is_read_in_a_thread_and_no_task_for_it(
+    bench: Bench, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 000 tasks take eight seconds, in which the daemon would give no sign of life."""
+    bench.submit()
+    expected = bench.client.get(f"/jobs/1/{what}").json()
+    assert set(expected) == {task.id for task in TASKS.tasks}
+    threads: list[str] = []
+    method = {"solutions": "solutions", "result": "submission"}[what]
+    read = getattr(JobTable, method)
+
+    def noted(table: JobTable, job: int) -> str:
+        threads.append(threading.current_thread().name)
+        return str(read(table, job))
+
+    monkeypatch.setattr(JobTable, method, noted)
+    monkeypatch.delattr(JobTable, "tasks")
+    assert bench.client.get(f"/jobs/1/{what}").json() == expected
+    assert threads == ["AnyIO worker thread"]
+
+
+def test_the_digest_of_an_order_is_made_once_and_in_a_thread(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def noted(text: bytes) -> Any:
+        threads.append(threading.current_thread().name)
+        return hashlib.sha256(text)
+
+    monkeypatch.setattr(journal, "hashlib", SimpleNamespace(sha256=noted))
+    bench.submit(take_up="done")
+    assert threads == ["AnyIO worker thread"]

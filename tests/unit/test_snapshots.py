@@ -1,8 +1,12 @@
 """Snapshots: with them the state is what it is without them, whatever is wrong with the files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +18,7 @@ from arcd.arc.selection import verdict
 from arcd.config import Config
 from arcd.daemon import snapshotter
 from arcd.daemon.snapshotter import Snapshotter, folded
-from arcd.jobs import events, snapshots
+from arcd.jobs import events, forgetting, snapshots
 from arcd.jobs.fold import Fold
 from arcd.jobs.journal import new_job
 from arcd.jobs.service import JobService
@@ -153,6 +157,66 @@ def test_the_largest_jobs_are_kept_when_there_is_enough(
             take_on(service, new_job(name, 10, task_set(task("a")), Config()))
         for _ in range(4):
             service.emit(2, events.Paused(), events.Resumed())
-        keeper.flush()
+        anyio.run(keeper.flush)
         assert not home.snapshot(1).exists()
         assert folded(home)[1] == {1: 1, 2: 0}
+
+
+async def at_once(function: Callable[..., Any], *arguments: object) -> Any:
+    """In place of a thread: a store belongs to the one that has opened it."""
+    return function(*arguments)
+
+
+def test_a_job_that_is_forgotten_while_its_snapshot_is_made_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of its records are gone when they are read: the first among them."""
+    home = Home(tmp_path)
+    monkeypatch.setattr(snapshotter, "MOST_UNKEPT", 0)
+    with opened(tmp_path) as store:
+        service = JobService(store)
+        keeper = Snapshotter(service, home, {})
+        job = take_on(service, new_job("job", 10, task_set(task("t")), Config())).id
+        service.emit(job, *(events.Noted("t", str(i)) for i in range(10)), events.Cancelled())
+        monkeypatch.setattr(forgetting, "ROWS_PER_STEP", 4)
+        read = Fold.job
+
+        def late(fold: Fold, number: int) -> tuple[int, float]:
+            with store.database.without_foreign_keys():
+                service.emit(number, events.Forgotten())
+            steps = forgetting.delete(store.database, number)
+            for _ in range(3):
+                next(steps)
+            return read(fold, number)
+
+        monkeypatch.setattr(Fold, "job", late)
+        monkeypatch.setattr(snapshotter, "to_thread", SimpleNamespace(run_sync=at_once))
+        anyio.run(keeper.flush)
+        assert not home.snapshot(job).exists()
+
+
+def test_no_snapshot_is_made_where_the_only_job_was_forgotten_just_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshotter, "MOST_UNKEPT", 0)
+
+    async def forgotten_first(function: Callable[..., Any], *arguments: object) -> Any:
+        if service.state.jobs:
+            await service.forget(job)
+        return await at_once(function, *arguments)
+
+    monkeypatch.setattr(snapshotter, "to_thread", SimpleNamespace(run_sync=forgotten_first))
+    with opened(tmp_path) as store:
+        service = JobService(store)
+        keeper = Snapshotter(service, Home(tmp_path), {})
+        job = take_on(service, new_job("job", 10, task_set(task("t")), Config())).id
+        service.emit(job, events.Cancelled())
+
+        async def run() -> None:
+            async with anyio.create_task_group() as running:
+                running.start_soon(keeper.run)
+                await anyio.wait_all_tasks_blocked()
+                running.cancel_scope.cancel()
+
+        anyio.run(run)
+        assert not Home(tmp_path).snapshot(job).exists()
