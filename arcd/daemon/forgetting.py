@@ -52,5 +52,15 @@ def forget_offline(home: Home, jobs: list[int]) -> None:
         compact(store.database)
 
 
+def delete_leftovers(store: Store, home: Home) -> None:
+    """Delete the folders of forgotten jobs that a death has left.
+
+    No other folder of an unknown job: its user may have lost the store, not the submission.
+    """
+    for folder in home.jobs.iterdir() if home.jobs.is_dir() else ():
+        if folder.name.isdecimal() and store.jobs.is_forgotten(int(folder.name)):
+            _delete_folder(home, int(folder.name))
+
+
 def _delete_folder(home: Home, job: int) -> None:
     shutil.rmtree(home.job_folder(job), ignore_errors=True)

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 from arcd.backends.runtime import Runtime, set_environment
 from arcd.daemon import phases, server
 from arcd.daemon.entrances import open_entrances
-from arcd.daemon.forgetting import forget
+from arcd.daemon.forgetting import delete_leftovers, forget
 from arcd.daemon.heartbeat import PREDECESSOR_DIED, Failure, Pulse, prepare_child
 from arcd.daemon.kept_rates import KeptRates
 from arcd.daemon.options import Options
@@ -123,6 +123,7 @@ class Daemon:
         service.subscribe(partial(_log, state))
         publisher = Publisher(service, self._home, options.began)
         self._recover(service, recovery)
+        delete_leftovers(self._store, self._home)
         return _Jobs(service, publisher, Snapshotter(service, self._home, unkept))
 
     async def _work(

@@ -52,6 +52,12 @@ class JobTable:
         query = f"SELECT 1 FROM jobs WHERE id = ? AND {_SUBMITTED}"
         return bool(list(self._database.read(query, (job,))))
 
+    def is_forgotten(self, job: int) -> bool:
+        """Whether there was a job of this number, of which nothing is left but that."""
+        query = "SELECT 1 FROM events WHERE job = ? AND kind = 'Forgotten'"
+        known = job < 2**63 and not self.has(job)
+        return known and bool(list(self._database.read(query, (job,))))
+
     def count(self) -> int:
         """How many jobs there are."""
         (row,) = self._database.read(f"SELECT count(*) FROM jobs WHERE {_SUBMITTED}")

@@ -89,9 +89,14 @@ class Home:
         """A job's submission."""
         return self.path / "jobs" / str(job) / "submission.json"
 
+    @property
+    def jobs(self) -> Path:
+        """Folders of the jobs."""
+        return self.path / "jobs"
+
     def job_folder(self, job: int) -> Path:
         """What is kept of a job beside the store."""
-        return self.path / "jobs" / str(job)
+        return self.jobs / str(job)
 
     def snapshot(self, job: int) -> Path:
         """The cache of a job's state."""

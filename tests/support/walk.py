@@ -307,7 +307,7 @@ class Walk:
                 text = self.home.submission(number).read_text()
                 assert text == store.jobs.submission(number)
         folders = {path.name for path in (self.home.path / "jobs").glob("*")}
-        assert folders >= set(map(str, self.archive.state().jobs))
+        assert folders == set(map(str, self.archive.state().jobs))
         self.stop()
         self.check()
         assert not any(self.home.adapters.glob("*"))

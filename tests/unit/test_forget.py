@@ -12,7 +12,7 @@ from support.stores import opened, take_on
 
 from arcd.arc.selection import verdict
 from arcd.config import Config
-from arcd.daemon.forgetting import forget_offline
+from arcd.daemon.forgetting import delete_leftovers, forget_offline
 from arcd.errors import BadJob, NoJob
 from arcd.jobs import events, forgetting
 from arcd.jobs.journal import new_job
@@ -100,6 +100,15 @@ def test_rows_that_refer_to_nothing_are_refused_again_afterwards(service: JobSer
     anyio.run(service.forget, 1)
     with pytest.raises(sqlite3.IntegrityError):
         service.store.database.connection.execute("DELETE FROM jobs WHERE id = 2")
+
+
+def test_a_folder_that_a_death_has_left_is_deleted_and_no_other(service: JobService) -> None:
+    home = Home(service.store.path.parent)
+    anyio.run(service.forget, 1)
+    for name in ("1", "2", "9", "mine"):
+        (home.jobs / name).mkdir(parents=True)
+    delete_leftovers(service.store, home)
+    assert {path.name for path in home.jobs.iterdir()} == {"2", "9", "mine"}
 
 
 def with_large_job(tmp_path: Path) -> Home:
