@@ -17,10 +17,7 @@ from arcd.arc.tasks import Task, TaskSet, from_challenges
 from arcd.config import Config
 from arcd.jobs import events
 from arcd.jobs.database import Database
-from arcd.jobs.journal import NewJob
-
-_SUBMITTED = "EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
-"""All tasks of the job are in the store."""
+from arcd.jobs.journal import SUBMITTED, NewJob
 
 NEVER = -1
 """Stands for the last answer in a file that was not written yet: less than any number."""
@@ -49,7 +46,7 @@ class JobTable:
         """Whether there is a job of this number, which may be any."""
         if not 0 < job < 2**63:  # SQLite's integers end there
             return False
-        query = f"SELECT 1 FROM jobs WHERE id = ? AND {_SUBMITTED}"
+        query = f"SELECT 1 FROM jobs WHERE id = ? AND {SUBMITTED}"
         return bool(list(self._database.read(query, (job,))))
 
     def is_forgotten(self, job: int) -> bool:
@@ -60,13 +57,13 @@ class JobTable:
 
     def count(self) -> int:
         """How many jobs there are."""
-        (row,) = self._database.read(f"SELECT count(*) FROM jobs WHERE {_SUBMITTED}")
+        (row,) = self._database.read(f"SELECT count(*) FROM jobs WHERE {SUBMITTED}")
         return int(row[0])
 
     def like(self, job: NewJob) -> list[int]:
         """The numbers of the jobs that ask for the same, oldest first."""
         rows = self._database.read(
-            f"SELECT id FROM jobs WHERE digest = ? AND {_SUBMITTED} ORDER BY id", (job.digest,)
+            f"SELECT id FROM jobs WHERE digest = ? AND {SUBMITTED} ORDER BY id", (job.digest,)
         )
         return [number for (number,) in rows]
 

@@ -26,8 +26,8 @@ from arcd.jobs.state import State
 ROWS_PER_STEP = 250
 """Tasks that reach the disk together when a job is submitted: one to two MB, some 10 ms."""
 
-_UNSUBMITTED = "NOT EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
-"""Not all tasks of a job are in the store yet."""
+SUBMITTED = "EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id)"
+"""Of a row of `jobs`, in SQL: all tasks of the job are in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Journal:
         """Delete jobs of which not all tasks have reached the store."""
         with self._database.transaction() as connection:
             for table, key in (("skipped", "job"), ("tasks", "job"), ("jobs", "id")):
-                which = f"SELECT id FROM jobs WHERE {_UNSUBMITTED}"
+                which = f"SELECT id FROM jobs WHERE NOT {SUBMITTED}"
                 connection.execute(f"DELETE FROM {table} WHERE {key} IN ({which})")
 
     def append(self, job: int | None, *new: Event) -> list[Record]:
