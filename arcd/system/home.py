@@ -87,7 +87,7 @@ class Home:
 
     def submission(self, job: int) -> Path:
         """A job's submission."""
-        return self.path / "jobs" / str(job) / "submission.json"
+        return self.job_folder(job) / "submission.json"
 
     @property
     def jobs(self) -> Path:
@@ -100,4 +100,4 @@ class Home:
 
     def snapshot(self, job: int) -> Path:
         """The cache of a job's state."""
-        return self.path / "jobs" / str(job) / "state.json"
+        return self.job_folder(job) / "state.json"
