@@ -1,13 +1,10 @@
 """The intake: a large job is read in slices, and nothing else changes."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import anyio
 import pytest
 from support import virtual
 from support.small import task, task_set
-from support.works import FEW, Build, building
+from support.works import FEW, Build
 
 from arcd.jobs import events
 from arcd.jobs.state import JobState
@@ -23,12 +20,6 @@ LARGE = TASKS.tasks[:-1]
 @pytest.fixture
 def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with building(tmp_path) as build:
-        yield build
 
 
 @pytest.mark.parametrize("slice_", [2, 100])

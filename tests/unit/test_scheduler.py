@@ -1,15 +1,14 @@
 """The scheduler with the fakes on a virtual clock: forecasts, overlap and its bounds."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 import pytest
 from support import virtual
 from support.small import task, task_set
-from support.works import FEW, Build, Deliver, Trainer, Works, building, same
+from support.works import FEW, Build, Deliver, Trainer, Works, same
 
 from arcd.arc.tasks import TaskSet
 from arcd.backends.fake import FakeEngine
@@ -28,12 +27,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with building(tmp_path) as build:
-        yield build
 
 
 @dataclass

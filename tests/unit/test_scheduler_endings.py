@@ -1,7 +1,6 @@
 """The scheduler on a virtual clock: stops, deaths of the daemon, and the lives after them."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import anyio
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import virtual
 from support.small import candidate, task
-from support.works import Build, Deliver, Works, begun, building, same
+from support.works import Build, Deliver, Works, begun, same
 
 from arcd.backends.fake import FakeEngine
 from arcd.backends.protocols import Adapter, Request
@@ -24,12 +23,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with building(tmp_path) as build:
-        yield build
 
 
 # Ends and new lives.

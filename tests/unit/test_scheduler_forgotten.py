@@ -1,12 +1,9 @@
 """The scheduler with jobs that are forgotten: whatever it still knew of them."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import anyio
 import pytest
 from support import virtual
-from support.works import FEW, Build, building, same
+from support.works import FEW, Build, same
 
 from arcd.errors import NoJob
 from arcd.jobs import events
@@ -19,12 +16,6 @@ BUDGET = [*FEW, "budget.seconds=400", "budget.reserve=10"]
 @pytest.fixture
 def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with building(tmp_path) as build:
-        yield build
 
 
 @pytest.mark.parametrize("seconds", [1, 5, 9, 13, 17])

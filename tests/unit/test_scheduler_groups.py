@@ -1,14 +1,11 @@
 """The scheduler on a virtual clock: tasks that share an adapter."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import virtual
-from support.works import FEW, Build, Progress, Trainer, Works, building, same
+from support.works import FEW, Build, Progress, Trainer, Works, same
 
 from arcd.backends.protocols import Trained, TrainRequest
 from arcd.config import resolve
@@ -23,12 +20,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with building(tmp_path) as build:
-        yield build
 
 
 SHARED = [*FEW, "train.share=3"]

@@ -1,14 +1,12 @@
 """The scheduler with several jobs on a virtual clock: shares, pauses, cancellations, retries."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import anyio
 import pytest
 from support import virtual
-from support.works import FEW, Build, Deliver, begun, building, same
+from support.works import FEW, Build, Deliver, begun, same
 
 from arcd.backends.fake import FakeEngine
 from arcd.backends.protocols import Adapter, Completion, Request
@@ -21,12 +19,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with building(tmp_path) as build:
-        yield build
 
 
 # Several jobs.

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 from support import virtual
-from support.works import Build, Trainer, building, same
+from support.works import Build, Trainer, same
 
 from arcd import config
 from arcd.config import resolve
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> virtual.Backend:
     return virtual.BACKEND
-
-
-@pytest.fixture
-def build(tmp_path: Path) -> Iterator[Build]:
-    with building(tmp_path) as build:
-        yield build
 
 
 MANY = 10_000
