@@ -183,10 +183,11 @@ class Config(_Section):
     """Adapters that are trained at once. By default one on a GPU; on a CPU half as many as it has
     cores, but two on two cores: two trainings with a core each are faster than one with both."""
     order: Literal["johnson", "file", "cheapest"] = "johnson"
-    """Which task comes next. `johnson`: short trainings first and short samplings last, so that
-    trainer and engine are both busy until near the end (Johnson's rule, Naval Research Logistics
-    Quarterly 1, 1954); `file`: as in the task file; `cheapest`: the shortest. A job with a budget
-    always begins with the shortest, so that many tasks are done when its time is up."""
+    """Which task comes next. `johnson`: a few short tasks, so that there is soon an answer; then
+    short trainings first and short samplings last, so that trainer and engine are both busy until
+    near the end (Johnson's rule, Naval Research Logistics Quarterly 1, 1954); `file`: as in the
+    task file; `cheapest`: the shortest. A job with a budget always begins with the shortest, so
+    that many tasks are done when its time is up."""
     train: TrainConfig = TrainConfig()
     """The adapter and its training."""
     sample: SampleConfig = SampleConfig()

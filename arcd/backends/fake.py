@@ -63,6 +63,10 @@ class FakeTrainer:
         finally:
             self.under_way -= 1
 
+    def step_seconds(self, wanted: TrainRequest) -> float:
+        """Seconds that each lesson of this training takes."""
+        return self.seconds_per_step
+
     async def _train(
         self, wanted: TrainRequest, progress: Callable[[TrainingStep], None]
     ) -> Trained:
@@ -73,12 +77,12 @@ class FakeTrainer:
         if max(tokens) > self.memory * (1 + wanted.frugal):
             raise OutOfMemory
         for step in range(1, len(lessons) + 1):
-            await anyio.sleep(self.seconds_per_step)
+            await anyio.sleep(self.step_seconds(wanted))
             self.steps += 1
             progress(TrainingStep(step, len(lessons), 1 / step, 1000.0))
         self.trained[wanted.serial] = task
         adapter = Adapter(wanted.serial, self._save(wanted.serial, task))
-        seconds = self.seconds_per_step * len(lessons)
+        seconds = self.step_seconds(wanted) * len(lessons)
         return Trained(adapter, len(lessons), sum(tokens), seconds, 0.0)
 
     def _save(self, serial: int, task: str) -> Path:

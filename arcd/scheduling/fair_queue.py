@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from arcd.jobs.events import Times
+from arcd.scheduling.flow_shop import FlowShop
 from arcd.scheduling.forecast import NO_WORK, Work
 
 Order = Literal["johnson", "file", "cheapest"]
@@ -28,33 +29,35 @@ class Item:
 
 
 def ordered(items: Iterable[Item], order: Order) -> list[Item]:
-    """The items in the order in which to begin them; equals stay as they are.
-
-    Johnson's rule (S. M. Johnson, 1954) gives the shortest schedule of jobs that need a first and
-    then a second machine: first the jobs that take less time on the first machine, the shortest
-    first; then the others, the shortest on the second machine last.
-    """
+    """The items in this order; equals stay as they are."""
     match order:
         case "file":
             return list(items)
         case "cheapest":
             return sorted(items, key=lambda item: item.times.total)
         case "johnson":
-            return sorted(items, key=_johnson)
+            return johnson(items)
 
 
-def _johnson(item: Item) -> tuple[bool, float]:
-    first, second = item.times.train, item.times.infer
-    return (False, first) if first < second else (True, -second)
+def johnson(items: Iterable[Item], trainings: int = 1) -> list[Item]:
+    """The items in the order of Johnson's rule; equals stay as they are.
+
+    The rule (S. M. Johnson, 1954) gives the shortest schedule of jobs that need a first and then a
+    second machine: first the jobs that take less time on the first machine, the shortest first;
+    then the others, the shortest on the second machine last. Several first machines count as one
+    that is as many times as fast (C.-Y. Lee and G. L. Vairaktarakis, 1994).
+    """
+
+    def place(item: Item) -> tuple[bool, float]:
+        first, second = item.times.train / trainings, item.times.infer
+        return (False, first) if first < second else (True, -second)
+
+    return sorted(items, key=place)
 
 
 def makespan(times: Sequence[Times]) -> float:
     """Seconds until all are trained and sampled in this order, one at a time in each stage."""
-    trained = inferred = 0.0
-    for each in times:
-        trained += each.train
-        inferred = max(inferred, trained) + each.infer
-    return inferred
+    return FlowShop().makespan(times)
 
 
 @dataclass(slots=True)

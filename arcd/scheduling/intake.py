@@ -1,8 +1,8 @@
 """The intake: puts waiting tasks into the queue, in their order, with the work that each will be.
 
 A task must be read to tell its work. A large job is read in slices, between which others have
-their turn; its tasks wait until all are read, because only then is their order known. Knows nothing
-of how tasks are begun.
+their turn, and ordered in the background; its tasks wait until all are read, because only then is
+their order known. Knows nothing of how tasks are begun.
 """
 
 from collections import deque
@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import anyio
 from anyio.lowlevel import checkpoint
 
+from arcd.backends.runtime import Background
 from arcd.config import Config
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, Phase
+from arcd.scheduling.early_answers import early
 from arcd.scheduling.fair_queue import FairQueue, Item, ordered
+from arcd.scheduling.flow_shop import FlowShop
 from arcd.scheduling.planner import Planner
 from arcd.scheduling.sharing import AdapterGroups
 
@@ -37,10 +40,18 @@ class Intake:
     """Fills the queue of a scheduler."""
 
     def __init__(
-        self, service: JobService, planner: Planner, groups: AdapterGroups, queue: FairQueue
+        self,
+        service: JobService,
+        planner: Planner,
+        groups: AdapterGroups,
+        queue: FairQueue,
+        shop: FlowShop,
+        background: Background,
     ) -> None:
+        """Order the tasks for `shop`; those of a large job in the `background`."""
         self._service, self._planner = service, planner
         self._groups, self._queue = groups, queue
+        self._shop, self._background = shop, background
         self._deliveries: deque[_Delivery] = deque()
         self._arrived = anyio.Event()
 
@@ -53,7 +64,8 @@ class Intake:
         self._groups.add(job, config.train.share)
         ready = self._groups.ready(job, waiting)
         if len(ready) <= SLICE:
-            self._put(job, config, self._planner.items(job, ready, config))
+            items = self._planner.items(job, ready, config)
+            self._queue.add(job.id, job.priority, self._ordered(job, config, items))
             return
         self._deliveries.append(_Delivery(job, ready, config))
         self._arrived.set()
@@ -81,14 +93,16 @@ class Intake:
             names = delivery.names[begin : begin + SLICE]
             items += self._planner.items(delivery.job, names, delivery.config)
             await checkpoint()
+        job, config = delivery.job, delivery.config
+        found = await self._background(lambda _: self._ordered(job, config, items))
         if not delivery.dropped:
-            self._put(delivery.job, delivery.config, items)
+            self._queue.add(job.id, job.priority, found)
             self._service.wake()
 
-    def _put(self, job: Job, config: Config, items: Sequence[Item]) -> None:
+    def _ordered(self, job: Job, config: Config, items: Sequence[Item]) -> list[Item]:
         # Tasks that were begun before go first: they are the nearest to an answer.
         begun = [item for item in items if job.tasks[item.task].wanted]
         fresh = [item for item in items if not job.tasks[item.task].wanted]
         # Johnson's rule makes the whole short; with a deadline, short tasks first answer more.
         order = config.order if job.budget is None else "cheapest"
-        self._queue.add(job.id, job.priority, begun + ordered(fresh, order))
+        return begun + (early(fresh, self._shop) if order == "johnson" else ordered(fresh, order))

@@ -25,6 +25,7 @@ from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
 from arcd.scheduling.adapter_folder import AdapterFolder
 from arcd.scheduling.fair_queue import FairQueue
+from arcd.scheduling.flow_shop import FlowShop
 from arcd.scheduling.intake import Intake
 from arcd.scheduling.kept_adapters import KeptAdapters
 from arcd.scheduling.planner import Planner
@@ -78,7 +79,10 @@ class Scheduler:
             self._predictor,
             self._in_flight,
         )
-        self._intake = Intake(service, self._planner, self._groups, self._queue)
+        shop = FlowShop(runtime.trainer.capacity, self._most_in_flight)
+        self._intake = Intake(
+            service, self._planner, self._groups, self._queue, shop, runtime.background
+        )
         for job in service.state.jobs.values():
             self._enqueue(job, job.tasks)
         self._kept = KeptAdapters(folder, self._groups, service.state.jobs)

@@ -52,13 +52,16 @@ class Trainer(FakeTrainer):
         self.asked.append(wanted.lessons[0].task)
         self.open += 1
         self.most = max(self.most, self.open)
-        if self.tokens_per_second:
-            tokens = sum(len(lesson.tokens) for lesson in wanted.lessons)
-            self.seconds_per_step = tokens / self.tokens_per_second / len(wanted.lessons)
         try:
             return await super().train(wanted, progress)
         finally:
             self.open -= 1
+
+    def step_seconds(self, wanted: TrainRequest) -> float:
+        if not self.tokens_per_second:
+            return super().step_seconds(wanted)
+        tokens = sum(len(lesson.tokens) for lesson in wanted.lessons)
+        return tokens / self.tokens_per_second / len(wanted.lessons)
 
 
 @dataclass

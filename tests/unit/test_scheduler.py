@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 import pytest
@@ -10,7 +11,7 @@ from support import virtual
 from support.small import task, task_set
 from support.works import FEW, Build, Deliver, Trainer, Works, same
 
-from arcd.arc.tasks import TaskSet
+from arcd.arc.tasks import TaskSet, load
 from arcd.backends.fake import FakeEngine
 from arcd.backends.protocols import Adapter, Request
 from arcd.config import resolve
@@ -18,10 +19,14 @@ from arcd.jobs import events
 from arcd.jobs.events import Times
 from arcd.jobs.state import Phase
 from arcd.scheduling.budget import SETTLING_S, TIMEOUT_FACTOR
-from arcd.scheduling.fair_queue import Item, Order, makespan, ordered
-from arcd.scheduling.forecast import times, work
+from arcd.scheduling.early_answers import TOLERANCE, early
+from arcd.scheduling.fair_queue import Item, Order, johnson, ordered
+from arcd.scheduling.flow_shop import FlowShop
+from arcd.scheduling.forecast import Rates, times, work
 
 pytestmark = pytest.mark.anyio
+
+DEV100 = Path(__file__).parents[2] / "examples" / "dev100.json"
 
 
 @pytest.fixture
@@ -174,14 +179,16 @@ def mixed() -> TaskSet:
 
 
 @pytest.mark.parametrize("order", ["johnson", "file", "cheapest"])
-async def test_two_lanes_are_as_fast_as_the_arithmetic_of_their_order(
-    build: Build, order: Order
+@pytest.mark.parametrize(("trainings", "lookahead"), [(1, 99), (1, 2), (2, 2), (3, 1)])
+async def test_trainer_and_engine_are_as_fast_as_the_arithmetic_of_their_order(
+    build: Build, order: Order, trainings: int, lookahead: int
 ) -> None:
     works = build(
         mixed(),
-        config=resolve(settings=[*FEW, "lookahead=99"]),
+        config=resolve(settings=[*FEW, f"lookahead={lookahead}"]),
         trainer=Trainer(tokens_per_second=10),
         engine=OneLane,
+        trainings=trainings,
     )
     works.submit(settings=[*FEW, f"order={order}"])
     measured = await works.finish()
@@ -192,8 +199,39 @@ async def test_two_lanes_are_as_fast_as_the_arithmetic_of_their_order(
         longest[found.task] = max(longest[found.task], found.length)
     begun = works.names(events.Started)
     actual = [Times(trained[name], longest[name] * works.seconds_per_token) for name in begun]
-    assert measured == pytest.approx(makespan(actual))
+    shop = FlowShop(trainings, trainings + lookahead)
+    assert measured == pytest.approx(shop.makespan(actual))
     expected = [
         Item(1, each.id, times(work(each, resolve(settings=FEW)))) for each in works.tasks.tasks
     ]
-    assert begun == [item.task for item in ordered(expected, order)]
+    asked = early(expected, shop) if order == "johnson" else ordered(expected, order)
+    assert begun == [item.task for item in asked]
+
+
+async def test_the_first_answers_of_evaluation_tasks_come_early(build: Build) -> None:
+    """Beside the order of Johnson's rule, with two trainings at once, as on two cores."""
+    rates = Rates(task=0, step=0, token=1 / 400, round=0.01, prompt=0, row=0)
+    chosen = {each.id: each for each in load(f"arc1-eval@{DEV100}").tasks[:40]}
+    config = resolve(settings=FEW)
+    items = [Item(1, name, times(work(each, config), rates)) for name, each in chosen.items()]
+    rule = task_set(*(chosen[item.task] for item in johnson(items)))
+
+    async def first_and_last(order: str) -> tuple[float, float]:
+        works = build(
+            rule,
+            trainer=Trainer(tokens_per_second=1 / rates.token),
+            engine=OneLane,
+            trainings=2,
+            seconds_per_token=rates.round,
+            calibrated=True,
+        )
+        job = works.submit(settings=[*FEW, f"order={order}"])
+        await works.finish()
+        begun = works.records(events.Started, job)[0].at
+        at = [record.at - begun for record in works.records(events.Answered, job)]
+        return at[0], at[-1]
+
+    first, last = await first_and_last("file")
+    early_first, early_last = await first_and_last("johnson")
+    assert early_first < first / 5
+    assert early_last <= TOLERANCE * last
