@@ -29,7 +29,10 @@ class Item:
 
 
 def ordered(items: Iterable[Item], order: Order) -> list[Item]:
-    """The items in this order; equals stay as they are."""
+    """The items in this order; equals stay as they are.
+
+    "johnson" is the rule alone: with short tasks in front it is `early_answers.early`.
+    """
     match order:
         case "file":
             return list(items)
