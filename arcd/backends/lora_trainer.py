@@ -22,9 +22,8 @@ from pathlib import Path
 import anyio
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
-from arcd.backends.lora_adapter import TrainableAdapter
+from arcd.backends.lora_adapter import LoraModel, TrainableAdapter
 from arcd.backends.protocols import WRITING, Adapter, Trained, TrainingStep, TrainRequest
 from arcd.config import TrainConfig
 from arcd.errors import DiskFull, TrainerFailed
@@ -40,23 +39,22 @@ class LoraTrainer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Callable[[TrainConfig], LoraModel],
         base: Path,
         folder: Path,
         device: Device,
-        pad: int,
         ledger: Ledger,
         *,
         cores: Callable[[], int],
     ) -> None:
-        """Train on the resident `model`, which was loaded from the folder `base`.
+        """Train tensors that `model` puts on the resident base, which came from the folder `base`.
 
         `cores` is called before each step: it says how many OpenMP threads the step may have on a
         CPU.
         """
         self._cores = cores
-        self._model, self._device, self._pad, self._ledger = model, device, pad, ledger
-        self._folder = folder
+        self._model, self._device, self._ledger = model, device, ledger
+        self._base, self._folder = base, folder
         self._marker = {"base": fingerprint(base)}
         self._tensors: TrainableAdapter | None = None
         # One thread for all trainings: OpenMP keeps a team of threads for each thread that has ever
@@ -90,21 +88,21 @@ class LoraTrainer:
         with self._ledger.span("trainer", "hand-over"):
             adapter = self._prepared(wanted)
             self._check_room(adapter)
-        with adapter.checkpointing(wanted.frugal or wanted.config.checkpointing):
-            for step in range(steps):
-                handle.check()
-                if self._device.kind == "cpu":
-                    torch.set_num_threads(self._cores())
-                batch = list(wanted.lessons[step * size : (step + 1) * size])
-                lr = wanted.config.lr * learning_rate_factor(wanted.config, step, steps)
-                with self._ledger.span("trainer", "step"):
-                    loss = adapter.step(batch, lr)
-                tokens += sum(len(lesson.tokens) for lesson in batch)
-                rate = tokens / (time.monotonic() - begun)
-                handle.tell(TrainingStep(step + 1, steps, loss, rate))
-                # In fp16 a loss can overflow once and the weights stay as they were.
-                if not math.isfinite(loss) and not adapter.finite:
-                    break
+        recompute = wanted.frugal or wanted.config.checkpointing
+        for step in range(steps):
+            handle.check()
+            if self._device.kind == "cpu":
+                torch.set_num_threads(self._cores())
+            batch = list(wanted.lessons[step * size : (step + 1) * size])
+            lr = wanted.config.lr * learning_rate_factor(wanted.config, step, steps)
+            with self._ledger.span("trainer", "step"):
+                loss = adapter.step(batch, lr, recompute=recompute)
+            tokens += sum(len(lesson.tokens) for lesson in batch)
+            rate = tokens / (time.monotonic() - begun)
+            handle.tell(TrainingStep(step + 1, steps, loss, rate))
+            # In fp16 a loss can overflow once and the weights stay as they were.
+            if not math.isfinite(loss) and not adapter.finite:
+                break
         if not math.isfinite(loss):
             raise TrainerFailed(f"the loss became {loss} in training")
         if not adapter.finite:
@@ -118,10 +116,9 @@ class LoraTrainer:
     def _prepared(self, wanted: TrainRequest) -> TrainableAdapter:
         """The tensors for this configuration, in their state before the first step."""
         if self._tensors is None or not self._tensors.suits(wanted.config):
-            if self._tensors is not None:
-                self._model = self._tensors.remove()
-                self._tensors = None
-            self._tensors = TrainableAdapter(self._model, wanted.config, self._device, self._pad)
+            self._tensors = None  # the memory of the old ones is free for the new
+            model = self._model(wanted.config)
+            self._tensors = TrainableAdapter(model, self._base, wanted.config, self._device)
         self._tensors.reset(wanted.seed, wanted.start or wanted.config.start)
         return self._tensors
 

@@ -19,7 +19,7 @@ from arcd.backends.protocols import Engine, Trainer
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import Config
 from arcd.errors import MissingPackage
-from arcd.model.base_model import Device, load_model, open_encoding, twin
+from arcd.model.base_model import Device, open_encoding
 from arcd.model.encoding import Encoding
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
@@ -92,6 +92,7 @@ async def open_runtime(
     """
     try:
         from arcd.backends.lora_trainer import LoraTrainer
+        from arcd.backends.resident_base import ResidentBase
         from arcd.backends.vllm.engine import vllm_engine
     except ImportError:
         raise MissingPackage from None
@@ -100,15 +101,13 @@ async def open_runtime(
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
         # Before vLLM: while that starts, torch's default dtype is another in all threads.
-        model = await to_thread.run_sync(load_model, base, device)
+        resident = await to_thread.run_sync(ResidentBase, base, device, encoding)
         trainings = _trainings(config.trainings, device)
         split = _CoreSplit(trainings)
 
         def trainer(index: int) -> LoraTrainer:
-            # A trainer puts its adapter's tensors on its model, so each needs a model of its own.
-            own = model if index == 0 else twin(model)
             threads = partial(split.threads, index)
-            return LoraTrainer(own, base, adapters, device, encoding.pad, ledger, cores=threads)
+            return LoraTrainer(resident.lora, base, adapters, device, ledger, cores=threads)
 
         split.pool = pool = TrainerPool([trainer(index) for index in range(trainings)])
         async with vllm_engine(

@@ -19,6 +19,7 @@ from peft import PeftModel
 from arcd.arc.tasks import load
 from arcd.backends.lora_trainer import LoraTrainer
 from arcd.backends.protocols import Completion, Trained, TrainRequest
+from arcd.backends.resident_base import ResidentBase
 from arcd.backends.vllm.engine import vllm_engine
 from arcd.config import Config, resolve
 from arcd.model.base_model import Device, DTypeName, bundled, load_model, open_encoding
@@ -41,8 +42,8 @@ def config() -> Config:
 
 async def train(folder: Path, device: Device) -> Trained:
     encoding = open_encoding(bundled(), "auto")
-    model = load_model(bundled(), device)
-    trainer = LoraTrainer(model, bundled(), folder, device, encoding.pad, Ledger(), cores=lambda: 1)
+    resident = ResidentBase(bundled(), device, encoding)
+    trainer = LoraTrainer(resident.lora, bundled(), folder, device, Ledger(), cores=lambda: 1)
     lessons = build_lessons([TASK], config(), encoding, 4096)
     assert not isinstance(lessons, TooLong)
     request = TrainRequest(lessons, config().train, seed=1, serial=0)

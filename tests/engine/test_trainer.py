@@ -26,10 +26,12 @@ from arcd.arc.tasks import load
 from arcd.backends.lora_adapter import TrainableAdapter
 from arcd.backends.lora_trainer import LoraTrainer, TrainingHandle, learning_rate_factor
 from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
+from arcd.backends.resident_base import ResidentBase
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import TrainConfig, resolve
 from arcd.errors import DiskFull, OutOfMemory, StoreFailed, TrainerFailed
-from arcd.model.base_model import Device, load_model, open_encoding
+from arcd.model.base_model import Device, open_encoding
+from arcd.model.encoding import CellEncoding
 from arcd.model.lessons import build_lessons
 from arcd.model.prompts import Lesson, TooLong
 from arcd.pretrain.cell_model import CellModel
@@ -50,7 +52,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trainer(base: Path, folder: Path) -> LoraTrainer:
-    return LoraTrainer(load_model(base, DEVICE), base, folder, DEVICE, 0, Ledger(), cores=lambda: 1)
+    resident = ResidentBase(base, DEVICE, CellEncoding())
+    return LoraTrainer(resident.lora, base, folder, DEVICE, Ledger(), cores=lambda: 1)
+
+
+def frozen(resident: ResidentBase) -> "list[torch.Tensor]":
+    """All weights of the base."""
+    assert resident._frozen is not None
+    weights = resident._frozen.weights
+    return [weights.embedding, weights.unembedding, weights.final_norm] + [
+        tensor
+        for layer in weights.layers
+        for tensor in (layer.attention_norm, layer.mlp_norm, *(s.weight for s in layer.stacks))
+    ]
 
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -113,9 +127,11 @@ def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     threads: list[int] = []
     step = TrainableAdapter.step
 
-    def counted(self: TrainableAdapter, batch: Sequence[Lesson], lr: float) -> float:
+    def counted(
+        self: TrainableAdapter, batch: Sequence[Lesson], lr: float, *, recompute: bool
+    ) -> float:
         threads.append(threading.get_ident())
-        return step(self, batch, lr)
+        return step(self, batch, lr, recompute=recompute)
 
     monkeypatch.setattr(TrainableAdapter, "step", counted)
     return threads
@@ -152,8 +168,10 @@ async def test_a_training_that_computes_no_numbers_leaves_no_adapter(
     steps: list[TrainingStep] = []
     loss = TrainableAdapter._loss
 
-    def broken(self: TrainableAdapter, batch: Sequence[Lesson]) -> "torch.Tensor":
-        found = loss(self, batch)
+    def broken(
+        self: TrainableAdapter, batch: Sequence[Lesson], *, recompute: bool
+    ) -> "torch.Tensor":
+        found = loss(self, batch, recompute=recompute)
         return wrong(found) if len(steps) == 2 else found
 
     used = trainer(base, tmp_path)
@@ -214,13 +232,13 @@ async def test_another_seed_gives_another_adapter(base: Path, tmp_path: Path) ->
 
 
 async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path) -> None:
-    model = load_model(base, DEVICE)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    used = LoraTrainer(model, base, tmp_path, DEVICE, 0, Ledger(), cores=lambda: 1)
+    resident = ResidentBase(base, DEVICE, CellEncoding())
+    before = [tensor.clone() for tensor in frozen(resident)]
+    used = LoraTrainer(resident.lora, base, tmp_path, DEVICE, Ledger(), cores=lambda: 1)
     await used.train(wanted(base), ignore)
     await used.train(wanted(base, serial=1, rank=16), ignore)
-    after = {name.replace(".base_layer", ""): v for name, v in model.state_dict().items()}
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert len(before) == 3 + 2 * (2 + 4)
+    assert all(map(torch.equal, before, frozen(resident)))
 
 
 async def test_recomputing_activations_changes_nothing_but_the_time(
@@ -289,10 +307,12 @@ async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
     may_go_on = threading.Semaphore(1)
     step = TrainableAdapter.step
 
-    def patient(self: TrainableAdapter, batch: Sequence[Lesson], lr: float) -> float:
+    def patient(
+        self: TrainableAdapter, batch: Sequence[Lesson], lr: float, *, recompute: bool
+    ) -> float:
         may_go_on.acquire(timeout=5)
         made.append(len(made) + 1)
-        return step(self, batch, lr)
+        return step(self, batch, lr, recompute=recompute)
 
     loop = asyncio.get_running_loop()
 
@@ -416,7 +436,8 @@ async def test_a_step_that_failed_leaves_no_scaler_that_refuses_the_next(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = Device("cpu", "float16")
-    used = LoraTrainer(load_model(base, half), base, tmp_path, half, 0, Ledger(), cores=lambda: 1)
+    resident = ResidentBase(base, half, CellEncoding())
+    used = LoraTrainer(resident.lora, base, tmp_path, half, Ledger(), cores=lambda: 1)
     with monkeypatch.context() as patched:
         patched.setattr(torch.optim.AdamW, "step", _full)
         with pytest.raises(OutOfMemory):

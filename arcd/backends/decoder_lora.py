@@ -1,0 +1,111 @@
+"""LoRA on arcd's own decoder: the tensors in training, and their loss.
+
+The frozen weights are shared by all trainers. Knows nothing of optimizers or of threads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from arcd.config import TrainConfig
+from arcd.decoder import layers
+from arcd.decoder.answers import Head
+from arcd.decoder.elementwise import Elementwise
+from arcd.decoder.folder import LayerWeights, Stack, Weights
+from arcd.decoder.layers import Layer
+from arcd.decoder.lora import Adapted, Factors
+from arcd.decoder.row import in_a_row
+from arcd.model.prompts import Lesson
+
+MODULES = ("self_attn", "self_attn", "mlp", "mlp")
+"""The part of a layer in which each of `LayerWeights.stacks` stands, as PEFT names it."""
+
+
+@dataclass(frozen=True)
+class FrozenBase:
+    """What all adapters in training share."""
+
+    weights: Weights
+    head: Head
+    pad: int
+    elementwise: Callable[[], Elementwise]
+    """Asked before each step."""
+
+
+class DecoderLora:
+    """A `LoraModel` on arcd's own decoder."""
+
+    def __init__(self, base: FrozenBase, config: TrainConfig) -> None:
+        """Make the tensors, on the device of the base."""
+        self._base, self._config = base, config
+        self.tensors: dict[str, Tensor] = {}
+        self._layers = [
+            self._layer(weights, f"base_model.model.model.layers.{index}.")
+            for index, weights in enumerate(base.weights.layers)
+        ]
+
+    def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
+        """See `LoraModel.loss`."""
+        base, weights = self._base, self._base.weights
+        row = in_a_row(lessons, base.pad, str(weights.embedding.device))
+        cosine, sine = weights.rotary(max(end - begin for begin, end in row.spans))
+        states = layers.run(
+            F.embedding(row.tokens, weights.embedding),
+            row,
+            self._layers,
+            weights.shape,
+            cosine[row.places],
+            sine[row.places],
+            weights.final_norm,
+            base.elementwise(),
+            recompute=recompute,
+        )
+        return -base.head(states, row.targets).mean()
+
+    def _layer(self, weights: LayerWeights, prefix: str) -> Layer:
+        qkv, output, gate_up, down = (
+            self._adapted(stack, f"{prefix}{module}.")
+            for stack, module in zip(weights.stacks, MODULES, strict=True)
+        )
+        return Layer(
+            weights.attention_norm,
+            qkv,
+            output,
+            weights.mlp_norm,
+            gate_up,
+            down,
+            weights.q_norm,
+            weights.k_norm,
+        )
+
+    def _adapted(self, stack: Stack, prefix: str) -> Adapted:
+        config = self._config
+        return Adapted(
+            stack.weight,
+            stack.bias,
+            tuple(self._factors(stack, prefix)),
+            config.alpha / (config.rank**0.5 if config.rslora else config.rank),
+            config.dropout,
+        )
+
+    def _factors(self, stack: Stack, prefix: str) -> Iterator[Factors]:
+        for name, (begin, end) in stack.outputs.items():
+            if name in self._config.target_modules:
+                rank = self._config.rank
+                a, b = (rank, stack.weight.shape[1]), (end - begin, rank)
+                yield Factors(
+                    begin,
+                    end,
+                    *(
+                        self._tensor(f"{prefix}{name}.lora_{letter}.weight", shape)
+                        for letter, shape in (("A", a), ("B", b))
+                    ),
+                )
+
+    def _tensor(self, name: str, shape: tuple[int, int]) -> Tensor:
+        made = torch.zeros(shape, device=self._base.weights.embedding.device, requires_grad=True)
+        self.tensors[name] = made
+        return made

@@ -1,0 +1,190 @@
+"""A Hugging Face folder of the Llama family, read into the weights of a decoder.
+
+The config tells the architecture; the weights are read from the safetensors files and stacked as
+the layers want them. What the decoder does not have is a reason, not an error: then transformers
+trains the model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from arcd.decoder.layers import Shape
+from arcd.errors import BadBase
+
+FAMILY = ("llama", "qwen2", "qwen3")
+
+ROTARY = ("default", "linear", "llama3", "yarn")
+"""Rotary positions whose frequencies do not depend on the length of a prompt."""
+
+QKV = ("q_proj", "k_proj", "v_proj")
+GATE_UP = ("gate_proj", "up_proj")
+
+LINEARS = (*QKV, "o_proj", *GATE_UP, "down_proj")
+"""The linear layers in a decoder layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Linear layers that read the same input: their weights stacked, and where each begins."""
+
+    weight: Tensor
+    """(out, in)."""
+    bias: Tensor | None
+    outputs: dict[str, tuple[int, int]]
+    """The outputs of each layer by its name: from, and to the one after the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The frozen weights of a layer."""
+
+    attention_norm: Tensor
+    qkv: Stack
+    output: Stack
+    mlp_norm: Tensor
+    gate_up: Stack
+    down: Stack
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """All linear layers, stacked, in the order of `LINEARS`."""
+        return self.qkv, self.output, self.gate_up, self.down
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A frozen decoder."""
+
+    shape: Shape
+    embedding: Tensor
+    """(vocabulary, width)."""
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor
+    unembedding: Tensor
+    """(vocabulary, width); the embedding itself where the two are tied."""
+    rotary: "Rotary"
+
+
+def unsupported(folder: Path) -> str | None:
+    """Why the decoder cannot hold this model; None if it can. Raises BadBase without a config."""
+    config = _config(folder)
+    rotary = config.rope_parameters if config.model_type in FAMILY else {}
+    if config.model_type not in FAMILY:
+        return f"its architecture is {config.model_type}"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    if rotary["rope_type"] not in ROTARY or rotary.get("partial_rotary_factor", 1) != 1:
+        return f"its rotary positions are {rotary['rope_type']}"
+    if getattr(config, "use_sliding_window", False):
+        return "its attention has a sliding window"
+    if getattr(config, "quantization_config", None):
+        return "its weights are quantised"
+    return None
+
+
+def read(folder: Path, dtype: torch.dtype, device: str) -> Weights:
+    """The weights of a supported model on a device. Raises BadBase if any is missing."""
+    config = _config(folder)
+    found = _Tensors(folder, dtype, device)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = Shape(config.num_attention_heads, config.num_key_value_heads, size, config.rms_norm_eps)
+    embedding = found["model.embed_tokens.weight"]
+    layers = range(config.num_hidden_layers)
+    return Weights(
+        shape,
+        embedding,
+        tuple(_layer(found, f"model.layers.{index}.") for index in layers),
+        found["model.norm.weight"],
+        embedding if config.tie_word_embeddings else found["lm_head.weight"],
+        Rotary(config, dtype, device),
+    )
+
+
+def _config(folder: Path) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadBase(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    return config
+
+
+class _Tensors:
+    """The tensors of a folder by name."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: str) -> None:
+        self._folder, self._dtype, self._device = folder, dtype, device
+        self._where: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            try:
+                with safe_open(file, "pt") as opened:
+                    self._where.update(dict.fromkeys(opened.keys(), file))
+            except (OSError, SafetensorError) as error:
+                raise BadBase(f"{file}: not a safetensors file: {error}") from None
+
+    def get(self, name: str) -> Tensor | None:
+        """The tensor of this name, if there is one."""
+        return self[name] if name in self._where else None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._where:
+            raise BadBase(f"{self._folder}: cannot be loaded: {name} is missing")
+        with safe_open(self._where[name], "pt") as opened:
+            # A copy: the file may be replaced while its memory is in use.
+            tensor: Tensor = opened.get_tensor(name).to(self._device, self._dtype, copy=True)
+            return tensor
+
+
+def _layer(found: _Tensors, prefix: str) -> LayerWeights:
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    norms = [f"{attention}{name}.weight" for name in ("q_norm", "k_norm")]
+    q_norm, k_norm = (found.get(name) for name in norms)
+    return LayerWeights(
+        found[f"{prefix}input_layernorm.weight"],
+        _stack(found, attention, QKV),
+        _stack(found, attention, ("o_proj",)),
+        found[f"{prefix}post_attention_layernorm.weight"],
+        _stack(found, mlp, GATE_UP),
+        _stack(found, mlp, ("down_proj",)),
+        q_norm,
+        k_norm,
+    )
+
+
+def _stack(found: _Tensors, prefix: str, names: tuple[str, ...]) -> Stack:
+    weights = [found[f"{prefix}{name}.weight"] for name in names]
+    biases = [bias for name in names if (bias := found.get(f"{prefix}{name}.bias")) is not None]
+    if biases and len(biases) < len(names):
+        raise BadBase(f"{prefix}: a bias for some of {', '.join(names)}")
+    outputs, begin = {}, 0
+    for name, weight in zip(names, weights, strict=True):
+        outputs[name] = begin, begin + len(weight)
+        begin += len(weight)
+    return Stack(torch.cat(weights), torch.cat(biases) if biases else None, outputs)
+
+
+class Rotary:
+    """Cosines and sines of the places in a lesson, as transformers computes them."""
+
+    def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: str) -> None:
+        self._rotary, self._like = LlamaRotaryEmbedding(config), torch.empty(0, dtype=dtype)
+        self._device = device
+        self._table = self._of(config.max_position_embeddings)
+
+    def __call__(self, places: int) -> tuple[Tensor, Tensor]:
+        """Of this many places or more: each (places, head size / 2)."""
+        if len(self._table[0]) < places:
+            self._table = self._of(places)
+        return self._table
+
+    def _of(self, places: int) -> tuple[Tensor, Tensor]:
+        both = self._rotary(self._like, torch.arange(places)[None])
+        cosine, sine = (x[0, :, : x.shape[-1] // 2].to(self._device, copy=True) for x in both)
+        return cosine, sine
