@@ -1,0 +1,127 @@
+"""What the baseline of `arcd bench` asks of vLLM, told with a stand-in for vLLM."""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from arcd.arc.views import PLAIN_COLOURS, View
+from arcd.backends.protocols import Adapter, Completion, Request
+from arcd.backends.stock.sampling import StockEngine
+from arcd.backends.vllm import plugin
+from arcd.config import EngineConfig
+from arcd.model.prompts import Question
+
+END = 2
+
+
+@dataclass
+class Made:
+    """All that was asked of vLLM."""
+
+    started: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    plugged: list[str | None] = field(default_factory=list)
+
+
+def place(token: int, logprob: float) -> dict[int, Any]:
+    return {token: SimpleNamespace(logprob=logprob)}
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A vLLM that answers every prompt with 7 and END, and gives a prompt's tokens -0.25 each."""
+    made = Made()
+
+    class LLM:
+        def __init__(self, **arguments: Any) -> None:
+            made.started.append(arguments)
+            made.plugged.append(plugin.plugin())
+
+        def generate(
+            self, prompts: Any, parameters: Any, *, lora_request: Any, use_tqdm: bool
+        ) -> Any:
+            made.calls.append((prompts, parameters, lora_request))
+            answer = SimpleNamespace(
+                token_ids=[7, END], logprobs=[place(7, -1), place(END, -2)], finish_reason="stop"
+            )
+            return [
+                SimpleNamespace(
+                    outputs=[answer],
+                    prompt_logprobs=[place(token, -0.25) for token in prompt["prompt_token_ids"]],
+                )
+                for prompt in prompts
+            ]
+
+    vllm, lora = ModuleType("vllm"), ModuleType("vllm.lora")
+    request: Any = ModuleType("vllm.lora.request")
+    vllm.__dict__.update(LLM=LLM, SamplingParams=SimpleNamespace)
+    request.LoRARequest = lambda *arguments: arguments
+    for name, module in (("vllm", vllm), ("vllm.lora", lora), ("vllm.lora.request", request)):
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in [*os.environ]:
+        if name.startswith("VLLM_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    return made
+
+
+def opened(adapter: Adapter | None) -> StockEngine:
+    return StockEngine(
+        Path("base"),
+        adapter,
+        answer_tokens=(END, 7),
+        end=END,
+        config=EngineConfig(cpu_cache_gib=3),
+        rank=16,
+        dtype="bfloat16",
+    )
+
+
+def ask(sample: int, answer: tuple[int, ...] | None = None) -> Request:
+    view = View(False, 0, PLAIN_COLOURS, (0,))
+    question = Question("t", 0, view, (0,), (1, 5, 6), 40)
+    return Request(question, sample, seed=sample, answer=answer)
+
+
+@pytest.mark.anyio
+async def test_all_requests_are_one_batch_with_one_adapter(made: Made) -> None:
+    adapter = Adapter(0, Path("folder"))
+    found: list[Completion] = []
+    await opened(adapter).sample([ask(0), ask(1)], adapter, found.append)
+    ((prompts, parameters, lora),) = made.calls
+    assert prompts == [{"prompt_token_ids": [1, 5, 6]}] * 2
+    assert lora == ("adapter-0", 1, "folder")
+    assert [each.max_tokens for each in parameters] == [40, 40]
+    assert {tuple(each.allowed_token_ids) for each in parameters} == {(END, 7)}
+    assert [(c.request.sample, c.tokens, c.logprobs, c.finish) for c in found] == [
+        (0, (7, END), (-1, -2), "stop"),
+        (1, (7, END), (-1, -2), "stop"),
+    ]
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_is_given_is_read_with_the_prompt(made: Made) -> None:
+    found: list[Completion] = []
+    await opened(None).sample([ask(0, answer=(7, 7, END))], None, found.append)
+    ((prompts, parameters, lora),) = made.calls
+    assert prompts == [{"prompt_token_ids": [1, 5, 6, 7, 7, END]}]
+    assert (parameters[0].max_tokens, parameters[0].prompt_logprobs, lora) == (1, 0, None)
+    assert (found[0].tokens, found[0].logprobs) == ((7, 7, END), (-0.25,) * 3)
+
+
+def test_vllm_applies_adapters_in_its_own_way(made: Made) -> None:
+    os.environ[plugin.WANTED] = "1"
+    opened(Adapter(0, Path("folder")))
+    assert made.plugged == [None]
+    assert made.started[0]["max_lora_rank"] == 16
+
+
+def test_without_an_adapter_vllm_is_started_without(made: Made) -> None:
+    opened(None)
+    assert "enable_lora" not in made.started[0]
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "3"
