@@ -6,6 +6,7 @@ and their first steps are not counted. On a CPU everybody has one thread, as eac
 trainings has while all cores are busy. The last line is the measurement as JSON.
 """
 
+import itertools
 import json
 import sys
 import tempfile
@@ -74,22 +75,24 @@ async def measure(wanted: Wanted) -> Speeds:
     chosen = quartiles(taught)
     with tempfile.TemporaryDirectory(prefix="arcd-bench-") as folder:
         trainers = open_trainers(wanted.base, device, encoding.pad, Path(folder))
-        found = []
+        found, serials = [], itertools.count()
         for name, lessons in chosen.items():
             rates = {
                 label: _peft_rate(wanted.base, config, device, encoding, lessons, labelled_only=few)
                 for label, few in ((PEFT, False), (PEFT_LABELLED, True))
             }
             for mode, trainer in trainers.items():
-                rates[mode] = await trainer_rate(trainer, config, lessons)
+                rates[mode] = await trainer_rate(trainer, config, lessons, next(serials))
             found.append(LessonSpeed(name, fmean(lessons.lengths), rates))
     return Speeds(THREADS, tuple(found))
 
 
-async def trainer_rate(trainer: SingleTrainer, config: Config, lessons: Lessons) -> float:
-    """Tokens a second of arcd's trainer."""
+async def trainer_rate(
+    trainer: SingleTrainer, config: Config, lessons: Lessons, serial: int
+) -> float:
+    """Tokens a second of arcd's trainer; `serial` is the number of the adapter."""
     ends: list[float] = []
-    request = TrainRequest(lessons, config.train, config.seed, len(lessons))
+    request = TrainRequest(lessons, config.train, config.seed, serial)
     await trainer.train(request, lambda _: ends.append(time.monotonic()))
     return rate(lessons.lengths, config.train.batch_size, ends)
 

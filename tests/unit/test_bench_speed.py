@@ -75,5 +75,5 @@ async def test_a_trainer_is_timed_by_its_own_steps(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench_speed, "time", clock)
     lessons = taught("t", 3)
     tokens = sum(lessons.lengths[2 * WARM_STEPS :])
-    found = await trainer_rate(SteadyTrainer(clock), CONFIG, lessons)
+    found = await trainer_rate(SteadyTrainer(clock), CONFIG, lessons, serial=0)
     assert found == pytest.approx(tokens / (0.5 * TIMED_STEPS))
