@@ -60,8 +60,8 @@ def bench_table(found: Mapping[str, Any]) -> Group:
     """A bench as `Comparison.to_json` gives it: the three ways, training alone, shares."""
     title = f"{found['tasks']} tasks on {found['cores']} cores, seconds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("", "wall", "to first answer", "training", "sampling", "times as long"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    for heading in ("", "\nwall", "first\nanswer", "\ntraining", "\nsampling", "times\nas long"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     names = {"cold": "separate processes", "resident": "arcd, one at a time", "arcd": "arcd"}
     for kind, name in names.items():
         run, steps = found[kind], found[kind]["steps"]

@@ -166,7 +166,7 @@ def test_the_figures_are_json_and_hold_all_keys_of_0_1_0() -> None:
 
 
 def test_the_table_shows_the_three_ways_and_training_alone() -> None:
-    console = Console(width=100, record=True)
+    console = Console(width=80, record=True)
     console.print(bench_table(Comparison(3, 2, (FOUND,)).to_json()))
     text = console.export_text()
     rows = [line.split() for line in text.splitlines()]
