@@ -108,7 +108,7 @@ def sample(part: Part) -> float:
         end=encoding.end,
         config=config.engine,
         rank=config.train.rank,
-        dtype=device.dtype,
+        device=device,
     )
     begun = time.monotonic()
     anyio.run(engine.sample, requests, adapter, deliver)

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -14,6 +14,7 @@ from arcd.backends.protocols import Adapter, Completion, Request
 from arcd.backends.stock.sampling import StockEngine
 from arcd.backends.vllm import plugin
 from arcd.config import EngineConfig
+from arcd.model.base_model import Device
 from arcd.model.prompts import Question
 
 END = 2
@@ -63,14 +64,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     request.LoRARequest = lambda *arguments: arguments
     for name, module in (("vllm", vllm), ("vllm.lora", lora), ("vllm.lora.request", request)):
         monkeypatch.setitem(sys.modules, name, module)
-    for name in [*os.environ]:
-        if name.startswith("VLLM_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "environ", {})
     return made
 
 
-def opened(adapter: Adapter | None) -> StockEngine:
+def opened(adapter: Adapter | None, kind: Literal["cpu", "cuda"] = "cpu") -> StockEngine:
     return StockEngine(
         Path("base"),
         adapter,
@@ -78,7 +76,7 @@ def opened(adapter: Adapter | None) -> StockEngine:
         end=END,
         config=EngineConfig(cpu_cache_gib=3),
         rank=16,
-        dtype="bfloat16",
+        device=Device(kind, "bfloat16"),
     )
 
 
@@ -125,3 +123,12 @@ def test_without_an_adapter_vllm_is_started_without(made: Made) -> None:
     opened(None)
     assert "enable_lora" not in made.started[0]
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "3"
+
+
+def test_only_a_gpu_compiles_and_captures_graphs(made: Made) -> None:
+    """Without compilation vLLM refuses to start unless it is told to be eager."""
+    opened(None, "cuda")
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
+    opened(None, "cpu")
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
+    assert [each["enforce_eager"] for each in made.started] == [False, True]

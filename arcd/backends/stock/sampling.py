@@ -2,7 +2,8 @@
 
 All requests are one batch, the adapter is a `LoRARequest`. vLLM applies adapters in its own way,
 not by arcd's plugin. Other settings are vLLM's, but for those that make the answers the ones that
-arcd asks for, the memory, and two that make vLLM faster than it comes: see `ENVIRONMENT`.
+arcd asks for, the memory, and two that make vLLM faster than it comes: see `ENVIRONMENT` and
+`CPU_ENVIRONMENT`.
 """
 
 import os
@@ -13,18 +14,23 @@ from typing import Any
 from arcd.backends.protocols import Adapter, Completion, EngineUsage, Request
 from arcd.backends.vllm import plugin
 from arcd.config import EngineConfig
+from arcd.model.base_model import Device
 
 ENVIRONMENT = {
     # The engine in this process: in one of its own, as it comes, each start takes 10 to 17 s more.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # Else vLLM compiles a small function at its first step: seconds for each process, and an error
-    # on a machine without a C++ compiler.
-    "TORCHDYNAMO_DISABLE": "1",
     # The newer runner takes at most 1024 allowed tokens; a cell encoding has 9002.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 """What is set before vLLM is imported."""
+
+CPU_ENVIRONMENT = {
+    # Else vLLM compiles a small function at its first step: seconds for each process, and an error
+    # on a machine without a C++ compiler.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+"""The same on a CPU alone. There vLLM compiles no other function of a model with adapters."""
 
 
 class StockEngine:
@@ -41,10 +47,12 @@ class StockEngine:
         end: int,
         config: EngineConfig,
         rank: int,
-        dtype: str,
+        device: Device,
     ) -> None:
         """Start vLLM on the base, with room for the adapter; the process is vLLM's alone."""
-        os.environ |= ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": str(config.cpu_cache_gib)}
+        on_cpu = device.kind == "cpu"
+        os.environ |= ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {})
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_cache_gib)
         os.environ.pop(plugin.WANTED, None)
         from vllm import LLM
 
@@ -53,7 +61,8 @@ class StockEngine:
         lora = {"enable_lora": True, "max_lora_rank": rank} if adapter else {}
         self._llm = LLM(
             model=str(base),
-            dtype=dtype,
+            dtype=device.dtype,
+            enforce_eager=on_cpu,
             max_model_len=config.max_model_len,
             skip_tokenizer_init=True,  # a base of cells has no tokenizer
             generation_config="vllm",  # not the folder's: it could add tokens that end an answer
