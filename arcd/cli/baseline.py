@@ -30,7 +30,7 @@ from arcd.system.seeds import seed_of
 
 
 class Part(BaseModel):
-    """What a process is to do; the first leaves the adapter for the second in `folder`."""
+    """What a process is to do; the first leaves a model for the second in `folder`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,7 +43,7 @@ class Part(BaseModel):
 
     @property
     def adapter(self) -> Adapter:
-        """Where the adapter is put; it is not there if no lesson fits."""
+        """Where the base with the adapter merged is put; it is not there if no lesson fits."""
         return Adapter.under(self.folder, 0)
 
     def steps_file(self, verb: str) -> Path:
@@ -57,7 +57,7 @@ class Part(BaseModel):
 
 
 def train(part: Part) -> float:
-    """Leave the task's adapter in the folder; returns the seconds of its steps."""
+    """Leave the task's model in the folder; returns the seconds of its steps."""
     from arcd.backends.stock.training import PeftTraining
 
     task, wanted = part.opened(), part.config.train
@@ -82,7 +82,7 @@ def train(part: Part) -> float:
     for batch in batches:
         training.step(list(batch))
     seconds = time.monotonic() - begun
-    training.save(part.adapter.path)
+    training.save_merged(part.adapter.path)
     return seconds
 
 
@@ -102,12 +102,10 @@ def sample(part: Part) -> float:
         candidates.append(to_candidate(completion, adapter, encoding))
 
     engine = StockEngine(
-        part.base,
-        adapter,
+        adapter.path if adapter else part.base,
         answer_tokens=encoding.answer_tokens,
         end=encoding.end,
         config=config.engine,
-        rank=config.train.rank,
         device=device,
     )
     begun = time.monotonic()

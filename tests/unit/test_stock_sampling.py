@@ -43,10 +43,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
             made.started.append(arguments)
             made.plugged.append(plugin.plugin())
 
-        def generate(
-            self, prompts: Any, parameters: Any, *, lora_request: Any, use_tqdm: bool
-        ) -> Any:
-            made.calls.append((prompts, parameters, lora_request))
+        def generate(self, prompts: Any, parameters: Any, *, use_tqdm: bool) -> Any:
+            made.calls.append((prompts, parameters))
             answer = SimpleNamespace(
                 token_ids=[7, END], logprobs=[place(7, -1), place(END, -2)], finish_reason="stop"
             )
@@ -58,24 +56,19 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
                 for prompt in prompts
             ]
 
-    vllm, lora = ModuleType("vllm"), ModuleType("vllm.lora")
-    request: Any = ModuleType("vllm.lora.request")
+    vllm = ModuleType("vllm")
     vllm.__dict__.update(LLM=LLM, SamplingParams=SimpleNamespace)
-    request.LoRARequest = lambda *arguments: arguments
-    for name, module in (("vllm", vllm), ("vllm.lora", lora), ("vllm.lora.request", request)):
-        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setattr(os, "environ", {})
     return made
 
 
-def opened(adapter: Adapter | None, kind: Literal["cpu", "cuda"] = "cpu") -> StockEngine:
+def opened(kind: Literal["cpu", "cuda"] = "cpu") -> StockEngine:
     return StockEngine(
-        Path("base"),
-        adapter,
+        Path("model"),
         answer_tokens=(END, 7),
         end=END,
         config=EngineConfig(cpu_cache_gib=3),
-        rank=16,
         device=Device(kind, "bfloat16"),
     )
 
@@ -87,13 +80,12 @@ def ask(sample: int, answer: tuple[int, ...] | None = None) -> Request:
 
 
 @pytest.mark.anyio
-async def test_all_requests_are_one_batch_with_one_adapter(made: Made) -> None:
-    adapter = Adapter(0, Path("folder"))
+async def test_all_requests_are_one_batch_of_the_model(made: Made) -> None:
+    adapter = Adapter(0, Path("model"))
     found: list[Completion] = []
-    await opened(adapter).sample([ask(0), ask(1)], adapter, found.append)
-    ((prompts, parameters, lora),) = made.calls
+    await opened().sample([ask(0), ask(1)], adapter, found.append)
+    ((prompts, parameters),) = made.calls
     assert prompts == [{"prompt_token_ids": [1, 5, 6]}] * 2
-    assert lora == ("adapter-0", 1, "folder")
     assert [each.max_tokens for each in parameters] == [40, 40]
     assert {tuple(each.allowed_token_ids) for each in parameters} == {(END, 7)}
     assert [(c.request.sample, c.tokens, c.logprobs, c.finish) for c in found] == [
@@ -105,30 +97,25 @@ async def test_all_requests_are_one_batch_with_one_adapter(made: Made) -> None:
 @pytest.mark.anyio
 async def test_an_answer_that_is_given_is_read_with_the_prompt(made: Made) -> None:
     found: list[Completion] = []
-    await opened(None).sample([ask(0, answer=(7, 7, END))], None, found.append)
-    ((prompts, parameters, lora),) = made.calls
+    await opened().sample([ask(0, answer=(7, 7, END))], None, found.append)
+    ((prompts, parameters),) = made.calls
     assert prompts == [{"prompt_token_ids": [1, 5, 6, 7, 7, END]}]
-    assert (parameters[0].max_tokens, parameters[0].prompt_logprobs, lora) == (1, 0, None)
+    assert (parameters[0].max_tokens, parameters[0].prompt_logprobs) == (1, 0)
     assert (found[0].tokens, found[0].logprobs) == ((7, 7, END), (-0.25,) * 3)
 
 
-def test_vllm_applies_adapters_in_its_own_way(made: Made) -> None:
+def test_arcds_plugin_is_off(made: Made) -> None:
     os.environ[plugin.WANTED] = "1"
-    opened(Adapter(0, Path("folder")))
+    opened()
     assert made.plugged == [None]
-    assert made.started[0]["max_lora_rank"] == 16
-
-
-def test_without_an_adapter_vllm_is_started_without(made: Made) -> None:
-    opened(None)
-    assert "enable_lora" not in made.started[0]
+    assert made.started[0]["model"] == "model"
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "3"
 
 
 def test_only_a_gpu_compiles_and_captures_graphs(made: Made) -> None:
     """Without compilation vLLM refuses to start unless it is told to be eager."""
-    opened(None, "cuda")
+    opened("cuda")
     assert "TORCHDYNAMO_DISABLE" not in os.environ
-    opened(None, "cpu")
+    opened("cpu")
     assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
     assert [each["enforce_eager"] for each in made.started] == [False, True]

@@ -1,9 +1,9 @@
 """Answers sampled with vLLM's `LLM.generate`, as most public scripts do it.
 
-All requests are one batch, the adapter is a `LoRARequest`. vLLM applies adapters in its own way,
-not by arcd's plugin. Other settings are vLLM's, but for those that make the answers the ones that
-arcd asks for, the memory, and two that make vLLM faster than it comes: see `ENVIRONMENT` and
-`CPU_ENVIRONMENT`.
+All requests are one batch. The adapter was merged into the model: a `LoRARequest` in vLLM's own way
+takes up to ten times as long on a CPU. arcd's plugin is off. Other settings are vLLM's, but for
+those that make the answers the ones that arcd asks for, the memory, and two that make vLLM faster
+than it comes: see `ENVIRONMENT` and `CPU_ENVIRONMENT`.
 """
 
 import os
@@ -30,7 +30,7 @@ CPU_ENVIRONMENT = {
     # on a machine without a C++ compiler.
     "TORCHDYNAMO_DISABLE": "1",
 }
-"""The same on a CPU alone. There vLLM compiles no other function of a model with adapters."""
+"""The same on a CPU alone, where vLLM is told to be eager."""
 
 
 class StockEngine:
@@ -40,16 +40,14 @@ class StockEngine:
 
     def __init__(
         self,
-        base: Path,
-        adapter: Adapter | None,
+        model: Path,
         *,
         answer_tokens: Sequence[int],
         end: int,
         config: EngineConfig,
-        rank: int,
         device: Device,
     ) -> None:
-        """Start vLLM on the base, with room for the adapter; the process is vLLM's alone."""
+        """Start vLLM on the folder of a model; the process is vLLM's alone."""
         on_cpu = device.kind == "cpu"
         os.environ |= ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {})
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_cache_gib)
@@ -58,15 +56,13 @@ class StockEngine:
 
         self.steps = 0
         self._answer_tokens, self._end = list(answer_tokens), end
-        lora = {"enable_lora": True, "max_lora_rank": rank} if adapter else {}
         self._llm = LLM(
-            model=str(base),
+            model=str(model),
             dtype=device.dtype,
             enforce_eager=on_cpu,
             max_model_len=config.max_model_len,
             skip_tokenizer_init=True,  # a base of cells has no tokenizer
             generation_config="vllm",  # not the folder's: it could add tokens that end an answer
-            **lora,
         )
 
     async def sample(
@@ -75,13 +71,10 @@ class StockEngine:
         adapter: Adapter | None,
         deliver: Callable[[Completion], None],
     ) -> None:
-        """See `Engine.sample`; returns when all are done, and the event loop waits as well."""
-        from vllm.lora.request import LoRARequest
-
+        """See `Engine.sample`; the adapter is in the model. The event loop waits for the last."""
         outputs = self._llm.generate(
             [{"prompt_token_ids": [*r.question.tokens, *(r.answer or ())]} for r in requests],
             [self._parameters(request) for request in requests],
-            lora_request=LoRARequest(adapter.name, 1, str(adapter.path)) if adapter else None,
             use_tqdm=False,
         )
         self.steps += 1

@@ -25,7 +25,7 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 
 
 class PeftTraining:
-    """One adapter in training: `step` for each batch of lessons, then `save`."""
+    """One adapter in training: `step` for each batch of lessons, then `save_merged`."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class PeftTraining:
         self._optimizer.zero_grad()
         return float(loss.item())
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder."""
-        self._model.save_pretrained(str(folder))
+    def save_merged(self, folder: Path) -> None:
+        """Merge the adapter into the base and write that as a model folder; ends the training."""
+        self._model.merge_and_unload().save_pretrained(str(folder))
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._dtype == torch.float32:
