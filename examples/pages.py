@@ -86,28 +86,61 @@ def quickstart_line(record: Record) -> str:
     )
 
 
+BENCH_RUNS = {
+    "cold": "a process for each step",
+    "resident": "arcd, one task at a time",
+    "arcd": "arcd",
+}
+"""The ways of a bench, and what they are called."""
+
+SCRIPTS = {
+    "peft": "transformers + peft",
+    "peft_labelled": "with logits of labels alone",
+    "eager": "arcd, eager",
+    "compiled": "arcd, compiled",
+}
+"""Whose training a bench measures, and what they are called."""
+
+
 def bench_table(record: Record) -> str:
     found = record["values"]
-    cold, arcd = found["cold"], found["arcd"]
-    runs = [("a process for each step", cold, cold["train"], cold["sample"])]
-    for name, key in (("arcd, one task at a time", "resident"), ("arcd", "arcd")):
-        steps = found[key]["steps"]
-        runs.append((name, found[key], steps["trainer"], steps["engine"]))
-    head = (f"{found['tasks']} tasks, seconds", "wall", "first answer", "training", "sampling")
     rows = []
-    for name, run, *parts in runs:
-        seconds = (f"{each:.1f}" for each in (run["wall"], run["first"], *parts))
-        rows.append((name, *seconds, f"{run['wall'] / arcd['wall']:.2f}"))
-    slower, idle = found["contention"], found["idle"]
+    for key, name in BENCH_RUNS.items():
+        run, steps = found[key], found[key]["steps"]
+        values = (run["wall"], run["first"], steps["trainer"], steps["engine"])
+        seconds = (f"{value:.1f}" for value in values)
+        rows.append((name, *seconds, f"{found.get(f'{key}_over_arcd', 1):.2f}"))
+    head = (f"{found['tasks']} tasks, seconds", "wall", "first answer", "training", "sampling")
+    slower, idle, cold = found["contention"], found["idle"], found["cold"]
+    starts = cold["wall"] - sum(cold["steps"].values())
     sentences = (
-        f"Overlap efficiency {found['overlap_efficiency']:.2f}. "
-        f"{percent(found['outside_compute_share'])} of the time after start-up is outside of "
-        f"training and engine steps. Beside the other stage, training steps take "
-        f"{slower['trainer']:.2f} and engine steps {slower['engine']:.2f} times as long. The "
-        f"trainer is idle for {percent(idle['trainer'])} of the time, the engine for "
-        f"{percent(idle['engine'])}."
+        f"{len(found['rounds'])} rounds; each figure is their median. Starts and ends of the "
+        f"separate processes take {starts:.1f} s. Overlap efficiency "
+        f"{found['overlap_efficiency']:.2f}. {percent(found['outside_compute_share'])} of the time "
+        f"after start-up is outside of training and engine steps. Beside the other stage, training "
+        f"steps take {slower['trainer']:.2f} times as long, engine steps {slower['engine']:.2f}. "
+        f"The trainer is idle for {percent(idle['trainer'])} of the time, the engine for "
+        f"{percent(idle['engine'])}. Hand-over of adapters takes "
+        f"{percent(found['hand_over_share']['resident'])} of a task that is solved alone."
     )
     return f"{table((*head, 'times as long'), *rows)}\n\n{sentences}{source(record)}"
+
+
+def speed_table(record: Record) -> str:
+    """Training alone: tokens a second, and how many times as fast arcd is."""
+    found = record["values"]
+    speeds, ratios = found["speeds"], found["trainer_over_peft"]
+    who = [*speeds["lengths"][0]["rates"]]
+    rows = [
+        (f"{each['tokens']:.0f}", *(f"{each['rates'][name]:.0f}" for name in who))
+        for each in speeds["lengths"]
+    ]
+    for other in ("peft", "peft_labelled"):
+        over = found[f"trainer_over_{other}"]
+        times = (f"{over[name]:.2f}" if name in ratios else "" for name in who)
+        rows.append((f"times as fast as {SCRIPTS[other]}", *times))
+    head = ("tokens of a lesson", *(SCRIPTS[name] for name in who))
+    return table(head, *rows) + source(record)
 
 
 def budget_line(record: Record) -> str:
@@ -162,6 +195,7 @@ BLOCKS: dict[str, Callable[[Record], str]] = {
     "quickstart": scores("12 tasks, 16 greedy samples for each test", "seconds in all"),
     "dev100": scores("100 tasks, 16 greedy samples for each test", "seconds a task"),
     "bench": bench_table,
+    "bench.speed": speed_table,
     "budget": budget_line,
     "memory": memory_line,
     "scale": scale_table,

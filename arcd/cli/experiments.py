@@ -56,10 +56,14 @@ def bench(
     device: Device = "auto",
     config: ConfigFile = None,
     settings: Settings = None,
-    repeat: Annotated[int, typer.Option(min=1, help="The fastest run of each kind counts")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; each figure is their median")] = 1,
     as_json: Json = False,
+    lessons_of: Annotated[
+        str | None,
+        typer.Option(help="Tasks on whose lessons training alone is measured, else TASKS"),
+    ] = None,
 ) -> None:
-    """Time the same tasks without arcd, with arcd one at a time, and with arcd as it is."""
+    """Time the same tasks as most people do them today, with arcd one at a time, and with arcd."""
     from arcd.arc import tasks as taskfiles
     from arcd.cli import bench as measuring
     from arcd.cli.tables import bench_table
@@ -69,11 +73,14 @@ def bench(
     options = settle(Path(), base, device, config, settings)
     found = taskfiles.load(tasks)
     report = err.print if not as_json else lambda text: None
-    compared = measuring.compare(found, tasks, options, repeat=repeat, report=report)
+    compared = measuring.compare(
+        found, tasks, options, repeat=repeat, report=report, lessons_of=lessons_of
+    )
+    figures = compared.to_json()
     if not as_json:
-        out.print(bench_table(compared))
-        out.print(tables.account(compared.arcd.account))
-    print(json.dumps(compared.to_json()))
+        out.print(bench_table(figures))
+        out.print(tables.account(compared.rounds[-1].arcd.account))
+    print(json.dumps(figures))
 
 
 def sweep(

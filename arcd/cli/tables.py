@@ -3,16 +3,17 @@
 Pure functions of values. Knows nothing of daemons and stores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from arcd.display.terminal import cell
 
 if TYPE_CHECKING:
-    from arcd.cli.bench import Comparison
     from arcd.cli.sweep import Trial
 
 TRIAL_HEADINGS = {
@@ -55,36 +56,59 @@ def trials_table(trials: "Sequence[Trial]") -> Table:
     return table
 
 
-def bench_table(found: "Comparison") -> Table:
-    """The three ways with their times, and below them the overlap, the contention, idle times."""
-    title = f"{found.tasks} tasks on {found.cores} cores, seconds"
+def bench_table(found: Mapping[str, Any]) -> Group:
+    """A bench as `Comparison.to_json` gives it: the three ways, training alone, shares."""
+    title = f"{found['tasks']} tasks on {found['cores']} cores, seconds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("", "wall", "to first answer", "training", "inference", "times as long"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    for heading in ("", "\nwall", "first\nanswer", "\ntraining", "\nsampling", "times\nas long"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    names = {"cold": "separate processes", "resident": "arcd, one at a time", "arcd": "arcd"}
+    for kind, name in names.items():
+        run, steps = found[kind], found[kind]["steps"]
+        seconds = (run["wall"], run["first"], steps["trainer"], steps["engine"])
+        longer = f"{found.get(f'{kind}_over_arcd', 1.0):.2f}"
+        table.add_row(name, *(f"{value:.1f}" for value in seconds), longer)
+    return Group(table, _speed_table(found["speeds"]), Text("\n".join(_bench_lines(found))))
 
-    def row(name: str, wall: float, first: float, train: float, infer: float) -> None:
-        numbers = (f"{value:.1f}" for value in (wall, first, train, infer))
-        table.add_row(name, *numbers, f"{wall / found.arcd.wall:.2f}")
 
-    cold = found.cold
-    row("a process for each", cold.wall, cold.first, cold.train, cold.sample)
-    for name, run in (("arcd, one at a time", found.resident), ("arcd", found.arcd)):
-        steps = run.account.seconds
-        row(name, run.wall, run.first, steps["trainer"]["step"], steps["engine"]["step"])
-    slower, account = found.contention, found.arcd.account
-    idle = {
-        resource: account.idle(resource) / account.solving for resource in ("trainer", "engine")
-    }
-    efficiency, uncorrected = (
-        "-" if value is None else f"{value:.2f}"
-        for value in (found.overlap_efficiency, found.overlap_uncorrected)
-    )
-    table.caption = (
-        f"overlap efficiency {efficiency}, with the contention of the shared cores taken out: "
-        f"trainer steps took {slower.train:.2f}, engine steps {slower.infer:.2f} times as long "
-        f"while both worked; {uncorrected} against a trainer and an engine with a machine each "
-        f"({found.bound:.1f} s)\n"
-        f"idle: trainer {idle['trainer']:.0%}, engine {idle['engine']:.0%}; "
-        f"outside of steps {account.outside_steps:.1%} of {account.solving:.1f} s after start-up"
-    )
+def _speed_table(speeds: Mapping[str, Any]) -> Table:
+    """Tokens a second on lessons of several lengths, by who trained."""
+    title = f"training alone with {speeds['threads']} thread, tokens a second"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    who = [*speeds["lengths"][0]["rates"]]
+    for heading in ("tokens of a lesson", *(name.replace("_", ", ") for name in who)):
+        table.add_column(heading, justify="right")
+    for each in speeds["lengths"]:
+        rates = (f"{each['rates'][name]:.0f}" for name in who)
+        table.add_row(f"{each['tokens']:.0f}", *rates)
     return table
+
+
+def _bench_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What follows from the times, a line each."""
+    for other, what in (("peft", "peft"), ("peft_labelled", "peft with logits of labels alone")):
+        ratios = found[f"trainer_over_{other}"].items()
+        fast = ", ".join(f"{mode} {ratio:.2f}" for mode, ratio in ratios)
+        yield f"arcd's trainer over {what}, times as fast: {fast}"
+    cold, slower, idle = found["cold"], found["contention"], found["idle"]
+    handed = found["hand_over_share"]
+    efficiency, uncorrected = (
+        "-" if found[key] is None else f"{found[key]:.2f}"
+        for key in ("overlap_efficiency", "overlap_uncorrected")
+    )
+    starts = cold["wall"] - sum(cold["steps"].values())
+    yield f"separate processes: {starts:.1f} s are their starts and ends"
+    yield (
+        f"overlap efficiency {efficiency}, with the contention of the shared cores taken out: "
+        f"trainer steps took {slower['trainer']:.2f}, engine steps {slower['engine']:.2f} times as "
+        f"long while both worked; {uncorrected} against a trainer and an engine with a machine "
+        f"each ({found['bound']:.1f} s)"
+    )
+    yield (
+        f"idle: trainer {idle['trainer']:.0%}, engine {idle['engine']:.0%}; outside of steps "
+        f"{found['outside_compute_share']:.1%} of {found['arcd']['solving']:.1f} s after start-up"
+    )
+    yield (
+        f"hand-over of adapters: {handed['resident']:.1%} of a task solved alone, "
+        f"{handed['arcd']:.1%} of the time after start-up in arcd as it is"
+    )

@@ -63,6 +63,7 @@ def account(value: Account) -> RenderableType:
         table.add_row(resource, *cells, f"{value.idle(resource):.1f}")
     summary = (
         f"start-up {value.loading:.1f} s, then {value.solving:.1f} s, "
-        f"{value.outside_steps:.1%} of them outside training and engine steps"
+        f"{value.outside_steps:.1%} of them outside training and engine steps\n"
+        f"hand-over of adapters: {value.hand_over:.1f} s, {value.hand_over_share:.1%} of that time"
     )
     return Group(table, Text(summary))

@@ -19,8 +19,8 @@ Resource = Literal["trainer", "engine", "host"]
 """What works; `host` is the daemon's own Python code."""
 
 Kind = Literal["load", "step", "hand-over", "build", "parse", "select", "record"]
-"""What it does: read models, train or infer, pass an adapter to the engine, build prompts, read
-completions, choose answers, write to the store."""
+"""What it does: read models, train or infer, pass an adapter on (set it up, save, load, remove it),
+build prompts, read completions, choose answers, write to the store."""
 
 RESOURCES: tuple[Resource, ...] = ("trainer", "engine", "host")
 """All of them, in the order in which they are shown."""
@@ -55,6 +55,20 @@ class Account:
         """Share of the solving time, 0 to 1, in which neither trainer nor engine was in a step."""
         return 1 - self.in_steps / self.solving if self.solving > 0 else 0.0
 
+    @property
+    def hand_over(self) -> float:
+        """Seconds in which adapters were passed on: set up and saved by trainers, loaded and
+        removed by the engine. Those of trainers that work at once add up."""
+        return sum(kinds.get("hand-over", 0.0) for kinds in self.seconds.values())
+
+    @property
+    def hand_over_share(self) -> float:
+        """Seconds of hand-over as a share of the solving time.
+
+        Where tasks are solved one at a time, this is the share of a task.
+        """
+        return self.hand_over / self.solving if self.solving > 0 else 0.0
+
     def idle(self, resource: Resource) -> float:
         """Seconds after the start-up in which a resource did nothing."""
         busy = sum(s for kind, s in self.seconds[resource].items() if kind != "load")
@@ -81,6 +95,8 @@ class Account:
             "loading": self.loading,
             "solving": self.solving,
             "outside_steps": self.outside_steps,
+            "hand_over": self.hand_over,
+            "hand_over_share": self.hand_over_share,
             "lanes": {
                 resource: {**self.seconds[resource], "idle": self.idle(resource)}
                 for resource in RESOURCES

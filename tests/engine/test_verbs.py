@@ -95,6 +95,11 @@ def test_bench_compares_three_ways(tmp_path: Path) -> None:
     assert found["cold_over_arcd"] > 1
     assert found["cold"]["train"] > 0 < found["cold"]["sample"]
     assert {"resident_over_arcd", "overlap_efficiency", "outside_compute_share"} <= set(found)
+    # The processes take longer than their steps, and both trainers make some.
+    assert 0 < found["cold"]["steps"]["trainer"] < found["cold"]["train"]
+    assert 0 < found["cold"]["steps"]["engine"] < found["cold"]["sample"]
+    assert found["trainer_over_peft"]["eager"] > 0
+    assert 0 < found["hand_over_share"]["resident"] < 1
 
 
 def test_doctor_says_that_everything_works() -> None:

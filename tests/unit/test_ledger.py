@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from arcd.system.ledger import RESOURCES, Ledger
+from arcd.system.ledger import RESOURCES, Account, Ledger
 
 
 class Clock:
@@ -83,6 +83,26 @@ def test_other_work_is_outside_steps_unless_a_step_runs_beside_it(
     with ledger.span("trainer", "step"), ledger.span("host", "parse"):
         clock.sleep(3)
     assert ledger.account().outside_steps == 0.25
+
+
+def test_hand_over_is_told_apart(ledger: Ledger, clock: Clock) -> None:
+    with ledger.span("host", "load"):
+        clock.sleep(6)
+    with ledger.span("trainer", "hand-over"):
+        clock.sleep(1)
+    with ledger.span("engine", "hand-over"):
+        clock.sleep(2)
+    with ledger.span("engine", "step"):
+        clock.sleep(7)
+    account = ledger.account()
+    assert (account.hand_over, account.hand_over_share) == (3, 0.3)
+    value = account.to_json()
+    assert (value["hand_over"], value["hand_over_share"]) == (3, 0.3)
+    assert Account.from_json(value) == account
+
+
+def test_without_any_time_nothing_was_handed_over(ledger: Ledger) -> None:
+    assert ledger.account().hand_over_share == 0
 
 
 def test_start_up_is_kept_apart(ledger: Ledger, clock: Clock) -> None:

@@ -17,12 +17,26 @@ measure: Any = importlib.import_module("measure")
 
 SCORES = {name: 0.123456 for name in pages.METRICS.values()} | {"seconds": 1234.56}
 RUN = {"wall": 1234.5, "first": 123.4, "steps": {"trainer": 123.4, "engine": 123.4}}
+RATES = {"peft": 2012.3, "peft_labelled": 4012.3, "eager": 6012.3, "compiled": 8012.3}
 VALUES: dict[str, dict[str, Any]] = {
     "quickstart": {"base": SCORES, "tuned": SCORES},
     "dev100": {"base": SCORES, "tuned": SCORES},
     "bench": {
         "tasks": 12,
-        "cold": {"wall": 2345.6, "first": 12.3, "train": 1.2, "sample": 1.2},
+        "rounds": [{"cold": 2345.6, "resident": 1234.5, "arcd": 1234.5}] * 3,
+        "cold": {
+            **{"wall": 2345.6, "first": 12.3, "train": 1.2, "sample": 1.2},
+            "steps": {"trainer": 123.4, "engine": 123.4},
+        },
+        "cold_over_arcd": 1.9,
+        "resident_over_arcd": 1.1,
+        "hand_over_share": {"resident": 0.01, "arcd": 0.02},
+        "trainer_over_peft": {"compiled": 4.1, "eager": 3.1},
+        "trainer_over_peft_labelled": {"compiled": 2.1, "eager": 1.6},
+        "speeds": {
+            "threads": 1,
+            "lengths": [{"task": "00d62c1b", "tokens": 670.4, "rates": RATES, "over_peft": {}}],
+        },
         "resident": RUN,
         "arcd": RUN,
         "overlap_efficiency": 0.9,

@@ -92,7 +92,11 @@ function drawLedger() {
     table.append(make("tr", {}, make("td", {}, resource), ...cells));
   }
   const outside = percent(data.ledger.outside_steps);
+  // From the kinds: a ledger of an earlier version has no sum of its own.
+  const handOver = Object.values(data.ledger.lanes).reduce((sum, spent) => sum + (spent["hand-over"] ?? 0), 0);
+  const share = percent(data.ledger.solving > 0 ? handOver / data.ledger.solving : 0);
   $("ledger").append(table, make("p", { class: "quiet" },
     `Seconds of the daemon's life: start-up ${data.ledger.loading.toFixed(1)}, then ` +
-    `${data.ledger.solving.toFixed(1)}, ${outside} of them outside training and engine steps.`));
+    `${data.ledger.solving.toFixed(1)}, ${outside} of them outside training and engine steps. ` +
+    `Handing adapters over took ${handOver.toFixed(1)}, ${share} of that time.`));
 }

@@ -1,0 +1,112 @@
+"""Answers sampled with vLLM's `LLM.generate`, as most public scripts do it.
+
+All requests are one batch. The adapter was merged into the model: a `LoRARequest` in vLLM's own way
+takes up to ten times as long on a CPU. arcd's plugin is off. Other settings are vLLM's, but for
+those that make the answers the ones that arcd asks for, the memory, and two that make vLLM faster
+than it comes: see `ENVIRONMENT` and `CPU_ENVIRONMENT`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from arcd.backends.protocols import Adapter, Completion, EngineUsage, Request
+from arcd.backends.vllm import plugin
+from arcd.config import EngineConfig
+from arcd.model.base_model import Device
+
+ENVIRONMENT = {
+    # The engine in this process: in one of its own, as it comes, each start takes 10 to 17 s more.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # The newer runner takes at most 1024 allowed tokens; a cell encoding has 9002.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""What is set before vLLM is imported."""
+
+CPU_ENVIRONMENT = {
+    # Else vLLM compiles a small function at its first step: seconds for each process, and an error
+    # on a machine without a C++ compiler.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+"""The same on a CPU alone, where vLLM is told to be eager."""
+
+
+class StockEngine:
+    """An `Engine` that makes one call of `LLM.generate` for each call of `sample`."""
+
+    busy = False
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        answer_tokens: Sequence[int],
+        end: int,
+        config: EngineConfig,
+        device: Device,
+    ) -> None:
+        """Start vLLM on the folder of a model; the process is vLLM's alone."""
+        on_cpu = device.kind == "cpu"
+        os.environ |= ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {})
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_cache_gib)
+        os.environ.pop(plugin.WANTED, None)
+        from vllm import LLM
+
+        self.steps = 0
+        self._answer_tokens, self._end = list(answer_tokens), end
+        self._llm = LLM(
+            model=str(model),
+            dtype=device.dtype,
+            enforce_eager=on_cpu,
+            max_model_len=config.max_model_len,
+            skip_tokenizer_init=True,  # a base of cells has no tokenizer
+            generation_config="vllm",  # not the folder's: it could add tokens that end an answer
+        )
+
+    async def sample(
+        self,
+        requests: Sequence[Request],
+        adapter: Adapter | None,
+        deliver: Callable[[Completion], None],
+    ) -> None:
+        """See `Engine.sample`; the adapter is in the model. The event loop waits for the last."""
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": [*r.question.tokens, *(r.answer or ())]} for r in requests],
+            [self._parameters(request) for request in requests],
+            use_tqdm=False,
+        )
+        self.steps += 1
+        for request, output in zip(requests, outputs, strict=True):
+            deliver(_completion(request, output))
+
+    def usage(self) -> list[EngineUsage]:
+        """Nothing: `generate` tells of no steps."""
+        return []
+
+    def _parameters(self, request: Request) -> Any:
+        from vllm import SamplingParams
+
+        given = request.answer is not None
+        return SamplingParams(
+            # Of an answer that is given the prompt's logprobs are wanted; one token is the least.
+            max_tokens=1 if given else request.question.max_new_tokens,
+            prompt_logprobs=0 if given else None,
+            temperature=request.temperature,
+            seed=request.seed if request.temperature > 0 else None,
+            allowed_token_ids=self._answer_tokens,
+            stop_token_ids=[self._end],
+            logprobs=0,
+            detokenize=False,
+        )
+
+
+def _completion(request: Request, output: Any) -> Completion:
+    made = output.outputs[0]
+    tokens, places, finish = tuple(made.token_ids), made.logprobs, made.finish_reason
+    if request.answer is not None:
+        tokens, finish = request.answer, "stop"
+        places = output.prompt_logprobs[-len(tokens) :]
+    logprobs = (place[token].logprob for place, token in zip(places, tokens, strict=True))
+    return Completion(request, tokens, tuple(logprobs), finish)
