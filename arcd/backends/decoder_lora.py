@@ -106,6 +106,12 @@ class DecoderLora:
                 )
 
     def _tensor(self, name: str, shape: tuple[int, int]) -> Tensor:
-        made = torch.zeros(shape, device=self._base.weights.embedding.device, requires_grad=True)
+        # The default number format is another while vLLM starts.
+        made = torch.zeros(
+            shape,
+            dtype=torch.float32,
+            device=self._base.weights.embedding.device,
+            requires_grad=True,
+        )
         self.tensors[name] = made
         return made

@@ -82,7 +82,9 @@ class TrainableAdapter:
                     tensor.copy_(given[name])
                 elif ".lora_A." in name:
                     bound = 1 / math.sqrt(tensor.shape[1])  # Kaiming uniform with a = sqrt(5)
-                    made = torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng)
+                    made = torch.empty_like(tensor, device="cpu").uniform_(
+                        -bound, bound, generator=rng
+                    )
                     tensor.copy_(made)
                 else:
                     tensor.zero_()

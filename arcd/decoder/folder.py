@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from arcd.decoder.layers import Shape
-from arcd.errors import BadBase
+from arcd.errors import BadBase, in_one_line
 
 FAMILY = ("llama", "qwen2", "qwen3")
 
@@ -81,8 +82,10 @@ def unsupported(folder: Path) -> str | None:
         return f"its architecture is {config.model_type}"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"
-    if rotary["rope_type"] not in ROTARY or rotary.get("partial_rotary_factor", 1) != 1:
+    if rotary["rope_type"] not in ROTARY:
         return f"its rotary positions are {rotary['rope_type']}"
+    if rotary.get("partial_rotary_factor", 1) != 1:
+        return "its rotary positions are in a part of each head"
     if getattr(config, "use_sliding_window", False):
         return "its attention has a sliding window"
     if getattr(config, "quantization_config", None):
@@ -91,9 +94,12 @@ def unsupported(folder: Path) -> str | None:
 
 
 def read(folder: Path, dtype: torch.dtype, device: str) -> Weights:
-    """The weights of a supported model on a device. Raises BadBase if any is missing."""
+    """The weights of a supported model on a device.
+
+    Raises BadBase if any is missing or has another shape than the config says.
+    """
     config = _config(folder)
-    found = _Tensors(folder, dtype, device)
+    found = _Tensors(folder, _shapes(config), dtype, device)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shape = Shape(config.num_attention_heads, config.num_key_value_heads, size, config.rms_norm_eps)
     embedding = found["model.embed_tokens.weight"]
@@ -111,16 +117,25 @@ def read(folder: Path, dtype: torch.dtype, device: str) -> Weights:
 def _config(folder: Path) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadBase(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise BadBase(f"{folder}: cannot be loaded: {in_one_line(str(error))}") from None
     return config
 
 
-class _Tensors:
-    """The tensors of a folder by name."""
+def _shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
+    """The tensors of the model, as transformers has it, by name."""
+    with torch.device("meta"):
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: str) -> None:
-        self._folder, self._dtype, self._device = folder, dtype, device
+
+class _Tensors:
+    """The tensors of a folder by name, of which the model has those in `shapes`."""
+
+    def __init__(
+        self, folder: Path, shapes: dict[str, torch.Size], dtype: torch.dtype, device: str
+    ) -> None:
+        self._folder, self._shapes, self._dtype, self._device = folder, shapes, dtype, device
         self._where: dict[str, Path] = {}
         for file in sorted(folder.glob("*.safetensors")):
             try:
@@ -130,8 +145,8 @@ class _Tensors:
                 raise BadBase(f"{file}: not a safetensors file: {error}") from None
 
     def get(self, name: str) -> Tensor | None:
-        """The tensor of this name, if there is one."""
-        return self[name] if name in self._where else None
+        """The tensor of this name; None if the model has none."""
+        return self[name] if name in self._shapes else None
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._where:
@@ -139,7 +154,12 @@ class _Tensors:
         with safe_open(self._where[name], "pt") as opened:
             # A copy: the file may be replaced while its memory is in use.
             tensor: Tensor = opened.get_tensor(name).to(self._device, self._dtype, copy=True)
-            return tensor
+        if tensor.shape != self._shapes[name]:
+            shape, wanted = list(tensor.shape), list(self._shapes[name])
+            raise BadBase(
+                f"{self._folder}: cannot be loaded: {name} is {shape}, the config says {wanted}"
+            )
+        return tensor
 
 
 def _layer(found: _Tensors, prefix: str) -> LayerWeights:
@@ -161,8 +181,6 @@ def _layer(found: _Tensors, prefix: str) -> LayerWeights:
 def _stack(found: _Tensors, prefix: str, names: tuple[str, ...]) -> Stack:
     weights = [found[f"{prefix}{name}.weight"] for name in names]
     biases = [bias for name in names if (bias := found.get(f"{prefix}{name}.bias")) is not None]
-    if biases and len(biases) < len(names):
-        raise BadBase(f"{prefix}: a bias for some of {', '.join(names)}")
     outputs, begin = {}, 0
     for name, weight in zip(names, weights, strict=True):
         outputs[name] = begin, begin + len(weight)
