@@ -1,5 +1,6 @@
 """Tiny bases of each architecture with random weights, and random lessons for them."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def write(make: Maker, folder: Path, **config: object) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
+@dataclass
 class Letters:
     """The part of an encoding that a trainer needs: what an answer can have, and the padding."""
 
@@ -169,3 +170,9 @@ def differences(found: Gradients, true: Gradients) -> dict[str, float]:
         name: float((found[name].double() - true[name].double()).norm() / true[name].norm())
         for name in true
     }
+
+
+def distance(found: Gradients, true: Gradients) -> float:
+    """The same for all gradients as one: some of them may be zero."""
+    off = math.fsum(float((found[name] - true[name]).norm()) ** 2 for name in true)
+    return math.sqrt(off / math.fsum(float(value.norm()) ** 2 for value in true.values()))
