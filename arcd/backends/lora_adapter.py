@@ -45,6 +45,10 @@ class LoraModel(Protocol):
     """The tensors in training, fp32, under their names in a PEFT file: `...lora_A.weight` is
     (rank, in), `...lora_B.weight` (out, rank)."""
 
+    def begin(self) -> None:
+        """Called before the first step of each training."""
+        ...
+
     def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
         """Mean negative log-likelihood, in nats, over the labelled tokens of a batch.
 
@@ -86,6 +90,7 @@ class TrainableAdapter:
                     tensor.copy_(made)
                 else:
                     tensor.zero_()
+        self._model.begin()
         self._optimizer.state.clear()
         # A scaler whose step failed half-way refuses the next step.
         self._scaler = self._fresh_scaler()

@@ -57,6 +57,9 @@ class PeftLora:
             if parameter.requires_grad
         }
 
+    def begin(self) -> None:
+        """See `LoraModel.begin`."""
+
     def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
         """See `LoraModel.loss`."""
         tokens, labels = collate(lessons, self._pad, self._device.kind)

@@ -90,7 +90,7 @@ def _layer(
     epsilon = shape.epsilon
     hidden, normed = elementwise.add_norm(hidden, more, layer.attention_norm, epsilon)
     heads = layer.qkv(normed).view(len(normed), -1, shape.head_size)
-    q, k, v = torch.split(heads, (shape.heads, shape.key_heads, shape.key_heads), 1)
+    q, k, v = torch.split(heads, [shape.heads, shape.key_heads, shape.key_heads], 1)
     if layer.q_norm is not None and layer.k_norm is not None:
         q = elementwise.norm(q, layer.q_norm, epsilon)
         k = elementwise.norm(k, layer.k_norm, epsilon)
