@@ -71,7 +71,7 @@ class DecoderLora:
             self._elementwise,
             recompute=recompute,
         )
-        return -base.head(states, row.targets).mean()
+        return -base.head(states, row.targets).sum()
 
     def _layer(self, weights: LayerWeights, prefix: str) -> Layer:
         qkv, output, gate_up, down = (
