@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from arcd.config import TrainConfig
 from arcd.decoder import layers
 from arcd.decoder.answers import Head
-from arcd.decoder.elementwise import Elementwise
+from arcd.decoder.elementwise import EAGER, Elementwise
 from arcd.decoder.folder import LayerWeights, Stack, Weights
 from arcd.decoder.layers import Layer
 from arcd.decoder.lora import Adapted, Factors
@@ -31,21 +31,29 @@ class FrozenBase:
     weights: Weights
     head: Head
     pad: int
-    elementwise: Callable[[], Elementwise]
-    """Asked before each step."""
 
 
 class DecoderLora:
     """A `LoraModel` on arcd's own decoder."""
 
-    def __init__(self, base: FrozenBase, config: TrainConfig) -> None:
-        """Make the tensors, on the device of the base."""
-        self._base, self._config = base, config
+    def __init__(
+        self, base: FrozenBase, config: TrainConfig, elementwise: Callable[[], Elementwise]
+    ) -> None:
+        """Make the tensors, on the device of the base.
+
+        `elementwise` is asked at the beginning of each training.
+        """
+        self._base, self._config, self._elementwise_now = base, config, elementwise
+        self._elementwise = EAGER
         self.tensors: dict[str, Tensor] = {}
         self._layers = [
             self._layer(weights, f"base_model.model.model.layers.{index}.")
             for index, weights in enumerate(base.weights.layers)
         ]
+
+    def begin(self) -> None:
+        """See `LoraModel.begin`."""
+        self._elementwise = self._elementwise_now()
 
     def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
         """See `LoraModel.loss`."""
@@ -60,10 +68,10 @@ class DecoderLora:
             cosine[row.places],
             sine[row.places],
             weights.final_norm,
-            base.elementwise(),
+            self._elementwise,
             recompute=recompute,
         )
-        return -base.head(states, row.targets).mean()
+        return -base.head(states, row.targets).sum()
 
     def _layer(self, weights: LayerWeights, prefix: str) -> Layer:
         qkv, output, gate_up, down = (

@@ -7,7 +7,7 @@ lessons, of the model that the tensors stand on, or of who serves the adapter.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -19,10 +19,14 @@ from torch import Tensor
 from arcd.config import TrainConfig
 from arcd.errors import OutOfMemory, TrainerFailed
 from arcd.model.base_model import ADAPTER_WEIGHTS, Device
-from arcd.model.prompts import Lesson
+from arcd.model.prompts import IGNORED, Lesson
 
 ADAPTER_CONFIG = "adapter_config.json"
 """How the tensors are used, in a PEFT folder."""
+
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 1 << 20}
+"""Tokens of a batch that go through the model together. On a CPU more of them are not faster, and
+their activations take memory; on a GPU they are."""
 
 CHANGEABLE = {
     "steps",
@@ -45,8 +49,12 @@ class LoraModel(Protocol):
     """The tensors in training, fp32, under their names in a PEFT file: `...lora_A.weight` is
     (rank, in), `...lora_B.weight` (out, rank)."""
 
+    def begin(self) -> None:
+        """Called before the first step of each training."""
+        ...
+
     def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
-        """Mean negative log-likelihood, in nats, over the labelled tokens of a batch.
+        """Sum of the negative log-likelihoods, in nats, of the labelled tokens of lessons.
 
         The probabilities are over the tokens that an answer can have, as in sampling. With
         `recompute` the backward pass computes activations again, which takes less memory.
@@ -88,6 +96,7 @@ class TrainableAdapter:
                     tensor.copy_(made)
                 else:
                     tensor.zero_()
+        self._model.begin()
         self._optimizer.state.clear()
         # A scaler whose step failed half-way refuses the next step.
         self._scaler = self._fresh_scaler()
@@ -101,8 +110,7 @@ class TrainableAdapter:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         try:
-            loss = self._loss(batch, recompute=recompute)
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            loss = self._backward(batch, recompute=recompute)
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip)
             self._scaler.step(self._optimizer)
@@ -155,8 +163,18 @@ class TrainableAdapter:
             "bias": "none",
         }
 
-    def _loss(self, batch: Sequence[Lesson], *, recompute: bool) -> Tensor:
-        return self._model.loss(batch, recompute=recompute)
+    def _backward(self, batch: Sequence[Lesson], *, recompute: bool) -> Tensor:
+        """Add up the gradients of a batch; returns its loss, see `step`."""
+        labelled = sum(label != IGNORED for lesson in batch for label in lesson.labels[1:])
+        total = torch.zeros((), device=self._device.kind)
+        for part in _parts(batch, TOKENS_AT_ONCE[self._device.kind]):
+            loss = self._loss(part, recompute=recompute) / labelled
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
+        return self._model.loss(lessons, recompute=recompute)
 
     def _fresh_scaler(self) -> torch.amp.GradScaler:
         # Only fp16 gradients can underflow; in other formats the scaler has no effect.
@@ -172,6 +190,17 @@ class TrainableAdapter:
         if {name: value.shape for name, value in given.items()} != shapes:
             raise TrainerFailed(f"{start}: an adapter of another base, rank or set of modules")
         return given
+
+
+def _parts(batch: Sequence[Lesson], most: int) -> Iterator[list[Lesson]]:
+    """The lessons of a batch, as many together as have `most` tokens, and at least one."""
+    part: list[Lesson] = []
+    for lesson in batch:
+        if part and sum(len(each.tokens) for each in (*part, lesson)) > most:
+            yield part
+            part = []
+        part.append(lesson)
+    yield part
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

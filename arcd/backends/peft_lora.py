@@ -57,6 +57,9 @@ class PeftLora:
             if parameter.requires_grad
         }
 
+    def begin(self) -> None:
+        """See `LoraModel.begin`."""
+
     def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
         """See `LoraModel.loss`."""
         tokens, labels = collate(lessons, self._pad, self._device.kind)
@@ -72,7 +75,9 @@ class PeftLora:
             logits = self._peft(tokens, use_cache=False, logits_to_keep=places).logits
         learnt = wanted[:, places]
         answers = logits[learnt][:, self._answer_tokens].float()
-        return F.cross_entropy(answers, self._row_of[labels[:, 1:][:, places][learnt]])
+        return F.cross_entropy(
+            answers, self._row_of[labels[:, 1:][:, places][learnt]], reduction="sum"
+        )
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._device.dtype == "float32":

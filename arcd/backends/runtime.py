@@ -82,10 +82,13 @@ async def open_runtime(
     *,
     rank: int,
     adapters: Path,
+    compiled: Path,
     ledger: Ledger,
     serial: Callable[[], int],
 ) -> AsyncIterator[Runtime]:
     """A runtime on the folder `base`, with adapters of at most `rank` in folders under `adapters`.
+
+    `compiled` is the folder for what torch compiles.
 
     Raises MissingPackage without torch or vLLM, BadBase or BadConfig if the base cannot be used,
     EngineFailed if vLLM cannot start.
@@ -101,7 +104,7 @@ async def open_runtime(
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
         # Before vLLM: while that starts, torch's default dtype is another in all threads.
-        resident = await to_thread.run_sync(ResidentBase, base, device, encoding)
+        resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
         trainings = _trainings(config.trainings, device)
         split = _CoreSplit(trainings)
 
@@ -122,7 +125,10 @@ async def open_runtime(
         ) as engine:
             split.engine = engine
             loading.close()
-            yield Runtime(pool, engine, encoding, ledger, serial)
+            try:
+                yield Runtime(pool, engine, encoding, ledger, serial)
+            finally:
+                resident.close()
 
 
 class _CoreSplit:

@@ -28,6 +28,7 @@ from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, BadConfig
 from arcd.jobs import events
 from arcd.jobs.events import Record, Times
+from arcd.system.home import Home
 from arcd.system.processes import cores
 
 
@@ -49,13 +50,14 @@ def compare(
         raise BadConfig("bench: train.steps: at least 1")
     rounds = []
     for _ in range(repeat):
+        # First, because it waits for the compiler: what is compiled is there for the rest.
+        speeds = _speeds(lessons_of or source, options)
         cold = _cold(tasks, source, options)
         report(f"cold      {cold.wall:.1f} s")
         resident = _resident(tasks, options, overlap=False)
         report(f"resident  {resident.wall:.1f} s")
         arcd = _resident(tasks, options, overlap=True)
         report(f"arcd      {arcd.wall:.1f} s")
-        speeds = _speeds(lessons_of or source, options)
         rounds.append(Round(cold, resident, arcd, speeds))
         ratios = rounds[-1].to_json()["trainer_over_peft"]
         report("trainer   " + ", ".join(f"{mode} {x:.2f} x peft" for mode, x in ratios.items()))
@@ -90,6 +92,7 @@ def _speeds(source: str, options: Options) -> Speeds:
 def _work(source: str, options: Options) -> dict[str, Any]:
     """What both kinds of processes have to know."""
     return {
+        "compiled": str(Home(options.home).compiled),
         "tasks": source,
         "base": str(options.base),
         "device": options.device,
@@ -120,6 +123,10 @@ def _resident(tasks: TaskSet, options: Options, *, overlap: bool) -> Resident:
     alone = {"lookahead": 0, "trainings": 1}
     config = options.config if overlap else options.config.model_copy(update=alone)
     with tempfile.TemporaryDirectory(prefix="arcd-bench-") as home:
+        # A home of its own, but for what is compiled: that is done once on a machine.
+        kept = Home(options.home).compiled
+        kept.mkdir(parents=True, exist_ok=True)
+        Home(Path(home)).compiled.symlink_to(kept)
         outcome = foreground.run(
             options.model_copy(update={"home": Path(home), "config": config}),
             schema.order(tasks),

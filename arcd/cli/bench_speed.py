@@ -25,7 +25,7 @@ from arcd.backends.trainer_pool import SingleTrainer
 from arcd.cli.bench_figures import PEFT, PEFT_LABELLED, LessonSpeed, Speeds
 from arcd.config import Config
 from arcd.errors import BadConfig
-from arcd.model.base_model import Device, load_model, open_encoding, pick_device
+from arcd.model.base_model import Device, open_encoding, pick_device
 from arcd.model.encoding import Encoding
 from arcd.model.lessons import Lessons, build_lessons
 from arcd.system.ledger import Ledger
@@ -49,17 +49,24 @@ class Wanted(BaseModel):
     base: Path
     device: str
     config: Config
+    compiled: Path
+    """Folder for what torch compiles."""
 
 
 def open_trainers(
-    base: Path, device: Device, pad: int, folder: Path
+    wanted: Wanted, device: Device, encoding: Encoding, folder: Path
 ) -> Mapping[str, SingleTrainer]:
     """arcd's trainer on the base, in each of its modes; its adapters go to `folder`."""
     from arcd.backends.lora_trainer import LoraTrainer
+    from arcd.backends.resident_base import ResidentBase
 
-    model = load_model(base, device)
-    trainer = LoraTrainer(model, base, folder, device, pad, Ledger(), cores=lambda: THREADS)
-    return {"eager": trainer}
+    def trainer(compiled: Path | None) -> LoraTrainer:
+        base = ResidentBase(wanted.base, device, encoding, compiled)
+        if base.compilation is not None:
+            base.compilation.wait()
+        return LoraTrainer(base.lora, wanted.base, folder, device, Ledger(), cores=lambda: THREADS)
+
+    return {"eager": trainer(None), "compiled": trainer(wanted.compiled)}
 
 
 async def measure(wanted: Wanted) -> Speeds:
@@ -74,7 +81,7 @@ async def measure(wanted: Wanted) -> Speeds:
         raise BadConfig(f"bench: no task of {wanted.tasks} has lessons for {steps} steps")
     chosen = quartiles(taught)
     with tempfile.TemporaryDirectory(prefix="arcd-bench-") as folder:
-        trainers = open_trainers(wanted.base, device, encoding.pad, Path(folder))
+        trainers = open_trainers(wanted, device, encoding, Path(folder))
         found, serials = [], itertools.count()
         for name, lessons in chosen.items():
             rates = {

@@ -319,6 +319,7 @@ async def real_runtime(
         platform.device,
         rank=rank,
         adapters=Home(options.home).adapters,
+        compiled=Home(options.home).compiled,
         ledger=ledger,
         serial=serial,
     ) as runtime:

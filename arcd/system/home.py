@@ -6,6 +6,7 @@ socket              where the daemon listens, unless this path is too long for a
 token               what clients that connect by TCP must send
 daemon.log          output of the daemon; daemon.log.1 is the older part
 stacks.log          all stacks of a daemon, dumped before it was killed because no step completed
+compiled/           what torch has compiled for this machine; may be deleted
 adapters/           trained adapters whose task is not answered yet
 jobs/N/             each job's submission.json, and state.json, a cache of the job's state
 
@@ -84,6 +85,11 @@ class Home:
     def adapters(self) -> Path:
         """Folder of trained adapters whose task is not answered yet."""
         return self.path / "adapters"
+
+    @property
+    def compiled(self) -> Path:
+        """Folder of what torch has compiled; may be deleted while arcd does not run."""
+        return self.path / "compiled"
 
     def submission(self, job: int) -> Path:
         """A job's submission."""

@@ -139,14 +139,14 @@ def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 async def test_the_loss_falls_and_every_step_is_reported(base: Path, tmp_path: Path) -> None:
     steps: list[TrainingStep] = []
-    request = wanted(base, steps=20)
+    request = wanted(base, steps=30)
     used = TrainerPool([trainer(base, tmp_path)])
     trained = await used.train(request, steps.append)
-    assert [s.step for s in steps] == list(range(1, 21))
+    assert [s.step for s in steps] == list(range(1, 31))
     assert steps[-1].loss < 0.9 * steps[0].loss
     assert trained.loss == steps[-1].loss
     assert trained.tokens == sum(len(lesson.tokens) for lesson in request.lessons)
-    assert (used.steps, used.busy) == (20 + 1, False), "its end counts, too"
+    assert (used.steps, used.busy) == (30 + 1, False), "its end counts, too"
 
 
 @pytest.mark.parametrize(
