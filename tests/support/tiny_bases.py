@@ -158,8 +158,9 @@ Gradients = dict[str, Tensor]
 def learnt(
     model: LoraModel, lessons: Sequence[Lesson], *, recompute: bool = False
 ) -> tuple[float, Gradients]:
-    """The loss of a batch, and the gradient of each tensor."""
-    loss = model.loss(lessons, recompute=recompute)
+    """The mean loss of a batch, and the gradient of each tensor."""
+    count = sum(label != IGNORED for each in lessons for label in each.labels[1:])
+    loss = model.loss(lessons, recompute=recompute) / count
     found = torch.autograd.grad(loss, list(model.tensors.values()))
     return loss.item(), dict(zip(model.tensors, found, strict=True))
 
