@@ -166,7 +166,7 @@ class TrainableAdapter:
     def _backward(self, batch: Sequence[Lesson], *, recompute: bool) -> Tensor:
         """Add up the gradients of a batch; returns its loss, see `step`."""
         labelled = sum(label != IGNORED for lesson in batch for label in lesson.labels[1:])
-        total = torch.zeros((), device=self._device.kind)
+        total = torch.zeros((), dtype=torch.float32, device=self._device.kind)
         for part in _parts(batch, TOKENS_AT_ONCE[self._device.kind]):
             loss = self._loss(part, recompute=recompute) / labelled
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ tolerance is exceeded as soon as the adapter of one module in one layer is missi
 """
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from support.tiny_bases import BASES, VOCABULARY, Letters, differences, fill, learnt, lesson, write
 from torch.nn import functional as F
 
+from arcd.backends import lora_adapter
 from arcd.backends.decoder_lora import DecoderLora
 from arcd.backends.lora_adapter import TrainableAdapter
 from arcd.backends.peft_lora import PeftLora
@@ -296,3 +297,28 @@ def test_training_starts_from_an_adapter_that_peft_saved(
     other = LORA.model_copy(update={"target_modules": ("q_proj",)})
     with pytest.raises(TrainerFailed, match="another base, rank or set of modules"):
         TrainableAdapter(own(base, other), base, other, FP32).reset(seed=0, start=tmp_path)
+
+
+@pytest.mark.parametrize("most", [1, 75, 110, 1000])
+def test_a_step_is_the_same_in_however_many_parts_its_batch_is(
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    model = own(bases["llama"])
+    adapter = TrainableAdapter(model, bases["llama"], LORA, FP32)
+    fill(model)
+    true_loss, true = learnt(model, LESSONS)
+    given: list[int] = []
+    loss = model.loss
+
+    def counted(lessons: Sequence[Lesson], *, recompute: bool) -> "torch.Tensor":
+        given.append(sum(len(each.tokens) for each in lessons))
+        return loss(lessons, recompute=recompute)
+
+    monkeypatch.setitem(lora_adapter.TOKENS_AT_ONCE, "cpu", most)
+    monkeypatch.setattr(model, "loss", counted)
+    assert float(adapter._backward(LESSONS, recompute=False)) == pytest.approx(true_loss)
+    found = {name: tensor.grad for name, tensor in model.tensors.items() if tensor.grad is not None}
+    assert max(differences(found, true).values()) < TOLERANCE
+    assert sum(given) == sum(len(each.tokens) for each in LESSONS)
+    # Each has as much as goes together, and at least one lesson.
+    assert given == {1: [75, 33, 9, 64], 75: [75, 42, 64], 110: [108, 73], 1000: [181]}[most]
