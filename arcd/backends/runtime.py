@@ -91,8 +91,9 @@ async def open_runtime(
     EngineFailed if vLLM cannot start.
     """
     try:
-        from arcd.backends.lora_trainer import LoraTrainer
-        from arcd.backends.vllm.engine import vllm_engine
+        with ledger.stage("transformers"):
+            from arcd.backends.lora_trainer import LoraTrainer
+            from arcd.backends.vllm.engine import vllm_engine
     except ImportError:
         raise MissingPackage from None
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -100,7 +101,8 @@ async def open_runtime(
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
         # Before vLLM: while that starts, torch's default dtype is another in all threads.
-        model = await to_thread.run_sync(load_model, base, device)
+        with ledger.stage("base model"):
+            model = await to_thread.run_sync(load_model, base, device)
         trainings = _trainings(config.trainings, device)
         split = _CoreSplit(trainings)
 
