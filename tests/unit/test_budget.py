@@ -92,7 +92,6 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
         trainer=Moody(rng=rng),
         engine=engine,
         seconds_per_token=rng.choice([0.001, 0.02, 0.1]),
-        calibrated=True,
         trainings=rng.choice([1, 2]),
     )
     made.append(works)
@@ -198,7 +197,6 @@ async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
         task_set(*(task(f"t{i}") for i in range(10))),
         trainer=Trainer(seconds_per_step=1.0),
         seconds_per_token=0.001,
-        calibrated=True,
     )
     made.append(works)
     # In full 10 tasks take 200 s.
