@@ -50,7 +50,7 @@ def start(settings: EngineSettings, ledger: Ledger) -> Any:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     with process_state_kept(), _silence():
         with ledger.stage("vLLM"):
-            _import_vllm(settings.base)
+            import_vllm(settings.base)
         with ledger.stage("engine"):
             return build_engine(settings)
 
@@ -66,7 +66,7 @@ def build_engine(settings: EngineSettings) -> Any:
     return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(settings, on_cpu=on_cpu)))
 
 
-def _import_vllm(base: Path) -> None:
+def import_vllm(base: Path) -> None:
     """Import what an engine on this base needs, and keep it out of garbage collection."""
     from vllm import LLMEngine, ModelRegistry  # noqa: F401
 
