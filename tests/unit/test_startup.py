@@ -61,7 +61,7 @@ def test_the_models_class_is_imported_here_and_not_inspected_in_another_process(
         register_model=lambda name, kind: did.append((name, kind)),
     )
     vllm = SimpleNamespace(LLMEngine=None, ModelRegistry=registry)
-    monkeypatch.setitem(sys.modules, "vllm", vllm)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setattr(gc, "freeze", lambda: did.append("frozen"))
     (tmp_path / "config.json").write_text('{"architectures": ["Known", "Unknown"]}')
     import_vllm(tmp_path)
