@@ -68,4 +68,5 @@ def test_the_models_class_is_imported_here_and_not_inspected_in_another_process(
     assert did == [("Known", "its class"), "frozen"]
     (tmp_path / "config.json").write_text("{}")
     import_vllm(tmp_path)
-    assert did[2:] == ["frozen"]
+    import_vllm(tmp_path / "missing")
+    assert did[2:] == ["frozen", "frozen"]

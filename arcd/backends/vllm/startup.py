@@ -81,9 +81,12 @@ def import_vllm(base: Path) -> None:
 
 
 def _architectures(base: Path) -> list[str]:
-    """The names of the model's classes, as the folder tells them."""
-    found = json.loads((base / "config.json").read_text(encoding="utf-8")).get("architectures")
-    return list(found or ())
+    """The names of the model's classes; none where the folder does not tell: vLLM says why."""
+    try:
+        found = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return list(found.get("architectures") or ())
 
 
 def environment(config: EngineConfig) -> dict[str, str]:
