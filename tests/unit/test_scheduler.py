@@ -225,7 +225,6 @@ async def test_the_first_answers_of_evaluation_tasks_come_early(build: Build) ->
             engine=OneLane,
             trainings=2,
             seconds_per_token=rates.round,
-            calibrated=True,
         )
         job = works.submit(settings=[*FEW, f"order={order}"])
         await works.finish()
