@@ -69,7 +69,9 @@ class TrainableAdapter:
         """Train the tensors of a model, which is on the base in the folder `base`."""
         self._model, self._base, self._config, self._device = model, base, config, device
         self._parameters = list(model.tensors.values())
-        self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=config.weight_decay)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, weight_decay=config.weight_decay, fused=True
+        )
         self._scaler = self._fresh_scaler()
 
     def suits(self, config: TrainConfig) -> bool:

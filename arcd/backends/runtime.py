@@ -94,9 +94,10 @@ async def open_runtime(
     EngineFailed if vLLM cannot start.
     """
     try:
-        from arcd.backends.lora_trainer import LoraTrainer
-        from arcd.backends.resident_base import ResidentBase
-        from arcd.backends.vllm.engine import vllm_engine
+        with ledger.stage("transformers"):
+            from arcd.backends.lora_trainer import LoraTrainer
+            from arcd.backends.resident_base import ResidentBase
+            from arcd.backends.vllm.engine import vllm_engine
     except ImportError:
         raise MissingPackage from None
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -104,7 +105,8 @@ async def open_runtime(
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
         # Before vLLM: while that starts, torch's default dtype is another in all threads.
-        resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
+        with ledger.stage("base model"):
+            resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
         trainings = _trainings(config.trainings, device)
         split = _CoreSplit(trainings)
 

@@ -8,8 +8,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -39,6 +39,13 @@ class Finding:
     name: str
     value: str
     ok: bool = True
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of its parts, in their order."""
+
+    def to_json(self) -> dict[str, object]:
+        """With the seconds of its parts where it has some."""
+        found: dict[str, object] = {"ok": self.ok, "value": self.value}
+        return found | ({"seconds": dict(self.seconds)} if self.seconds else {})
 
 
 def examine(base: Path, device: str) -> Iterator[Finding]:
@@ -51,6 +58,16 @@ def examine(base: Path, device: str) -> Iterator[Finding]:
     yield from _trying("device", lambda: _device(device, resolve()))
     yield from _trying("base", lambda: str(check(base)))
     yield from _trying("smoke", lambda: _smoke(base, device))
+
+
+def start_finding(begun: float, stages: Mapping[str, float]) -> Finding:
+    """Where the seconds went until the first task had begun, `begun` seconds after the call.
+
+    `stages` are those of the ledger; `command` is what remains: the command before its daemon, and
+    the submission.
+    """
+    parts = {"command": max(0.0, begun - sum(stages.values())), **stages}
+    return Finding("start", f"{begun:.1f} s", seconds=parts)
 
 
 def _package(name: str) -> Finding:
@@ -75,7 +92,7 @@ def _device(wanted: str, config: Config) -> str:
     return f"{picked.name}, {picked.dtype}, {free:.1f} of {total:.1f} GiB free"
 
 
-def _smoke(base: Path, device: str) -> str:
+def _smoke(base: Path, device: str) -> Iterator[Finding]:
     """One task from its file to its answer, in a temporary home: how long each part took."""
     from arcd.daemon import foreground
 
@@ -87,7 +104,7 @@ def _smoke(base: Path, device: str) -> str:
         at[events.kind(record.event)] = time.monotonic() - begun
 
     with tempfile.TemporaryDirectory(prefix="arcd-doctor-") as home:
-        foreground.run(
+        outcome = foreground.run(
             settle(Path(home), base, device, None, settings),
             schema.order(load(source)),
             limits=Limits(),
@@ -96,16 +113,22 @@ def _smoke(base: Path, device: str) -> str:
         )
     if "Trained" not in at:
         raise ArcdError("the trainer made no adapter")
-    return (
+    yield start_finding(at["Started"], outcome.account.stages)
+    yield Finding(
+        "smoke",
         f"trainer and engine ready after {at['Started']:.1f} s, "
         f"trained {at['Trained'] - at['Started']:.1f} s, sampled "
-        f"{at['Answered'] - at['Trained']:.1f} s"
+        f"{at['Answered'] - at['Trained']:.1f} s",
     )
 
 
-def _trying(name: str, what: Callable[[], str]) -> Iterator[Finding]:
+def _trying(name: str, what: Callable[[], str | Iterator[Finding]]) -> Iterator[Finding]:
     try:
-        yield Finding(name, what())
+        found = what()
+        if isinstance(found, str):
+            yield Finding(name, found)
+        else:
+            yield from found
     except Exception as error:
         explained = known(error)
         if explained is None:

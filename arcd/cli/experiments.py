@@ -44,8 +44,10 @@ def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) ->
         if not as_json:
             mark = ("ok  ", "green") if finding.ok else ("fail", "red")
             out.print(Text.assemble(mark, f" {finding.name:<13} {finding.value}"))
+            for part, seconds in finding.seconds.items():
+                out.print(Text(f"       {part:<13} {seconds:4.1f} s"))
     if as_json:
-        print(json.dumps({f.name: {"ok": f.ok, "value": f.value} for f in findings}))
+        print(json.dumps({finding.name: finding.to_json() for finding in findings}))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 

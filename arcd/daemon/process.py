@@ -9,6 +9,7 @@ which finds everything in the store. An error that a restart would not mend is t
 supervisor as a failure.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -45,11 +46,11 @@ from arcd.jobs.state import Job, State
 from arcd.jobs.store import Store
 from arcd.model.base_model import check, check_training, fingerprint, pick_device
 from arcd.scheduling.adapter_folder import AdapterFolder
-from arcd.scheduling.calibration import calibrate
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
 from arcd.system.home import Home
 from arcd.system.ledger import Ledger
+from arcd.system.processes import seconds_since_start
 from arcd.version import __version__
 
 BEAT_INTERVAL_S = 0.5
@@ -93,6 +94,7 @@ class Daemon:
         """Serve until told to stop."""
         early = partial(server.early_application, self.health, self.stop)
         entrances = open_entrances(self._options, self._home, early)
+        self._ledger.add_stage("daemon", seconds_since_start())
         async with anyio.create_task_group() as helping:
             for helper in (self._beat, self._obey_signals, self._end_while_loading):
                 helping.start_soon(helper)
@@ -135,7 +137,7 @@ class Daemon:
         """Load the models, work through jobs until told to stop, write the last word."""
         begun = time.monotonic()
         service = jobs.service
-        with self._ledger.span("host", "load"):
+        with self._ledger.span("host", "load"), self._ledger.stage("torch"):
             platform = await to_thread.run_sync(find_platform, self._options)
         self._phase = Loading(platform)
         service.emit(None, _started(self._options, platform))
@@ -147,7 +149,7 @@ class Daemon:
             ledger=self._ledger,
             serial=self._store.facts.serial,
         ) as runtime:
-            estimator = rates.find() or await self._calibrate(runtime, rates)
+            estimator = rates.find() or RateEstimator()
             scheduler = self._become_ready(service, platform, runtime, estimator, rates, begun)
             await scheduler.run(self._options.grace)
             rates.write(estimator)
@@ -155,12 +157,6 @@ class Daemon:
         await jobs.snapshotter.flush()
         service.emit(None, events.DaemonStopped(self._ledger.account().to_json()))
         service.close()
-
-    async def _calibrate(self, runtime: Runtime, rates: KeptRates) -> RateEstimator:
-        with self._ledger.span("host", "load"):
-            estimator = await calibrate(runtime, self._options.config)
-        rates.write(estimator)
-        return estimator
 
     def _become_ready(
         self,
@@ -178,6 +174,7 @@ class Daemon:
         self._phase = Ready(platform, runtime, estimator, scheduler)
         service.subscribe(rates.subscriber(estimator))
         service.emit(None, events.DaemonReady(seconds))
+        _collect_garbage_again()
         # At once: from now on the supervisor allows less time, and should not be the last to know.
         self._send_beat()
         if self._stopping:
@@ -284,6 +281,13 @@ def _log(state: State, record: Record) -> None:
         log.info("%s", line)
 
 
+def _collect_garbage_again() -> None:
+    """After `main` has switched it off: what is there now stays for good, and is left alone."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 def _started(options: Options, platform: Platform) -> events.DaemonStarted:
     return events.DaemonStarted(
         os.getpid(),
@@ -331,6 +335,8 @@ def main(
     find_platform: Callable[[Options], Platform] = find_platform,
 ) -> int:
     """Be a daemon, with the options given on the command line; returns the exit code."""
+    # Until the daemon is ready: imports make hardly any garbage, and to look for it takes 1.3 s.
+    gc.disable()
     options = Options.model_validate_json(sys.argv[1])
     set_environment()
     prepare_child(Home(options.home).stacks)

@@ -32,7 +32,6 @@ class Life:
         self.fruitful = False
         """Whether trainer or engine made a step for a task, or there was nothing to be done."""
         self._ready_at: float | None = None
-        self._steps = 0
 
     @property
     def ready(self) -> bool:
@@ -43,12 +42,11 @@ class Life:
         """Take in a beat."""
         if not beat.ready:
             return
-        steps = beat.engine.steps + beat.trainer.steps
         if self._ready_at is None:
-            # The steps before are those of the calibration.
-            self._ready_at, self._steps = now, steps
+            self._ready_at = now
+        stepped = beat.engine.steps + beat.trainer.steps > 0
         idle = not (beat.engine.busy or beat.trainer.busy)
-        self.fruitful |= steps > self._steps or (idle and now >= self._ready_at + CALM_S)
+        self.fruitful |= stepped or (idle and now >= self._ready_at + CALM_S)
 
 
 class Restarts:

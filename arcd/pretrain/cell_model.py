@@ -1,4 +1,4 @@
-"""arcd's own small decoder: a Llama backbone between factorised cell tables.
+"""arcd's own small model: a Llama backbone between factorised cell tables.
 
 The embedding of a cell token is the sum of three vectors (of its colour, its row, its column), and
 so is its output weight: a colour learnt in one place is known everywhere, and the softmax over all
@@ -17,8 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from arcd.arc.grids import COLOURS, MAX_SIDE
+from arcd.decoder import elementwise, layers
+from arcd.decoder.answers import Cells
+from arcd.decoder.elementwise import EAGER
+from arcd.decoder.layers import Layer, Shape
+from arcd.decoder.lora import Full
+from arcd.decoder.row import Row
 from arcd.model.encoding import BEGIN, CELLS, END, PAD, SPECIALS, CellEncoding
-from arcd.model.prompts import IGNORED
 
 MAX_FILE_SIZE = "15MB"
 """Largest file of an exported model; larger weights are divided over several."""
@@ -46,49 +51,25 @@ class CellTables(nn.Module):
         return torch.cat([self.special, cells.reshape(CELLS, -1)])
 
     def logprob(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """log p(token), (n,), for hidden states (n, width) and tokens (n,).
-
-        Equal to the log-softmax over `flat()`. A cell's logit is the sum of three logits, so the
-        log-sum-exp over all cells is the sum of those over colours, rows and columns.
-        """
-        special, colour, row, column = (
-            _linear(hidden, table).float()
-            for table in (self.special, self.colour, self.row, self.column)
-        )
-        cells = colour.logsumexp(-1) + row.logsumexp(-1) + column.logsumexp(-1)
-        total = torch.logaddexp(special.logsumexp(-1), cells)
-        place = (tokens - SPECIALS).clamp(min=0)
-        cell = (
-            _pick(colour, place // (MAX_SIDE * MAX_SIDE))
-            + _pick(row, place // MAX_SIDE % MAX_SIDE)
-            + _pick(column, place % MAX_SIDE)
-        )
-        return (
-            torch.where(tokens < SPECIALS, _pick(special, tokens.clamp(max=SPECIALS - 1)), cell)
-            - total
-        )
+        """log p(token), (n,), for hidden states (n, width) and tokens (n,): over all 9016."""
+        every = torch.arange(SPECIALS, device=tokens.device)
+        return Cells(self.special, self.colour, self.row, self.column, every)(hidden, tokens)
 
 
 def _table(rows: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(rows, width) * INITIAL_STD)
 
 
-def _pick(logits: Tensor, index: Tensor) -> Tensor:
-    """logits[i, index[i]] for logits (n, choices) and an index (n,)."""
-    return logits.gather(-1, index[:, None])[:, 0]
-
-
 class CellModel(nn.Module):
     """The decoder in training: tables in, Llama backbone, tables out.
 
-    The backbone holds the weights under their stock names, in fp32; `_layer` computes with them in
-    bf16. On a CPU transformers' own layers take half as long again as a compiled `_layer`.
-    Compiling needs a C++ compiler and half a minute at the start.
+    The backbone holds the weights under their stock names, in fp32; `decoder.layers` computes with
+    them in bf16. Compiling needs a C++ compiler and half a minute at the start.
     """
 
-    def __init__(self, width: int, layers: int, context: int, *, compiled: bool = False) -> None:
+    def __init__(self, width: int, depth: int, context: int, *, compiled: bool = False) -> None:
         super().__init__()
-        self._layer = torch.compile(_layer) if compiled else _layer
+        self._elementwise = elementwise.compiled() if compiled else EAGER
         # Heads of 128, or of 64 where 128 does not divide the width: every attention kernel of vLLM
         # has both sizes. Heads of 128 learn as well, and take half as long on a CPU.
         heads = width // math.gcd(width, 128)
@@ -96,7 +77,7 @@ class CellModel(nn.Module):
             vocab_size=CellEncoding.vocabulary,
             hidden_size=width,
             intermediate_size=width * 11 // 4,
-            num_hidden_layers=layers,
+            num_hidden_layers=depth,
             num_attention_heads=heads,
             num_key_value_heads=heads,
             max_position_embeddings=context,
@@ -111,19 +92,47 @@ class CellModel(nn.Module):
         self.inputs = CellTables(width)
         self.outputs = CellTables(width)
 
-    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Loss in nats, (labelled tokens,), of tokens and labels (batch, length), right-padded."""
-        hidden = F.embedding(tokens, self.inputs.flat()).to(torch.bfloat16)
-        places = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    def forward(self, row: Row) -> Tensor:
+        """Loss in nats, (wanted,), of the row's targets."""
+        hidden = F.embedding(row.tokens, self.inputs.flat()).to(torch.bfloat16)
+        half = self.config.head_dim // 2
         cosine, sine = (
-            both[0].chunk(2, -1)[0] for both in self.backbone.rotary_emb(hidden, places)
+            both[0, :, :half] for both in self.backbone.rotary_emb(hidden, row.places[None])
         )
-        for layer in self.backbone.layers:
-            hidden = self._layer(hidden, cosine, sine, self.config.head_dim, *_weights(layer))
-        hidden = _norm(hidden, self.backbone.norm.weight)
-        wanted = labels[:, 1:] != IGNORED
-        result: Tensor = -self.outputs.logprob(hidden[:, :-1][wanted], labels[:, 1:][wanted])
-        return result
+        states = layers.run(
+            hidden,
+            row,
+            [self._layer(layer) for layer in self.backbone.layers],
+            self._shape,
+            cosine,
+            sine,
+            self.backbone.norm.weight,
+            self._elementwise,
+        )
+        return -self.outputs.logprob(states, row.targets)
+
+    @property
+    def _shape(self) -> Shape:
+        config = self.config
+        return Shape(
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.rms_norm_eps,
+        )
+
+    @staticmethod
+    def _layer(layer: LlamaDecoderLayer) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return Layer(
+            layer.input_layernorm.weight,
+            Full(torch.cat([projection.weight for projection in projections])),
+            Full(attention.o_proj.weight),
+            layer.post_attention_layernorm.weight,
+            Full(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
+            Full(mlp.down_proj.weight),
+        )
 
     def export(self, folder: Path) -> None:
         """Write a stock Llama folder with flat tables, weights in bf16, in files under 16 MiB."""
@@ -140,66 +149,6 @@ class CellModel(nn.Module):
             file.chmod(0o644)  # safetensors lets only the owner read them
         write_tokenizer(folder)
         (folder / "arcd.json").write_text(json.dumps({"encoding": "cells"}) + "\n")
-
-
-def _weights(layer: LlamaDecoderLayer) -> tuple[Tensor, ...]:
-    """The last six arguments of `_layer`."""
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return (
-        layer.input_layernorm.weight,
-        torch.cat([projection.weight for projection in projections]),
-        attention.o_proj.weight,
-        layer.post_attention_layernorm.weight,
-        torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        mlp.down_proj.weight,
-    )
-
-
-def _layer(
-    hidden: Tensor,
-    cosine: Tensor,
-    sine: Tensor,
-    head: int,
-    before: Tensor,
-    queries_keys_values: Tensor,
-    output: Tensor,
-    after: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-) -> Tensor:
-    """A causal Llama decoder layer on bf16 hidden states (batch, length, width), weights in fp32.
-
-    `cosine` and `sine` are (length, head / 2) of the rotary embedding; `before` and `after` are the
-    weights of the norms before attention and after it. `queries_keys_values` and `gate_up` are
-    stacked, so that each is one matrix product.
-    """
-    batch, length, width = hidden.shape
-    heads = _linear(_norm(hidden, before), queries_keys_values).view(batch, length, 3, -1, head)
-    q, k, v = heads.permute(2, 0, 3, 1, 4).unbind()
-    q, k = _rotated(q, cosine, sine), _rotated(k, cosine, sine)
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    hidden = hidden + _linear(attended.transpose(1, 2).reshape(batch, length, width), output)
-    gate, up = _linear(_norm(hidden, after), gate_up).chunk(2, -1)
-    return hidden + _linear(F.silu(gate) * up, down)
-
-
-def _linear(x: Tensor, weight: Tensor) -> Tensor:
-    """The product in the number format of x."""
-    return F.linear(x, weight.to(x.dtype))
-
-
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    """RMSNorm (arXiv 1910.07467), computed in fp32."""
-    wide = x.float()
-    mean_square = wide.square().mean(-1, keepdim=True)
-    return (wide * torch.rsqrt(mean_square + NORM_EPSILON) * weight).to(x.dtype)
-
-
-def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864); entry i of a head turns with i + head / 2."""
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
 
 
 def write_tokenizer(folder: Path) -> None:

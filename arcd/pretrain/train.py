@@ -17,8 +17,8 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from arcd.decoder.row import in_a_row
 from arcd.errors import TrainerFailed
-from arcd.model.collate import collate
 from arcd.model.encoding import PAD
 from arcd.model.prompts import Lesson
 from arcd.pretrain import checkpoint
@@ -133,7 +133,7 @@ def _step(model: torch.nn.Module, state: TrainingState, lessons: list[Lesson], r
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = run.recipe.lr * run.recipe.lr_scale(state.step)
-    loss: Tensor = model(*collate(lessons, PAD, run.device)).mean()
+    loss: Tensor = model(in_a_row(lessons, PAD, run.device)).mean()
     loss.backward()  # type: ignore[no-untyped-call]
     try:
         torch.nn.utils.clip_grad_norm_(

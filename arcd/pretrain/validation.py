@@ -11,8 +11,9 @@ import torch
 
 from arcd.arc.tasks import Pair, TaskSet
 from arcd.arc.views import identity
+from arcd.decoder.row import in_a_row
 from arcd.errors import BadTask
-from arcd.model.encoding import CellEncoding
+from arcd.model.encoding import PAD, CellEncoding
 from arcd.model.prompts import IGNORED, Lesson, lesson
 from arcd.pretrain.cell_model import CellModel
 from arcd.pretrain.corpus import Corpus
@@ -81,6 +82,6 @@ def _nats_per_grid(model: CellModel, lessons: Sequence[Lesson], device: str) -> 
         # The target is what follows the last ignored label.
         start = max(i for i, label in enumerate(each.labels, 1) if label == IGNORED)
         labels = (*[IGNORED] * start, *each.labels[start:])
-        tokens, wanted = torch.tensor([each.tokens]), torch.tensor([labels])
-        total += float(model(tokens.to(device), wanted.to(device)).sum())
+        row = in_a_row([replace(each, labels=labels)], PAD, device)
+        total += float(model(row).sum())
     return total / len(lessons) if lessons else None

@@ -4,7 +4,6 @@ Knows nothing of the order of tasks, and begins nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from arcd import config as configuration
 from arcd.config import Config
@@ -65,9 +64,9 @@ class Planner:
         group = self._groups.of(job, name)
         adapter = self._folder.find(state.adapter)
         start = self._folder.find(state.answered_by)
-        flight.alone = self._predictor.task_alone(task, config)
+        flight.work = self._predictor.work_as_planned(task, config)
         if adapter:
-            flight.alone, flight.trained = replace(flight.alone, train=0.0), True
+            flight.work, flight.trained = flight.work.untrained, True
         return Assignment(
             task=task,
             config=config,
@@ -79,7 +78,7 @@ class Planner:
             answered_by=state.answered_by,
             candidates=tuple(store.jobs.candidates(job.id, name)),
             notes=state.notes,
-            predicted=self._predictor.beside_others(flight.alone),
+            predicted=self._predictor.beside_others(self._predictor.alone(flight.work)),
             sampling_timeout_s=lambda: self._predictor.start_sampling(
                 flight, self._in_flight.values()
             ),

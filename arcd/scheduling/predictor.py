@@ -19,11 +19,9 @@ from arcd.jobs.service import JobService
 from arcd.jobs.state import Job
 from arcd.scheduling.budget import Pace
 from arcd.scheduling.fair_queue import Item
-from arcd.scheduling.forecast import Sizes, Work, times, work
+from arcd.scheduling.forecast import NO_WORK, Sizes, Work, times, work
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.sharing import AdapterGroups
-
-NO_TIME = Times(0.0, 0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -32,13 +30,15 @@ class InFlight:
 
     item: Item
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    alone: Times = NO_TIME
-    """Predicted seconds with trainer and engine for itself."""
+    work: Work = NO_WORK
+    """What it was given to do."""
     trained: bool = False
     sampling_since: float | None = None
     """In the event loop's time."""
+    alone: float = 0.0
+    """Predicted seconds of sampling, when it began, with the engine for itself."""
     expected: float = 0.0
-    """Predicted seconds of sampling, when it began, beside the tasks in flight then."""
+    """The same beside the tasks in flight then."""
 
 
 class Predictor:
@@ -76,9 +76,9 @@ class Predictor:
         """Seconds of this work with trainer and engine for itself."""
         return times(amount, self._estimator.rates)
 
-    def task_alone(self, task: Task, config: Config) -> Times:
-        """Seconds of a task with trainer and engine for itself."""
-        return self.alone(work(task, config, self._sizes))
+    def work_as_planned(self, task: Task, config: Config) -> Work:
+        """The work of a task that begins with this configuration."""
+        return work(task, config, self._sizes)
 
     def beside_others(self, alone: Times) -> Times:
         """Seconds from the first step to the last of what takes these alone."""
@@ -91,18 +91,25 @@ class Predictor:
 
     def training_left(self, in_flight: Iterable[InFlight]) -> float:
         """Seconds that the trainer still needs for tasks in flight."""
-        training = sum(flight.alone.train for flight in in_flight if not flight.trained)
+        training = sum(self.alone(each.work).train for each in in_flight if not each.trained)
         return training / self._runtime.trainer.capacity
 
     def start_sampling(self, flight: InFlight, others: Iterable[InFlight]) -> float:
         """Called when a task begins to be sampled; returns after how many seconds to end it."""
-        beside = [other.alone.infer for other in others if other is not flight]
-        longest = max([flight.alone.infer, *beside])
+        flight.alone = self.alone(flight.work).infer
+        beside = [self.alone(other.work).infer for other in others if other is not flight]
+        longest = max([flight.alone, *beside])
         # As many tasks as can still join it, each as long as the longest.
         joining = max(0, self._most_in_flight - 1 - len(beside))
-        flight.expected = flight.alone.infer + sum(beside) + joining * longest
+        flight.expected = flight.alone + sum(beside) + joining * longest
         flight.sampling_since = anyio.current_time()
         return self._pace.timeout(flight.expected)
+
+    def learn_step(self, flight: InFlight, event: events.Training) -> None:
+        """Measure by a training that goes on: the first predictions need not wait for its end."""
+        if math.isfinite(event.tokens_per_second) and event.tokens_per_second > 0:
+            tokens = flight.work.train * event.step / event.steps
+            self._estimator.training(event.step, tokens, tokens / event.tokens_per_second)
 
     def learn_training(self, event: events.Trained) -> None:
         """Measure by a training that is done."""
@@ -116,5 +123,9 @@ class Predictor:
             # Before the last answer the engine worked for that task, too.
             engine = now - max(flight.sampling_since, self._last_answer)
             wall = now - flight.sampling_since
-            self._pace.sampled(flight.alone.infer, flight.expected, engine=engine, wall=wall)
+            # By the rates as they are known now: of the first tasks nothing was known before. The
+            # pace is what is left, how much slower a task is beside others.
+            alone = self.alone(flight.work).infer
+            expected = flight.expected * (alone / flight.alone if flight.alone else 1.0)
+            self._pace.sampled(alone, expected, engine=engine, wall=wall)
         self._last_answer = now

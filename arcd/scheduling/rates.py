@@ -36,6 +36,10 @@ efficiency of least squares where errors are normal (P. J. Huber, Robust Statist
 LEAST_SPREAD = 0.03
 """Relative error below which a measurement counts in full."""
 
+TRAINER = (COLD.task, COLD.step, COLD.token)
+ENGINE = (COLD.round, COLD.prompt, COLD.row)
+"""The rates of each before it was measured."""
+
 Row = tuple[float, ...]
 
 
@@ -69,9 +73,16 @@ class LinearFit:
             self._found = self._fit() if self._seen else self._prior
         return self._found
 
+    @property
+    def scale(self) -> float:
+        """How many times as long as by the prior it takes; 1 before anything is measured."""
+        if not self._seen:
+            return 1.0
+        return median(seconds / _dot(amounts, self._prior) for amounts, seconds in self._seen)
+
     def _fit(self) -> tuple[float, ...]:
         """Least squares of relative errors, iteratively reweighted (Huber)."""
-        scale = median(seconds / _dot(amounts, self._prior) for amounts, seconds in self._seen)
+        scale = self.scale
         least = [LEAST_PART * scale * p for p in self._prior]
         found = [scale * p for p in self._prior]
         weights = [1.0] * len(self._seen)
@@ -89,21 +100,37 @@ class LinearFit:
 
 
 class RateEstimator:
-    """Estimates the rates of one machine with one base."""
+    """Estimates the rates of one machine with one base.
+
+    Until a training is done, what those under way have taken counts. As long as only trainer or
+    engine was measured, the other is taken to be as much slower than the prior, but not faster: a
+    budget must not be promised twice.
+    """
 
     def __init__(self) -> None:
-        self._trainer = LinearFit((COLD.task, COLD.step, COLD.token))
-        self._engine = LinearFit((COLD.round, COLD.prompt, COLD.row))
+        self._trainer = LinearFit(TRAINER)
+        self._underway = LinearFit(TRAINER)
+        self._engine = LinearFit(ENGINE)
 
     @property
     def rates(self) -> Rates:
         """The rates as they are estimated now."""
-        return Rates(*self._trainer.coefficients, *self._engine.coefficients)
+        trainer, engine = self._trainer if len(self._trainer) else self._underway, self._engine
+        slower = max(1.0, trainer.scale, engine.scale)
+        return Rates(
+            *(trainer.coefficients if len(trainer) else (slower * rate for rate in TRAINER)),
+            *(engine.coefficients if len(engine) else (slower * rate for rate in ENGINE)),
+        )
 
     @property
     def known(self) -> bool:
         """Whether trainer and engine were both measured."""
         return bool(len(self._trainer) and len(self._engine))
+
+    def training(self, steps: int, tokens: float, seconds: float) -> None:
+        """A training that goes on has taken so many seconds for these steps and tokens."""
+        if not len(self._trainer):
+            self._underway.add((1.0, steps, tokens), seconds)
 
     def trained(self, steps: int, tokens: int, seconds: float) -> None:
         """A training of these steps and tokens took so many seconds."""

@@ -205,6 +205,9 @@ class Scheduler:
                 self._enqueue(job, names)
             case events.Shared(task=name):
                 self._enqueue(job, [name])
+            case events.Training(task=name):
+                if flight := self._in_flight.get((job.id, name)):
+                    self._predictor.learn_step(flight, record.event)
             case events.Trained():
                 self._on_trained(job, record.event)
             case events.Answered(task=name):

@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Resource = Literal["trainer", "engine", "host"]
@@ -39,6 +39,8 @@ class Account:
     """Seconds by resource and kind of work."""
     in_steps: float
     """Seconds in which at least one step was open."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """Seconds of the start-up by stage, in their order."""
 
     @property
     def loading(self) -> float:
@@ -83,7 +85,8 @@ class Account:
             for resource in RESOURCES
         }
         solving = value["wall"] - value["loading"]
-        return cls(value["wall"], seconds, (1 - value["outside_steps"]) * solving)
+        in_steps = (1 - value["outside_steps"]) * solving
+        return cls(value["wall"], seconds, in_steps, value.get("stages", {}))
 
     def to_json(self) -> dict[str, object]:
         """Seconds by resource and kind, with `idle`, and the numbers that are printed.
@@ -101,6 +104,7 @@ class Account:
                 resource: {**self.seconds[resource], "idle": self.idle(resource)}
                 for resource in RESOURCES
             },
+            "stages": self.stages,
         }
 
 
@@ -118,6 +122,21 @@ class Ledger:
         self._steps_open: Counter[Resource | Literal["any"]] = Counter()
         self._steps_since: dict[Resource | Literal["any"], float] = {}
         self._in_steps = 0.0
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Account the time spent in the block, a stage of the start-up."""
+        begun = self._clock()
+        try:
+            yield
+        finally:
+            self.add_stage(name, self._clock() - begun)
+
+    def add_stage(self, name: str, seconds: float) -> None:
+        """Account a stage of the start-up that was measured elsewhere."""
+        with self._lock:
+            self._stages[name] = seconds
 
     @contextmanager
     def span(self, resource: Resource, kind: Kind) -> Iterator[None]:
@@ -132,7 +151,8 @@ class Ledger:
         """What was counted up to now; spans that are still open are not in it."""
         with self._lock:
             seconds = {resource: dict(kinds) for resource, kinds in self._seconds.items()}
-            return Account(self._clock() - self._begun, seconds, self._in_steps)
+            wall = self._clock() - self._begun
+            return Account(wall, seconds, self._in_steps, dict(self._stages))
 
     def _enter(self, resource: Resource, kind: Kind) -> float:
         """Open a span; its beginning in seconds of the clock."""

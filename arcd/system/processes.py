@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,14 @@ def myself() -> Process:
     found = identify(os.getpid())
     assert found is not None, "a process that runs has an identity"
     return found
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started; 0 where the system has no /proc."""
+    started = myself().started
+    if started is None:
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
 def alive(process: Process) -> bool:

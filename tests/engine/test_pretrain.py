@@ -20,16 +20,19 @@ else:
     torch = pytest.importorskip("torch")
 
 from arcd.arc.tasks import Pair, TaskSet, load
-from arcd.arc.views import View
+from arcd.arc.views import PLAIN_COLOURS, View
+from arcd.decoder.row import in_a_row
 from arcd.errors import BadBase, BadConfig, BadTask, HomeInUse, TrainerFailed
 from arcd.model.base_model import Device, load_model, open_encoding
 from arcd.model.encoding import SPECIALS, CellEncoding
-from arcd.model.prompts import IGNORED
+from arcd.model.prompts import IGNORED, Lesson
 from arcd.pretrain.cell_model import CellModel, CellTables
 from arcd.pretrain.corpus import Corpus, open_corpus
 from arcd.pretrain.run import Progress, Recipe, Run
 from arcd.pretrain.train import pretrain
 from arcd.pretrain.validation import unseen_lessons
+
+PLAIN = View(False, 0, PLAIN_COLOURS, ())
 
 pytestmark = pytest.mark.engine
 
@@ -93,11 +96,12 @@ def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path
     encoding = open_encoding(tmp_path, "auto")
     assert isinstance(encoding, CellEncoding)
     prompt = encoding.question(grid, first=True)
-    tokens = torch.tensor([prompt + encoding.answer(grid)])
-    labels = tokens.clone()
-    labels[0, : len(prompt)] = IGNORED
+    answer = encoding.answer(grid)
+    tokens = torch.tensor([prompt + answer])
+    labels = [IGNORED] * len(prompt) + answer
+    shown = Lesson("", 0, PLAIN, (), tuple(prompt + answer), tuple(labels))
     with torch.no_grad():
-        ours = model(tokens, labels)
+        ours = model(in_a_row([shown], encoding.pad, "cpu"))
         logits = stock(tokens).logits[0, len(prompt) - 1 : -1]
     theirs = -torch.log_softmax(logits, -1).gather(-1, tokens[0, len(prompt) :, None])[:, 0]
     # The folder is in bf16, three significant digits.
@@ -113,9 +117,11 @@ def test_compiled_layers_compute_the_same_for_batches_of_any_shape() -> None:
     plain = CellModel(64, 2, 512)
     quick = CellModel(64, 2, 512, compiled=True)
     quick.load_state_dict(plain.state_dict())
-    for shape in ((2, 64), (3, 128), (1, 192)):
-        tokens = torch.randint(SPECIALS, 9016, shape)
-        losses = [model(tokens, tokens) for model in (plain, quick)]
+    for batch, length in ((2, 64), (3, 128), (1, 192)):
+        tokens = torch.randint(SPECIALS, 9016, (batch, length)).tolist()
+        lessons = [Lesson("", 0, PLAIN, (), tuple(each), tuple(each)) for each in tokens]
+        row = in_a_row(lessons, 0, "cpu")
+        losses = [model(row) for model in (plain, quick)]
         torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)
         for model, loss in zip((plain, quick), losses, strict=True):
             model.zero_grad()

@@ -21,7 +21,6 @@ GATE = {
     ("before DaemonStarted", 1),
     ("before DaemonReady", 1),
     ("after Submitted", 1),
-    ("calibration", 3),
     ("after serial", 1),
     ("before adapter", 3),
     ("after Training", 3),

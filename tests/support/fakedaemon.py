@@ -56,7 +56,6 @@ and counted as published."""
 
 POINTS = (
     *(f"{when} {what}" for what in (*EVENTS, *ACTS) for when in ("before", "after")),
-    "calibration",
     "hand-over",
 )
 """All points that every job reaches, beside `poison`."""
@@ -84,28 +83,14 @@ class Plan:
         return json.dumps(asdict(self))
 
 
-OF_RUNTIME = ("serial", "adapter", "hand-over", "poison")
-
-
 class Points:
-    """Named points in the life of a daemon; here nothing happens at any of them.
-
-    What trainer and engine reach before the daemon is ready is the point `calibration`.
-    """
+    """Named points in the life of a daemon; here nothing happens at any of them."""
 
     def __init__(self) -> None:
-        self.ready = False
         self.writing: AbstractContextManager[object] = nullcontext()
         """Held while the store is written to, and at the points before and after."""
 
     def reach(self, name: str) -> None:
-        if name == "before DaemonReady":
-            self.ready = True
-        if not self.ready and name.split()[-1] in OF_RUNTIME:
-            name = "calibration"
-        self.at(name)
-
-    def at(self, name: str) -> None:
         """Called at each point."""
 
     def hang(self) -> bool:
@@ -121,7 +106,7 @@ class Harm(Points):
         self._plan, self._marker = plan, Path(plan.marker)
         self._left = plan.count
 
-    def at(self, name: str) -> None:
+    def reach(self, name: str) -> None:
         if name != self._plan.point:
             return
         self._left -= 1
@@ -130,7 +115,7 @@ class Harm(Points):
             self._harm()
 
     def hang(self) -> bool:
-        if not self.ready or self._plan.harm != "hang" or self._marker.exists():
+        if self._plan.harm != "hang" or self._marker.exists():
             return False
         self._marker.touch()
         return True
@@ -187,9 +172,8 @@ class Engine(FakeEngine):
 
         def noted(completion: Completion) -> None:
             question, sample = completion.request.question, completion.request.sample
-            if self.points.ready:
-                with (self.home / "answered.log").open("a") as log:
-                    log.write(f"{self.since} {question.task} {question.test} {sample}\n")
+            with (self.home / "answered.log").open("a") as log:
+                log.write(f"{self.since} {question.task} {question.test} {sample}\n")
             deliver(completion)
 
         if self.hanging:

@@ -169,7 +169,7 @@ class Snapshots(Points):
         # The files that are copied belong together; others write from another thread.
         self.writing = RLock()
 
-    def at(self, name: str) -> None:
+    def reach(self, name: str) -> None:
         with self.writing:
             self._reached[name] += 1
             shutil.copytree(

@@ -24,7 +24,6 @@ from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, Phase, State
 from arcd.jobs.store import Store
 from arcd.model.encoding import CellEncoding
-from arcd.scheduling.calibration import calibrate
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
 from arcd.system.ledger import Ledger
@@ -74,7 +73,6 @@ class Works:
     trainer: Trainer = field(default_factory=lambda: Trainer(seconds_per_step=2.0))
     engine: type[FakeEngine] = FakeEngine
     seconds_per_token: float = 0.5
-    calibrated: bool = False
     trainings: int = 1
 
     def __post_init__(self) -> None:
@@ -106,13 +104,12 @@ class Works:
             self.store.facts.serial,
             background=virtual.at_once,
         )
-        measured = await calibrate(runtime, self.config) if self.calibrated else RateEstimator()
         self.scheduler = Scheduler(
             self.service,
             runtime,
             self.config,
             self.home / "adapters",
-            measured,
+            RateEstimator(),
             wall=anyio.current_time,
         )
         async with anyio.create_task_group() as group:
@@ -165,7 +162,6 @@ class Options(TypedDict, total=False):
     trainer: Trainer
     engine: type[FakeEngine]
     seconds_per_token: float
-    calibrated: bool
     trainings: int
 
 

@@ -23,6 +23,8 @@ from arcd.jobs import events
 from arcd.jobs.events import Record
 from arcd.jobs.state import JobState
 from arcd.model.prompts import Question
+from arcd.scheduling.budget import LEAST_ALLOTMENT
+from arcd.scheduling.forecast import COLD, times, work
 from arcd.scheduling.rounds import MOST_ROUNDS, TIME_IS_UP
 
 
@@ -92,7 +94,6 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
         trainer=Moody(rng=rng),
         engine=engine,
         seconds_per_token=rng.choice([0.001, 0.02, 0.1]),
-        calibrated=True,
         trainings=rng.choice([1, 2]),
     )
     made.append(works)
@@ -107,6 +108,36 @@ async def test_whatever_the_machine_does_a_job_ends_in_time_with_an_answer_for_a
     assert not doubtful or took >= 0.97 * (budget - 10), "time was left and not used"
     # Nothing happens after the end.
     assert isinstance(works.records()[-1].event, events.Finished)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("trainings", [1, 2])
+@pytest.mark.parametrize("times_as_fast", [0.1, 1.0, 10.0])
+async def test_on_a_machine_of_any_speed_no_task_pays_for_what_was_not_known(
+    tmp_path: Path, made: list[Works], times_as_fast: float, trainings: int
+) -> None:
+    """The first life on a machine that is much slower, or faster, than the prior says."""
+    chosen = task_set(*(task(f"t{i}", side=8) for i in range(24)))
+    seconds_per_step = times(work(chosen.tasks[0], resolve(settings=SETTINGS))).train / 20
+    works = Works(
+        tmp_path,
+        chosen,
+        trainer=Trainer(seconds_per_step=seconds_per_step / times_as_fast),
+        seconds_per_token=COLD.round / times_as_fast,
+        trainings=trainings,
+    )
+    made.append(works)
+    # Six tenths of what all tasks take in full.
+    in_full = 24 * 20 * seconds_per_step / times_as_fast / trainings
+    number = job(works, 10 + 0.6 * in_full)
+    took = await works.finish()
+    found = works.service.state.jobs[number]
+    assert took <= 0.6 * in_full + 1e-6
+    assert found.all_answered
+    trained = works.of_kind(events.Trained)
+    # Of two that train at the end one may find the time up, also where all is known.
+    assert len(found.tasks.keys() - {e.task for e in trained}) < trainings
+    assert min(e.steps for e in trained) >= 20 * LEAST_ALLOTMENT
 
 
 @pytest.mark.anyio
@@ -198,7 +229,6 @@ async def test_when_time_is_short_each_task_gets_less_before_any_gets_nothing(
         task_set(*(task(f"t{i}") for i in range(10))),
         trainer=Trainer(seconds_per_step=1.0),
         seconds_per_token=0.001,
-        calibrated=True,
     )
     made.append(works)
     # In full 10 tasks take 200 s.

@@ -19,6 +19,7 @@ FLOORS = (
     {"config", "system"},
     {"arc"},
     {"model"},
+    {"decoder"},
     {"jobs", "backends", "pretrain"},
     {"display", "solver"},
     {"scheduling"},
@@ -32,8 +33,8 @@ A room imports only rooms on lower floors."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 HEAVY = {
-    "torch": {"model", "backends", "pretrain"},
-    "transformers": {"model", "backends", "pretrain"},
+    "torch": {"model", "decoder", "backends", "pretrain"},
+    "transformers": {"model", "decoder", "backends", "pretrain"},
     "peft": {"backends"},
     "vllm": {"backends"},
     "rich": {"display", "cli"},

@@ -179,3 +179,15 @@ def test_many_threads_lose_nothing(ledger: Ledger, clock: Clock) -> None:
     with ledger.span("host", "record"):
         clock.sleep(7)
     assert math.isclose(ledger.account().in_steps, 0)
+
+
+def test_the_stages_of_a_start_are_kept_in_their_order(ledger: Ledger, clock: Clock) -> None:
+    ledger.add_stage("daemon", 0.5)
+    with ledger.stage("torch"):
+        clock.sleep(2)
+    account = ledger.account()
+    assert list(account.stages.items()) == [("daemon", 0.5), ("torch", 2)]
+    assert Account.from_json(account.to_json()) == account
+    told = account.to_json()
+    del told["stages"]  # as an earlier daemon has stored it
+    assert Account.from_json(told).stages == {}

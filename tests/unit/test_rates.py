@@ -104,6 +104,29 @@ def test_before_anything_is_measured_the_rates_are_the_assumed_ones() -> None:
     assert RateEstimator().rates == COLD
 
 
+@given(machines)
+def test_a_training_that_goes_on_counts_until_one_is_done(rates: Rates) -> None:
+    measured = RateEstimator()
+    for step in (1, 2, 3):
+        measured.training(step, 500 * step, of(rates, step, 500 * step))
+    assert of(measured.rates, 60, 30_000) == pytest.approx(of(rates, 60, 30_000), rel=0.5)
+    assert not measured.known
+    twice = 2 * of(rates, 60, 30_000)
+    measured.trained(60, 30_000, twice)
+    measured.training(1, 500, of(rates, 1, 500))
+    assert of(measured.rates, 60, 30_000) == pytest.approx(twice, rel=0.01)
+
+
+@given(st.floats(0.01, 100))
+def test_what_was_not_measured_is_as_much_slower_as_the_rest_but_not_faster(slower: float) -> None:
+    measured = RateEstimator()
+    measured.stepped(EngineUsage(100, 0, 1600, slower * (100 * COLD.round + 1600 * COLD.row)))
+    assert measured.rates.token == pytest.approx(max(1.0, slower) * COLD.token)
+    measured = RateEstimator()
+    measured.trained(10, 5000, slower * of(COLD, 10, 5000))
+    assert measured.rates.row == pytest.approx(max(1.0, slower) * COLD.row)
+
+
 def test_what_took_no_time_or_did_nothing_is_no_measurement() -> None:
     fit = LinearFit((1.0, 1.0))
     fit.add((0.0, 0.0), 1.0)

@@ -42,9 +42,9 @@ def test_a_life_with_a_step_was_fruitful() -> None:
     assert not life().fruitful
 
 
-def test_the_steps_of_the_calibration_do_not_count() -> None:
-    calibrated = beat(Activity(False, 40), Activity(False, 8))
-    assert not life(beat(ready=False), calibrated, calibrated).fruitful
+def test_a_step_before_the_first_beat_that_arrives_counts() -> None:
+    """Beats are dropped while nobody reads them."""
+    assert life(beat(ready=False), beat(trainer=Activity(True, 1))).fruitful
 
 
 def test_a_daemon_that_hangs_with_work_is_not_fruitful_however_long_it_lives() -> None:

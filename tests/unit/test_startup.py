@@ -1,6 +1,9 @@
 """What vLLM is started with, told without vLLM."""
 
+import gc
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +13,7 @@ from arcd.backends.vllm.startup import (
     EngineSettings,
     engine_arguments,
     environment,
+    import_vllm,
 )
 from arcd.config import EngineConfig
 
@@ -46,3 +50,23 @@ def test_the_cache_of_a_cpu_is_as_large_as_the_config_says() -> None:
     variables = environment(EngineConfig(cpu_cache_gib=3))
     assert variables["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert variables["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_the_models_class_is_imported_here_and_not_inspected_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    did: list[object] = []
+    registry = SimpleNamespace(
+        models={"Known": SimpleNamespace(load_model_cls=lambda: "its class")},
+        register_model=lambda name, kind: did.append((name, kind)),
+    )
+    vllm = SimpleNamespace(LLMEngine=None, ModelRegistry=registry)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr(gc, "freeze", lambda: did.append("frozen"))
+    (tmp_path / "config.json").write_text('{"architectures": ["Known", "Unknown"]}')
+    import_vllm(tmp_path)
+    assert did == [("Known", "its class"), "frozen"]
+    (tmp_path / "config.json").write_text("{}")
+    import_vllm(tmp_path)
+    import_vllm(tmp_path / "missing")
+    assert did[2:] == ["frozen", "frozen"]

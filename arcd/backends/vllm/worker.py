@@ -63,7 +63,7 @@ class Worker:
 
     def start(self) -> None:
         """Start vLLM; raises whatever vLLM raises."""
-        self._engine = startup.start(self._settings)
+        self._engine = startup.start(self._settings, self._ledger)
 
     def serve(self) -> None:
         """Obey commands and make steps until `Stop`."""
