@@ -73,10 +73,13 @@ class LoraTrainer:
             handle.cancelled = True
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([work])
-            if work.exception() is None:  # it was saved before it saw the cancellation
-                shutil.rmtree(work.result().adapter.path, ignore_errors=True)
+            _discard(work)
             raise
-        handle.check()
+        try:
+            handle.check()
+        except Exception:
+            _discard(work)
+            raise
         return work.result()
 
     def _train(self, wanted: TrainRequest, handle: "TrainingHandle") -> Trained:
@@ -160,6 +163,13 @@ class LoraTrainer:
         except (OSError, SafetensorError) as error:
             raise self._refused(trained, error) from error
         return adapter
+
+
+def _discard(work: asyncio.Future[Trained]) -> None:
+    """Remove the adapter of a training that is not wanted, if it was saved before it knew."""
+    # Asked for in any case: asyncio complains of an exception that nobody has seen.
+    if work.exception() is None:
+        shutil.rmtree(work.result().adapter.path, ignore_errors=True)
 
 
 class TrainingHandle:

@@ -112,7 +112,10 @@ def test_the_exported_folder_is_a_stock_model_with_the_same_likelihoods(tmp_path
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own code
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_compiled_layers_compute_the_same_for_batches_of_any_shape() -> None:
+def test_compiled_layers_compute_the_same_for_batches_of_any_shape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch._dynamo.config.disable", False)
     torch.manual_seed(0)
     plain = CellModel(64, 2, 512)
     quick = CellModel(64, 2, 512, compiled=True)
