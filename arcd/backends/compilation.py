@@ -31,6 +31,8 @@ from arcd.decoder.lora import Adapted, Factors
 from arcd.decoder.row import Row
 from arcd.system.processes import die_with_parent
 
+log = logging.getLogger(__name__)
+
 MARK = "compiled"
 """A file in the folder: all functions are in the cache."""
 
@@ -156,7 +158,7 @@ class Compilation:
         try:
             self._rehearsal.run(functions)
         except Exception as error:  # a compiler fails in many ways, and none may cost a task
-            logging.getLogger(__name__).warning("compiled functions cannot be used: %s", error)
+            log.warning("compiled functions cannot be used: %s", error)
             return EAGER
         return functions
 

@@ -4,6 +4,7 @@ It loads the base model, then opens the trainer and the engine on it, in the onl
 and closes them whatever happens. Knows nothing of jobs.
 """
 
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,8 @@ from arcd.model.base_model import Device, open_encoding
 from arcd.model.encoding import Encoding
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
+
+log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 """Longest time that a thread keeps Python's interpreter lock while another waits; Python's default
@@ -107,6 +110,8 @@ async def open_runtime(
         # Before vLLM: while that starts, torch's default dtype is another in all threads.
         with ledger.stage("base model"):
             resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
+        if resident.unsupported is not None:
+            log.warning("%s: trained by transformers and peft: %s", base, resident.unsupported)
         trainings = _trainings(config.trainings, device)
         split = _CoreSplit(trainings)
 

@@ -57,6 +57,7 @@ def examine(base: Path, device: str) -> Iterator[Finding]:
     yield Finding("memory", f"{_memory():.1f} GiB")
     yield from _trying("device", lambda: _device(device, resolve()))
     yield from _trying("base", lambda: str(check(base)))
+    yield from _trying("trainer", lambda: _trainer(base, device))
     yield from _trying("smoke", lambda: _smoke(base, device))
 
 
@@ -90,6 +91,18 @@ def _device(wanted: str, config: Config) -> str:
         return f"{picked.kind}, {picked.dtype}"
     free, total = (size / 2**30 for size in memory)
     return f"{picked.name}, {picked.dtype}, {free:.1f} of {total:.1f} GiB free"
+
+
+def _trainer(base: Path, device: str) -> str:
+    """What trains this base."""
+    from arcd.backends.compilation import can_compile
+    from arcd.decoder.folder import unsupported
+
+    reason = unsupported(base)
+    if reason is not None:
+        return f"transformers and peft: {reason}"
+    compiled = can_compile(pick_device(device, resolve().precision).kind)
+    return f"arcd's decoder, {'compiled' if compiled else 'not compiled'}"
 
 
 def _smoke(base: Path, device: str) -> Iterator[Finding]:

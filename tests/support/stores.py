@@ -26,7 +26,9 @@ ONE, TWO = ((1, 2), (3, 4)), ((5,),)
 B = Task("b", (Pair(ONE, TWO), Pair(TWO, ONE)), (ONE, TWO))
 A = Task("a", (Pair(ONE, TWO),), (ONE,))
 TASKS = TaskSet("two", (B, A), {"b": (TWO, ONE)})
-JOB = new_job("job", 10, TASKS, resolve(settings=["train.steps=3"], seed=5), (Path("/o.json"),))
+# With the defaults of the time when the stores were kept.
+SETTINGS = ["train.steps=3", "engine.cpu_cache_gib=2"]
+JOB = new_job("job", 10, TASKS, resolve(settings=SETTINGS, seed=5), (Path("/o.json"),))
 
 
 @contextmanager
