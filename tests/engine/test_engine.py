@@ -33,6 +33,8 @@ from arcd.errors import SampleRefused
 
 pytest.importorskip("vllm")
 
+import torch
+
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.engine,
@@ -75,6 +77,8 @@ def opened_with(setting: Setting) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module", params=[WIDE])
 async def engine(request: pytest.FixtureRequest, base: Path) -> AsyncIterator[VllmEngine]:
+    # As outside of the tests, which turn compilers off in all processes.
+    torch._dynamo.config.disable = False
     async with toy_engine(base, max_loras=request.param.max_loras) as engine:
         yield engine
 
@@ -270,8 +274,6 @@ async def test_steps_count_up_while_busy_and_stand_still_after(engine: VllmEngin
 
 
 async def test_torch_is_left_as_it_was(engine: VllmEngine) -> None:
-    import torch
-
     assert torch.get_default_dtype() == torch.float32
     assert torch.set_num_threads.__name__ == "set_num_threads"
     assert not torch._dynamo.config.disable
