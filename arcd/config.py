@@ -146,9 +146,9 @@ class EngineConfig(_Section):
     """Sequences in one batch at most."""
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the GPU's memory for the engine; the rest is for the trainer."""
-    cpu_cache_gib: Annotated[Positive, Field(le=65_536)] = 1
-    """GiB of memory for keys and values where the engine runs on a CPU. For arcd's own base 1 GiB
-    holds 170 000 tokens: 35 answers of the longest prompts at once."""
+    cpu_cache_gib: Annotated[Positive, Field(le=65_536)] | None = None
+    """GiB of memory for keys and values where the engine runs on a CPU; by default 1, or what two
+    of the longest prompts need. For arcd's own base 1 GiB holds 170 000 tokens."""
 
 
 class BudgetConfig(_Section):

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 MARK = "compiled"
 """A file in the folder: all functions are in the cache."""
 
+OUTPUT = "output.log"
+"""A file in the folder: what the child said."""
+
 REHEARSED_TOKENS = 96, 64
 """Tokens of the rehearsed steps: two numbers, so that what is compiled is for any number."""
 
@@ -133,10 +136,17 @@ class Compilation:
         """The functions for a training that begins now. The first call may begin to compile."""
         with self._asking:
             if self._found is None:
-                if (self._folder / MARK).exists():
-                    self._found = self._read()
-                elif self._child is None and can_compile(self._rehearsal.device):
-                    self._child = self._compile()
+                try:
+                    if (self._folder / MARK).exists():
+                        self._found = self._read()
+                    elif self._child is None and can_compile(self._rehearsal.device):
+                        self._child = self._compile()
+                    elif self._child is not None and self._child.poll():
+                        log.warning("compiling failed: see %s", self._folder / OUTPUT)
+                        self._found = EAGER
+                except OSError as error:
+                    log.warning("nothing is compiled: %s", error)
+                    self._found = EAGER
             return self._found or EAGER
 
     def wait(self) -> Elementwise:
@@ -156,6 +166,7 @@ class Compilation:
         _use_cache(self._folder)
         functions = elementwise.compiled()
         try:
+            torch.set_num_threads(1)
             self._rehearsal.run(functions)
         except Exception as error:  # a compiler fails in many ways, and none may cost a task
             log.warning("compiled functions cannot be used: %s", error)
@@ -164,9 +175,9 @@ class Compilation:
 
     def _compile(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", __name__, str(self._folder), self._rehearsal.to_json()]
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / OUTPUT).open("wb") as output:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
     def _key(self) -> str:
         """Differs wherever other code would be compiled."""
@@ -195,7 +206,6 @@ def _main(folder: Path, rehearsal: Rehearsal) -> None:
     die_with_parent()
     os.nice(19)
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
     _use_cache(folder)
     rehearsal.run(elementwise.compiled())
     (folder / MARK).touch()

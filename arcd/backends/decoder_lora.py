@@ -3,6 +3,7 @@
 The frozen weights are shared by all trainers. Knows nothing of optimizers or of threads.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from arcd.decoder.layers import Layer
 from arcd.decoder.lora import Adapted, Factors
 from arcd.decoder.row import in_a_row
 from arcd.model.prompts import Lesson
+
+log = logging.getLogger(__name__)
 
 MODULES = ("self_attn", "self_attn", "mlp", "mlp")
 """The part of a layer in which each of `LayerWeights.stacks` stands, as PEFT names it."""
@@ -54,6 +57,15 @@ class DecoderLora:
     def begin(self) -> None:
         """See `LoraModel.begin`."""
         self._elementwise = self._elementwise_now()
+
+    def recovers(self, error: RuntimeError) -> bool:
+        """See `LoraModel.recovers`: where the compiler fails, this training goes on without."""
+        of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+        if not of_compiler or self._elementwise is EAGER:
+            return False
+        log.warning("compiled functions failed: %s", error)
+        self._elementwise = EAGER
+        return True
 
     def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
         """See `LoraModel.loss`."""

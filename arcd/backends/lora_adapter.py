@@ -53,6 +53,10 @@ class LoraModel(Protocol):
         """Called before the first step of each training."""
         ...
 
+    def recovers(self, error: RuntimeError) -> bool:
+        """Whether the step that failed so can be made again, because something was changed."""
+        ...
+
     def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
         """Sum of the negative log-likelihoods, in nats, of the labelled tokens of lessons.
 
@@ -100,6 +104,7 @@ class TrainableAdapter:
                     tensor.zero_()
         self._model.begin()
         self._optimizer.state.clear()
+        self._optimizer.zero_grad()
         # A scaler whose step failed half-way refuses the next step.
         self._scaler = self._fresh_scaler()
 
@@ -111,6 +116,7 @@ class TrainableAdapter:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        failure: TrainerFailed | None = None
         try:
             loss = self._backward(batch, recompute=recompute)
             self._scaler.unscale_(self._optimizer)
@@ -118,9 +124,14 @@ class TrainableAdapter:
             self._scaler.step(self._optimizer)
         except RuntimeError as error:
             self._optimizer.zero_grad()
-            if _out_of_memory(error):
-                raise OutOfMemory from error
-            raise TrainerFailed(str(error).splitlines()[0]) from error
+            if self._model.recovers(error):
+                self._scaler = self._fresh_scaler()
+                return self.step(batch, lr, recompute=recompute)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            failure = OutOfMemory() if _out_of_memory(error) else TrainerFailed(reason)
+        if failure is not None:
+            # Here, without the error as its cause: that holds the activations of the failed step.
+            raise failure
         self._scaler.update()
         self._optimizer.zero_grad()
         return loss.item()

@@ -60,6 +60,10 @@ class PeftLora:
     def begin(self) -> None:
         """See `LoraModel.begin`."""
 
+    def recovers(self, error: RuntimeError) -> bool:
+        """See `LoraModel.recovers`."""
+        return False
+
     def loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
         """See `LoraModel.loss`."""
         tokens, labels = collate(lessons, self._pad, self._device.kind)

@@ -46,8 +46,8 @@ class ResidentBase:
         self.unsupported = folder.unsupported(path)
         """Why the base is trained by transformers and peft; None if by arcd's own decoder."""
         if self.unsupported is None:
-            weights = folder.read(path, getattr(torch, device.dtype), device.kind)
-            answers = head(weights.unembedding, encoding.answer_tokens)
+            weights, outputs = folder.read(path, getattr(torch, device.dtype), device.kind)
+            answers = head(outputs, encoding.answer_tokens)
             self._frozen = FrozenBase(weights, answers, encoding.pad)
             if cache is not None:
                 self.compilation = Compilation(cache, Rehearsal.of(weights))

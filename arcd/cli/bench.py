@@ -28,7 +28,6 @@ from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, BadConfig
 from arcd.jobs import events
 from arcd.jobs.events import Record, Times
-from arcd.system.home import Home
 from arcd.system.processes import cores
 
 
@@ -48,10 +47,24 @@ def compare(
     """
     if not options.config.train.steps:
         raise BadConfig("bench: train.steps: at least 1")
+    with tempfile.TemporaryDirectory(prefix="arcd-bench-") as compiled:
+        options = options.model_copy(update={"compiled": Path(compiled)})
+        return _rounds(tasks, source, options, repeat, report, lessons_of or source)
+
+
+def _rounds(
+    tasks: TaskSet,
+    source: str,
+    options: Options,
+    repeat: int,
+    report: Callable[[str], None],
+    lessons_of: str,
+) -> Comparison:
+    """See `compare`."""
     rounds = []
     for _ in range(repeat):
         # First, because it waits for the compiler: what is compiled is there for the rest.
-        speeds = _speeds(lessons_of or source, options)
+        speeds = _speeds(lessons_of, options)
         cold = _cold(tasks, source, options)
         report(f"cold      {cold.wall:.1f} s")
         resident = _resident(tasks, options, overlap=False)
@@ -92,7 +105,7 @@ def _speeds(source: str, options: Options) -> Speeds:
 def _work(source: str, options: Options) -> dict[str, Any]:
     """What both kinds of processes have to know."""
     return {
-        "compiled": str(Home(options.home).compiled),
+        "compiled": str(options.compiled),
         "tasks": source,
         "base": str(options.base),
         "device": options.device,
@@ -123,10 +136,6 @@ def _resident(tasks: TaskSet, options: Options, *, overlap: bool) -> Resident:
     alone = {"lookahead": 0, "trainings": 1}
     config = options.config if overlap else options.config.model_copy(update=alone)
     with tempfile.TemporaryDirectory(prefix="arcd-bench-") as home:
-        # A home of its own, but for what is compiled: that is done once on a machine.
-        kept = Home(options.home).compiled
-        kept.mkdir(parents=True, exist_ok=True)
-        Home(Path(home)).compiled.symlink_to(kept)
         outcome = foreground.run(
             options.model_copy(update={"home": Path(home), "config": config}),
             schema.order(tasks),

@@ -24,6 +24,7 @@ from arcd.backends.protocols import TrainRequest
 from arcd.backends.trainer_pool import SingleTrainer
 from arcd.cli.bench_figures import PEFT, PEFT_LABELLED, LessonSpeed, Speeds
 from arcd.config import Config
+from arcd.decoder.elementwise import EAGER
 from arcd.errors import BadConfig
 from arcd.model.base_model import Device, open_encoding, pick_device
 from arcd.model.encoding import Encoding
@@ -60,13 +61,16 @@ def open_trainers(
     from arcd.backends.lora_trainer import LoraTrainer
     from arcd.backends.resident_base import ResidentBase
 
-    def trainer(compiled: Path | None) -> LoraTrainer:
-        base = ResidentBase(wanted.base, device, encoding, compiled)
-        if base.compilation is not None:
-            base.compilation.wait()
+    def trainer(base: ResidentBase) -> LoraTrainer:
         return LoraTrainer(base.lora, wanted.base, folder, device, Ledger(), cores=lambda: THREADS)
 
-    return {"eager": trainer(None), "compiled": trainer(wanted.compiled)}
+    eager = ResidentBase(wanted.base, device, encoding)
+    if eager.unsupported is not None:
+        return {"peft": trainer(eager)}
+    compiled = ResidentBase(wanted.base, device, encoding, wanted.compiled)
+    if compiled.compilation is None or compiled.compilation.wait() is EAGER:
+        return {"eager": trainer(eager)}
+    return {"eager": trainer(eager), "compiled": trainer(compiled)}
 
 
 async def measure(wanted: Wanted) -> Speeds:

@@ -36,6 +36,8 @@ class Options(BaseModel):
     """The last record before the command that keeps this daemon alive began: what was asked for or
     answered since is published, also where an earlier daemon of it died before. None: no earlier
     one."""
+    compiled: Path | None = None
+    """Folder of what torch compiles; by default that of the home."""
     backend: Literal["real", "fake"] = "real"
     """Trainer and engine with a model, or fakes: see `fake_runtime`."""
 

@@ -323,7 +323,7 @@ async def real_runtime(
         platform.device,
         rank=rank,
         adapters=Home(options.home).adapters,
-        compiled=Home(options.home).compiled,
+        compiled=options.compiled or Home(options.home).compiled,
         ledger=ledger,
         serial=serial,
     ) as runtime:

@@ -43,7 +43,8 @@ class Rows:
     def __init__(self, table: Tensor, answer_tokens: Sequence[int]) -> None:
         wanted = torch.tensor(answer_tokens, device=table.device)
         self._rows = table[wanted]
-        self._row_of = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+        # No row for other tokens: the loss of one is an error, as of any class out of range.
+        self._row_of = torch.full((len(table),), -1, device=table.device)
         self._row_of[wanted] = torch.arange(len(wanted), device=table.device)
 
     def __call__(self, hidden: Tensor, tokens: Tensor) -> Tensor:

@@ -56,9 +56,11 @@ EAGER = Elementwise()
 
 def compiled() -> Elementwise:
     """The functions compiled for any number of tokens, when they are first called."""
+    # Otherwise they would be compiled anew for each number of threads.
+    options: dict[str, str | int | bool | Callable[..., object]] = {"cpp.dynamic_threads": True}
     return Elementwise(
-        norm=torch.compile(norm, dynamic=True),
-        add_norm=torch.compile(add_norm, dynamic=True),
-        rotate=torch.compile(rotate, dynamic=True),
-        gate=torch.compile(gate, dynamic=True),
+        norm=torch.compile(norm, dynamic=True, options=options),
+        add_norm=torch.compile(add_norm, dynamic=True, options=options),
+        rotate=torch.compile(rotate, dynamic=True, options=options),
+        gate=torch.compile(gate, dynamic=True, options=options),
     )

@@ -23,6 +23,9 @@ FAMILY = ("llama", "qwen2", "qwen3")
 ROTARY = ("default", "linear", "llama3", "yarn")
 """Rotary positions whose frequencies do not depend on the length of a prompt."""
 
+PLACES = 4096
+"""Places of which the rotary positions are computed at once; more when a lesson has more."""
+
 QKV = ("q_proj", "k_proj", "v_proj")
 GATE_UP = ("gate_proj", "up_proj")
 
@@ -69,8 +72,6 @@ class Weights:
     """(vocabulary, width)."""
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
-    unembedding: Tensor
-    """(vocabulary, width); the embedding itself where the two are tied."""
     rotary: "Rotary"
 
 
@@ -93,10 +94,11 @@ def unsupported(folder: Path) -> str | None:
     return None
 
 
-def read(folder: Path, dtype: torch.dtype, device: str) -> Weights:
-    """The weights of a supported model on a device.
+def read(folder: Path, dtype: torch.dtype, device: str) -> tuple[Weights, Tensor]:
+    """The weights of a supported model on a device, and its table of outputs (vocabulary, width).
 
-    Raises BadBase if any is missing or has another shape than the config says.
+    The table is apart because a head needs few of its rows. Raises BadBase if any is missing or has
+    another shape than the config says.
     """
     config = _config(folder)
     found = _Tensors(folder, _shapes(config), dtype, device)
@@ -104,14 +106,14 @@ def read(folder: Path, dtype: torch.dtype, device: str) -> Weights:
     shape = Shape(config.num_attention_heads, config.num_key_value_heads, size, config.rms_norm_eps)
     embedding = found["model.embed_tokens.weight"]
     layers = range(config.num_hidden_layers)
-    return Weights(
+    weights = Weights(
         shape,
         embedding,
         tuple(_layer(found, f"model.layers.{index}.") for index in layers),
         found["model.norm.weight"],
-        embedding if config.tie_word_embeddings else found["lm_head.weight"],
         Rotary(config, dtype, device),
     )
+    return weights, embedding if config.tie_word_embeddings else found["lm_head.weight"]
 
 
 def _config(folder: Path) -> PretrainedConfig:
@@ -194,13 +196,14 @@ class Rotary:
     def __init__(self, config: PretrainedConfig, dtype: torch.dtype, device: str) -> None:
         self._rotary, self._like = LlamaRotaryEmbedding(config), torch.empty(0, dtype=dtype)
         self._device = device
-        self._table = self._of(config.max_position_embeddings)
+        self._table = self._of(min(config.max_position_embeddings, PLACES))
 
     def __call__(self, places: int) -> tuple[Tensor, Tensor]:
         """Of this many places or more: each (places, head size / 2)."""
-        if len(self._table[0]) < places:
-            self._table = self._of(places)
-        return self._table
+        table = self._table  # another trainer's thread may replace it meanwhile
+        if len(table[0]) < places:
+            self._table = table = self._of(places)
+        return table
 
     def _of(self, places: int) -> tuple[Tensor, Tensor]:
         both = self._rotary(self._like, torch.arange(places)[None])

@@ -8,6 +8,7 @@ model is opened. Knows nothing of training or serving.
 import copy
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from arcd.config import Precision, TrainConfig
+from arcd.config import EngineConfig, Precision, TrainConfig
 from arcd.errors import BadBase, BadConfig, MissingPackage
 from arcd.model.encoding import CellEncoding, Encoding, GridText, TextEncoding
 from arcd.system.processes import cores
@@ -51,6 +52,24 @@ def check(path: Path) -> Path:
     if not any(path.glob("*.safetensors")):
         raise BadBase(f"{path}: a base model without weights (*.safetensors)")
     return path
+
+
+def cpu_cache_gib(path: Path, config: EngineConfig) -> int:
+    """GiB for keys and values on a CPU: the user's wish, or enough for two of the longest prompts.
+
+    A config.json that does not tell the sizes is that of an architecture that vLLM has to judge.
+    """
+    if config.cpu_cache_gib is not None:
+        return config.cpu_cache_gib
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        heads = found["num_attention_heads"]
+        size = found.get("head_dim") or found["hidden_size"] // heads
+        values = found["num_hidden_layers"] * (found.get("num_key_value_heads") or heads) * size
+        # A key and a value, each of two bytes, for each token of two prompts.
+        return max(1, math.ceil(8 * int(values) * config.max_model_len / 2**30))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 1
 
 
 def fingerprint(path: Path) -> str:

@@ -47,7 +47,7 @@ def test_a_prompt_in_one_step_is_no_longer_than_the_context(context: int) -> Non
 
 
 def test_the_cache_of_a_cpu_is_as_large_as_the_config_says() -> None:
-    variables = environment(EngineConfig(cpu_cache_gib=3))
+    variables = environment(3)
     assert variables["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert variables["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 

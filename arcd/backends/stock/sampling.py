@@ -14,7 +14,7 @@ from typing import Any
 from arcd.backends.protocols import Adapter, Completion, EngineUsage, Request
 from arcd.backends.vllm import plugin
 from arcd.config import EngineConfig
-from arcd.model.base_model import Device
+from arcd.model.base_model import Device, cpu_cache_gib
 
 ENVIRONMENT = {
     # The engine in this process: in one of its own, as it comes, each start takes 10 to 17 s more.
@@ -50,7 +50,7 @@ class StockEngine:
         """Start vLLM on the folder of a model; the process is vLLM's alone."""
         on_cpu = device.kind == "cpu"
         os.environ |= ENVIRONMENT | (CPU_ENVIRONMENT if on_cpu else {})
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_cache_gib)
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(cpu_cache_gib(model, config))
         os.environ.pop(plugin.WANTED, None)
         from vllm import LLM
 

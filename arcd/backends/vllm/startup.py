@@ -19,6 +19,7 @@ from typing import Any
 
 from arcd.backends.vllm import plugin
 from arcd.config import EngineConfig
+from arcd.model.base_model import cpu_cache_gib
 from arcd.system.ledger import Ledger
 
 STEP_TOKENS = 2048
@@ -46,7 +47,7 @@ class EngineSettings:
 
 def start(settings: EngineSettings, ledger: Ledger) -> Any:
     """A running `LLMEngine`; imports vLLM. Raises whatever vLLM raises."""
-    os.environ |= environment(settings.config)
+    os.environ |= environment(cpu_cache_gib(settings.base, settings.config))
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     with process_state_kept(), _silence():
         with ledger.stage("vLLM"):
@@ -89,11 +90,11 @@ def _architectures(base: Path) -> list[str]:
     return list(found.get("architectures") or ())
 
 
-def environment(config: EngineConfig) -> dict[str, str]:
+def environment(cache_gib: int) -> dict[str, str]:
     """The variables that vLLM reads when it is imported."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(cache_gib),
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # vllm issue 52247: freezes beside other kernels
         # The newer runner takes at most 1024 allowed tokens; a cell encoding has 9002.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
