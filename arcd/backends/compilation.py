@@ -137,17 +137,24 @@ class Compilation:
         with self._asking:
             if self._found is None:
                 try:
-                    if (self._folder / MARK).exists():
-                        self._found = self._read()
-                    elif self._child is None and can_compile(self._rehearsal.device):
-                        self._child = self._compile()
-                    elif self._child is not None and self._child.poll():
-                        log.warning("compiling failed: see %s", self._folder / OUTPUT)
-                        self._found = EAGER
+                    self._found = self._look()
                 except OSError as error:
                     log.warning("nothing is compiled: %s", error)
                     self._found = EAGER
             return self._found or EAGER
+
+    def _look(self) -> Elementwise | None:
+        """The functions to use from now on; None while they are being compiled."""
+        if (self._folder / MARK).exists():
+            return self._read()
+        if self._child is None:
+            if not can_compile(self._rehearsal.device):
+                return EAGER
+            self._child = self._compile()
+        elif self._child.poll():
+            log.warning("compiling failed: see %s", self._folder / OUTPUT)
+            return EAGER
+        return None
 
     def wait(self) -> Elementwise:
         """Compile now; the functions, which are `EAGER` where they cannot be compiled."""

@@ -181,13 +181,10 @@ class TrainableAdapter:
         labelled = sum(label != IGNORED for lesson in batch for label in lesson.labels[1:])
         total = torch.zeros((), dtype=torch.float32, device=self._device.kind)
         for part in _parts(batch, TOKENS_AT_ONCE[self._device.kind]):
-            loss = self._loss(part, recompute=recompute) / labelled
+            loss = self._model.loss(part, recompute=recompute) / labelled
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
-
-    def _loss(self, lessons: Sequence[Lesson], *, recompute: bool) -> Tensor:
-        return self._model.loss(lessons, recompute=recompute)
 
     def _fresh_scaler(self) -> torch.amp.GradScaler:
         # Only fp16 gradients can underflow; in other formats the scaler has no effect.

@@ -1,6 +1,6 @@
 """LoRA on a model of transformers, by peft: for bases that arcd's own decoder cannot hold.
 
-The only importer of peft. Knows nothing of optimizers or of threads.
+The only importer of peft, beside `stock`. Knows nothing of optimizers or of threads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from arcd.config import TrainConfig
+from arcd.decoder.answers import row_of
 from arcd.errors import TrainerFailed
 from arcd.model.base_model import Device
 from arcd.model.collate import collate
@@ -34,20 +35,10 @@ class PeftLora:
         """Put the tensors on the model; raises TrainerFailed if it lacks a target module."""
         self._device, self._pad = device, pad
         self._answer_tokens = torch.tensor(answer_tokens, device=device.kind)
-        self._row_of = torch.zeros(
-            model.get_output_embeddings().weight.shape[0], dtype=torch.int64, device=device.kind
-        )
-        self._row_of[self._answer_tokens] = torch.arange(len(answer_tokens), device=device.kind)
-        lora = LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            use_rslora=config.rslora,
-            lora_dropout=config.dropout,
-            target_modules=list(config.target_modules),
-            task_type="CAUSAL_LM",
-        )
+        vocabulary = len(model.get_output_embeddings().weight)
+        self._row_of = row_of(self._answer_tokens, vocabulary)
         try:
-            self._peft = get_peft_model(model, lora)
+            self._peft = get_peft_model(model, lora_config(config))
         except ValueError as error:
             raise TrainerFailed(str(error).splitlines()[0]) from None
         self._peft.train()
@@ -72,7 +63,7 @@ class PeftLora:
         # causal model's earlier tokens do not see it, so no attention mask is needed.
         places = wanted.any(dim=0).nonzero()[:, 0]
         with (
-            self._autocast(),
+            autocast(self._device),
             disable_input_dtype_casting(self._peft),
             _recomputed(self._peft) if recompute else nullcontext(),
         ):
@@ -83,10 +74,24 @@ class PeftLora:
             answers, self._row_of[labels[:, 1:][:, places][learnt]], reduction="sum"
         )
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._device.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self._device.kind, getattr(torch, self._device.dtype))
+
+def lora_config(config: TrainConfig) -> LoraConfig:
+    """A training's configuration as peft's."""
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        use_rslora=config.rslora,
+        lora_dropout=config.dropout,
+        target_modules=list(config.target_modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def autocast(device: Device) -> AbstractContextManager[object]:
+    """Products in the device's number format, where that is not fp32."""
+    if device.dtype == "float32":
+        return nullcontext()
+    return torch.autocast(device.kind, getattr(torch, device.dtype))
 
 
 @contextmanager

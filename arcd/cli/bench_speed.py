@@ -57,7 +57,10 @@ class Wanted(BaseModel):
 def open_trainers(
     wanted: Wanted, device: Device, encoding: Encoding, folder: Path
 ) -> Mapping[str, SingleTrainer]:
-    """arcd's trainer on the base, in each of its modes; its adapters go to `folder`."""
+    """arcd's trainer on the base, in each mode that it has here; its adapters go to `folder`.
+
+    "fallback" is for a base that arcd's own decoder cannot hold; "compiled" needs a compiler.
+    """
     from arcd.backends.lora_trainer import LoraTrainer
     from arcd.backends.resident_base import ResidentBase
 
@@ -66,7 +69,7 @@ def open_trainers(
 
     eager = ResidentBase(wanted.base, device, encoding)
     if eager.unsupported is not None:
-        return {"peft": trainer(eager)}
+        return {"fallback": trainer(eager)}
     compiled = ResidentBase(wanted.base, device, encoding, wanted.compiled)
     if compiled.compilation is None or compiled.compilation.wait() is EAGER:
         return {"eager": trainer(eager)}

@@ -43,9 +43,7 @@ class Rows:
     def __init__(self, table: Tensor, answer_tokens: Sequence[int]) -> None:
         wanted = torch.tensor(answer_tokens, device=table.device)
         self._rows = table[wanted]
-        # No row for other tokens: the loss of one is an error, as of any class out of range.
-        self._row_of = torch.full((len(table),), -1, device=table.device)
-        self._row_of[wanted] = torch.arange(len(wanted), device=table.device)
+        self._row_of = row_of(wanted, len(table))
 
     def __call__(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """See `Head`."""
@@ -81,9 +79,8 @@ class Cells:
         if (found - cells).abs().max() > ROUNDING * cells.abs().max():
             return None
         colour, row, column = (x.to(table.dtype) for x in (colour, row, column))
-        special_row = torch.zeros(SPECIALS, dtype=torch.int64, device=table.device)
-        special_row[torch.tensor(specials)] = torch.arange(len(specials), device=table.device)
-        return cls(table[torch.tensor(specials)], colour, row, column, special_row)
+        wanted = torch.tensor(specials, device=table.device)
+        return cls(table[wanted], colour, row, column, row_of(wanted, SPECIALS))
 
     def __call__(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """See `Head`. Equal to the log-softmax over the summed rows.
@@ -103,8 +100,19 @@ class Cells:
             + _pick(row, place // MAX_SIDE % MAX_SIDE)
             + _pick(column, place % MAX_SIDE)
         )
-        alone = _pick(special, self.special_row[tokens.clamp(max=SPECIALS - 1)])
+        # A cell has no row here, and may look up any.
+        alone = _pick(special, self.special_row[tokens.clamp(max=SPECIALS - 1)].clamp(min=0))
         return torch.where(tokens < SPECIALS, alone, cell) - total
+
+
+def row_of(wanted: Tensor, vocabulary: int) -> Tensor:
+    """The place of each token in `wanted`, (vocabulary,).
+
+    It is -1 for other tokens: the loss of one is an error, as of any class out of range.
+    """
+    rows = torch.full((vocabulary,), -1, device=wanted.device)
+    rows[wanted] = torch.arange(len(wanted), device=wanted.device)
+    return rows
 
 
 def _pick(logits: Tensor, index: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from arcd.config import EngineConfig, Precision, TrainConfig
 from arcd.errors import BadBase, BadConfig, MissingPackage
@@ -61,15 +61,24 @@ def cpu_cache_gib(path: Path, config: EngineConfig) -> int:
     """
     if config.cpu_cache_gib is not None:
         return config.cpu_cache_gib
+    found = model_config(path)
     try:
-        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
         heads = found["num_attention_heads"]
         size = found.get("head_dim") or found["hidden_size"] // heads
         values = found["num_hidden_layers"] * (found.get("num_key_value_heads") or heads) * size
         # A key and a value, each of two bytes, for each token of two prompts.
         return max(1, math.ceil(8 * int(values) * config.max_model_len / 2**30))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError):
         return 1
+
+
+def model_config(path: Path) -> dict[str, Any]:
+    """What config.json says; nothing where it is no JSON object: who loads the model says why."""
+    try:
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def fingerprint(path: Path) -> str:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from arcd.arc.tasks import load
+from arcd.backends.decoder_lora import DecoderLora
 from arcd.backends.lora_adapter import TrainableAdapter
 from arcd.backends.lora_trainer import LoraTrainer, TrainingHandle, learning_rate_factor
 from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
@@ -166,17 +167,15 @@ async def test_a_training_that_computes_no_numbers_leaves_no_adapter(
     asked: int,
 ) -> None:
     steps: list[TrainingStep] = []
-    loss = TrainableAdapter._loss
+    loss = DecoderLora.loss
 
-    def broken(
-        self: TrainableAdapter, batch: Sequence[Lesson], *, recompute: bool
-    ) -> "torch.Tensor":
+    def broken(self: DecoderLora, batch: Sequence[Lesson], *, recompute: bool) -> "torch.Tensor":
         found = loss(self, batch, recompute=recompute)
         return wrong(found) if len(steps) == 2 else found
 
     used = trainer(base, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainableAdapter, "_loss", broken)
+        patch.setattr(DecoderLora, "loss", broken)
         patch.setattr(TrainingHandle, "tell", lambda self, step: steps.append(step))
         with pytest.raises(TrainerFailed, match=reason):
             await used.train(wanted(base, steps=asked), ignore)

@@ -13,7 +13,9 @@ from typing import Any
 
 from arcd.backends.protocols import Adapter, Completion, EngineUsage, Request
 from arcd.backends.vllm import plugin
+from arcd.backends.vllm.requests import completion, prompt, sampling_arguments
 from arcd.config import EngineConfig
+from arcd.errors import SampleRefused
 from arcd.model.base_model import Device, cpu_cache_gib
 
 ENVIRONMENT = {
@@ -73,13 +75,16 @@ class StockEngine:
     ) -> None:
         """See `Engine.sample`; the adapter is in the model. The event loop waits for the last."""
         outputs = self._llm.generate(
-            [{"prompt_token_ids": [*r.question.tokens, *(r.answer or ())]} for r in requests],
+            [{"prompt_token_ids": prompt(request)} for request in requests],
             [self._parameters(request) for request in requests],
             use_tqdm=False,
         )
         self.steps += 1
         for request, output in zip(requests, outputs, strict=True):
-            deliver(_completion(request, output))
+            found = completion(request, output)
+            if isinstance(found, SampleRefused):
+                raise found
+            deliver(found)
 
     def usage(self) -> list[EngineUsage]:
         """Nothing: `generate` tells of no steps."""
@@ -88,25 +93,4 @@ class StockEngine:
     def _parameters(self, request: Request) -> Any:
         from vllm import SamplingParams
 
-        given = request.answer is not None
-        return SamplingParams(
-            # Of an answer that is given the prompt's logprobs are wanted; one token is the least.
-            max_tokens=1 if given else request.question.max_new_tokens,
-            prompt_logprobs=0 if given else None,
-            temperature=request.temperature,
-            seed=request.seed if request.temperature > 0 else None,
-            allowed_token_ids=self._answer_tokens,
-            stop_token_ids=[self._end],
-            logprobs=0,
-            detokenize=False,
-        )
-
-
-def _completion(request: Request, output: Any) -> Completion:
-    made = output.outputs[0]
-    tokens, places, finish = tuple(made.token_ids), made.logprobs, made.finish_reason
-    if request.answer is not None:
-        tokens, finish = request.answer, "stop"
-        places = output.prompt_logprobs[-len(tokens) :]
-    logprobs = (place[token].logprob for place, token in zip(places, tokens, strict=True))
-    return Completion(request, tokens, tuple(logprobs), finish)
+        return SamplingParams(**sampling_arguments(request, self._answer_tokens, self._end))

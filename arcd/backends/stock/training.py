@@ -8,13 +8,13 @@ lessons of 180 to 380 tokens), bf16 weights with adapters in fp32 and without au
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, get_scheduler
 
+from arcd.backends.peft_lora import autocast, lora_config
 from arcd.config import TrainConfig
 from arcd.model.base_model import Device
 from arcd.model.collate import collate
@@ -49,9 +49,11 @@ class PeftTraining:
         torch.manual_seed(seed)
         self._device, self._pad, self._clip = device, pad, config.clip
         self._labelled_only = labelled_only
-        self._dtype: torch.dtype = getattr(torch, device.dtype)
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=self._dtype, attn_implementation="sdpa", use_safetensors=True
+            base,
+            dtype=getattr(torch, device.dtype),
+            attn_implementation="sdpa",
+            use_safetensors=True,
         ).to(device.kind)
         if config.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -73,7 +75,7 @@ class PeftTraining:
             kept = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
             # The model's loss shifts labels unless it is given them shifted.
             places = {"logits_to_keep": kept, "shift_labels": labels[:, kept + 1].contiguous()}
-        with self._autocast():
+        with autocast(self._device):
             loss = self._model(input_ids=tokens, labels=labels, use_cache=False, **places).loss
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
@@ -88,21 +90,8 @@ class PeftTraining:
         """Merge the adapter into the base and write that as a model folder; ends the training."""
         self._model.merge_and_unload().save_pretrained(str(folder))
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.kind, self._dtype)
-
 
 def _with_adapter(model: torch.nn.Module, config: TrainConfig) -> PeftModel:
     if config.start is not None:
         return PeftModel.from_pretrained(model, str(config.start), is_trainable=True)
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        use_rslora=config.rslora,
-        lora_dropout=config.dropout,
-        target_modules=list(config.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora)
+    return get_peft_model(model, lora_config(config))

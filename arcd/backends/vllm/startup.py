@@ -5,7 +5,6 @@ alone, after the environment is set. Knows nothing of requests.
 """
 
 import gc
-import json
 import logging
 import os
 import random
@@ -19,7 +18,7 @@ from typing import Any
 
 from arcd.backends.vllm import plugin
 from arcd.config import EngineConfig
-from arcd.model.base_model import cpu_cache_gib
+from arcd.model.base_model import cpu_cache_gib, model_config
 from arcd.system.ledger import Ledger
 
 STEP_TOKENS = 2048
@@ -71,7 +70,7 @@ def import_vllm(base: Path) -> None:
     """Import what an engine on this base needs, and keep it out of garbage collection."""
     from vllm import LLMEngine, ModelRegistry  # noqa: F401
 
-    for name in _architectures(base):
+    for name in model_config(base).get("architectures") or ():
         # A class that vLLM has not imported it inspects in a process of its own, which imports
         # vLLM once more: 7 s the first time on a machine. It needs the class soon anyway.
         if known := ModelRegistry.models.get(name):
@@ -79,15 +78,6 @@ def import_vllm(base: Path) -> None:
     # vLLM collects garbage three times while it starts, each time 0.6 s for the objects that these
     # imports have made. None of them is ever garbage.
     gc.freeze()
-
-
-def _architectures(base: Path) -> list[str]:
-    """The names of the model's classes; none where the folder does not tell: vLLM says why."""
-    try:
-        found = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    return list(found.get("architectures") or ())
 
 
 def environment(cache_gib: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from arcd.backends.protocols import Adapter, Completion, EngineUsage, Request
+from arcd.backends.protocols import Adapter, EngineUsage, Request
 from arcd.backends.vllm import startup
 from arcd.backends.vllm.calls import (
     Answer,
@@ -27,6 +27,7 @@ from arcd.backends.vllm.calls import (
     copied,
     failure,
 )
+from arcd.backends.vllm.requests import completion, prompt, sampling_arguments
 from arcd.backends.vllm.startup import EngineSettings
 from arcd.backends.vllm.step_log import StepLog
 from arcd.errors import SampleRefused
@@ -110,8 +111,8 @@ class Worker:
     def _finish(self, output: Any) -> tuple[Call, Answer]:
         call, request = self._open.pop(output.request_id)
         generated = len(output.outputs[0].token_ids)
-        self._log.finish(output.request_id, len(_prompt(request)), generated)
-        return call, _completion(request, output)
+        self._log.finish(output.request_id, len(prompt(request)), generated)
+        return call, completion(request, output)
 
     def _begin(self, call: Call) -> None:
         lora = self._loras[call.adapter.serial] if call.adapter else None
@@ -127,9 +128,9 @@ class Worker:
 
     def _add(self, call: Call, request: Request, lora: Any) -> None:
         name = str(next(self._names))
-        prompt = {"prompt_token_ids": _prompt(request)}
+        tokens = {"prompt_token_ids": prompt(request)}
         parameters = _sampling_parameters(request, self._settings)
-        self._engine.add_request(name, prompt, parameters, lora_request=lora)
+        self._engine.add_request(name, tokens, parameters, lora_request=lora)
         self._open[name] = call, request
         self._log.begin(name)
 
@@ -162,41 +163,13 @@ class Worker:
                 self._engine.remove_lora(lora.lora_int_id)
 
 
-def _prompt(request: Request) -> list[int]:
-    """What vLLM reads; where the answer is given, it is a part of that."""
-    return [*request.question.tokens, *(request.answer or ())]
-
-
 def _sampling_parameters(request: Request, settings: EngineSettings) -> Any:
     """The request as vLLM's `SamplingParams`."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    given = request.answer is not None
     return SamplingParams(
-        # vLLM generates at least one token, even where only the prompt's logprobs are wanted.
-        max_tokens=1 if given else request.question.max_new_tokens,
-        prompt_logprobs=0 if given else None,
-        temperature=request.temperature,
-        seed=request.seed if request.temperature > 0 else None,
-        allowed_token_ids=settings.answer_tokens,
-        stop_token_ids=[settings.end],
-        logprobs=0,  # of the chosen token alone
-        detokenize=False,
+        **sampling_arguments(request, settings.answer_tokens, settings.end),
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,  # else 9000 allowed tokens are copied one by one: 1.5 ms a request
     )
-
-
-def _completion(request: Request, output: Any) -> Completion | SampleRefused:
-    """vLLM's output for a request as a completion, with one logprob a token."""
-    made = output.outputs[0]
-    if made.finish_reason not in ("stop", "length"):
-        return SampleRefused(f"vLLM gave a request up: {made.finish_reason}")
-    if request.answer is None:
-        tokens, places, finish = tuple(made.token_ids), made.logprobs, made.finish_reason
-    else:
-        tokens, finish = request.answer, "stop"
-        places = output.prompt_logprobs[-len(tokens) :]
-    logprobs = (place[token].logprob for place, token in zip(places, tokens, strict=True))
-    return Completion(request, tokens, tuple(logprobs), finish)
