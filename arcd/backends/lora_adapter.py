@@ -18,7 +18,8 @@ from torch import Tensor
 
 from arcd.config import TrainConfig
 from arcd.errors import OutOfMemory, TrainerFailed
-from arcd.model.base_model import ADAPTER_WEIGHTS, Device
+from arcd.model.base_model import ADAPTER_WEIGHTS
+from arcd.model.device import Device
 from arcd.model.prompts import IGNORED, Lesson
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -27,7 +27,8 @@ from arcd.backends.lora_adapter import LoraModel, TrainableAdapter
 from arcd.backends.protocols import WRITING, Adapter, Trained, TrainingStep, TrainRequest
 from arcd.config import TrainConfig
 from arcd.errors import DiskFull, TrainerFailed
-from arcd.model.base_model import MARKER, Device, fingerprint
+from arcd.model.base_model import MARKER, fingerprint
+from arcd.model.device import Device
 from arcd.system.ledger import Ledger
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

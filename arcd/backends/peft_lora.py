@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from arcd.config import TrainConfig
 from arcd.decoder.answers import row_of
 from arcd.errors import TrainerFailed
-from arcd.model.base_model import Device
 from arcd.model.collate import collate
+from arcd.model.device import Device
 from arcd.model.prompts import IGNORED, Lesson
 
 

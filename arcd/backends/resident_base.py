@@ -17,7 +17,8 @@ from arcd.config import TrainConfig
 from arcd.decoder import folder
 from arcd.decoder.answers import head
 from arcd.decoder.elementwise import EAGER
-from arcd.model.base_model import Device, load_model, twin
+from arcd.model.base_model import load_model, twin
+from arcd.model.device import Device
 from arcd.model.encoding import Encoding
 
 if TYPE_CHECKING:

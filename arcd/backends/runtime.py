@@ -20,7 +20,8 @@ from arcd.backends.protocols import Engine, Trainer
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import Config
 from arcd.errors import MissingPackage
-from arcd.model.base_model import Device, open_encoding
+from arcd.model.base_model import open_encoding
+from arcd.model.device import Device
 from arcd.model.encoding import Encoding
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
@@ -126,7 +127,7 @@ async def open_runtime(
             end=encoding.end,
             config=config.engine,
             rank=rank,
-            dtype=device.dtype,
+            dtype=device.serving_dtype,
             ledger=ledger,
             cores=split.of_engine,
         ) as engine:

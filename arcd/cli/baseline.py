@@ -19,7 +19,8 @@ from arcd.arc.selection import Candidate, verdict
 from arcd.arc.tasks import Task, load
 from arcd.backends.protocols import Adapter, Completion
 from arcd.config import Config
-from arcd.model.base_model import open_encoding, pick_device
+from arcd.model.base_model import open_encoding
+from arcd.model.device import pick_device
 from arcd.model.lessons import build_lessons
 from arcd.model.prompts import TooLong, build_questions
 from arcd.solver.assignment import build_requests

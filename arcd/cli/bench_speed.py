@@ -26,7 +26,8 @@ from arcd.cli.bench_figures import PEFT, PEFT_LABELLED, LessonSpeed, Speeds
 from arcd.config import Config
 from arcd.decoder.elementwise import EAGER
 from arcd.errors import BadConfig
-from arcd.model.base_model import Device, open_encoding, pick_device
+from arcd.model.base_model import open_encoding
+from arcd.model.device import Device, pick_device
 from arcd.model.encoding import Encoding
 from arcd.model.lessons import Lessons, build_lessons
 from arcd.system.ledger import Ledger

@@ -20,7 +20,8 @@ from arcd.daemon import schema
 from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, known
 from arcd.jobs import events
-from arcd.model.base_model import check, free_memory, pick_device
+from arcd.model.base_model import check
+from arcd.model.device import free_memory, pick_device
 from arcd.system.processes import cores
 from arcd.version import __version__
 

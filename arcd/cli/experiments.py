@@ -154,7 +154,7 @@ def pretrain(
     from dataclasses import asdict
 
     from arcd.arc import tasks as taskfiles
-    from arcd.model import base_model
+    from arcd.model.device import pick_device
     from arcd.pretrain import train as training
     from arcd.pretrain.corpus import open_corpus
     from arcd.pretrain.run import Progress, Recipe, Run
@@ -178,7 +178,7 @@ def pretrain(
         else:
             err.print(str(now))
 
-    kind = base_model.pick_device(device, "auto").kind
+    kind = pick_device(device, "auto").kind
     corpus = open_corpus(rearc)
     training.pretrain(Run(folder, recipe, corpus, kind, report, unseen=measured))
     if as_json:

@@ -11,7 +11,7 @@ from arcd.daemon.heartbeat import Activity, Beat
 from arcd.daemon.options import Options
 from arcd.daemon.schema import Forecast, Health, Prediction
 from arcd.jobs.state import Job
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
 from arcd.system.ledger import Ledger

@@ -44,7 +44,8 @@ from arcd.jobs.recovery import Recovery
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, State
 from arcd.jobs.store import Store
-from arcd.model.base_model import check, check_training, fingerprint, pick_device
+from arcd.model.base_model import check, check_training, fingerprint
+from arcd.model.device import pick_device
 from arcd.scheduling.adapter_folder import AdapterFolder
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler

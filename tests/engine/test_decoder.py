@@ -26,7 +26,7 @@ from arcd.decoder.answers import Cells, Rows, head
 from arcd.decoder.attention import Span, attend
 from arcd.decoder.lora import Adapted, Factors
 from arcd.decoder.row import in_a_row
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.model.encoding import END, NEWLINE, SPECIALS, CellEncoding
 from arcd.model.prompts import IGNORED
 

@@ -29,7 +29,8 @@ from arcd.config import TrainConfig
 from arcd.decoder import attention, layers
 from arcd.decoder.folder import LINEARS
 from arcd.errors import TrainerFailed
-from arcd.model.base_model import Device, DTypeName, load_model
+from arcd.model.base_model import load_model
+from arcd.model.device import Device, DTypeName
 from arcd.model.prompts import IGNORED, Lesson
 
 pytestmark = pytest.mark.engine

@@ -23,7 +23,7 @@ from arcd.backends.resident_base import ResidentBase
 from arcd.config import TrainConfig
 from arcd.decoder.elementwise import EAGER, Elementwise
 from arcd.errors import OutOfMemory, TrainerFailed
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.system.ledger import Ledger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]

@@ -31,7 +31,8 @@ from arcd.backends.resident_base import ResidentBase
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import TrainConfig, resolve
 from arcd.errors import DiskFull, OutOfMemory, StoreFailed, TrainerFailed
-from arcd.model.base_model import Device, open_encoding
+from arcd.model.base_model import open_encoding
+from arcd.model.device import Device
 from arcd.model.encoding import CellEncoding
 from arcd.model.lessons import build_lessons
 from arcd.model.prompts import Lesson, TooLong
