@@ -23,12 +23,11 @@ from arcd.decoder.elementwise import EAGER
 from arcd.decoder.folder import LayerWeights
 from arcd.decoder.layers import Layer
 from arcd.decoder.lora import Adapted
-from arcd.decoder.row import in_a_row
+from arcd.decoder.row import Row
 from arcd.decoder.sharing import EngineTensors, NotSharedError
 from arcd.model.base_model import load_model, twin
 from arcd.model.device import Device
 from arcd.model.encoding import Encoding
-from arcd.model.prompts import IGNORED, Lesson
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,9 +88,10 @@ class ResidentBase:
         assert self._frozen is not None
         assert self._outputs is not None
         weights = self._frozen.weights
-        labels = (IGNORED,) * (len(tokens) - last) + tuple(tokens[-last:])
-        row = in_a_row([Lesson(tuple(tokens), labels)], self._frozen.pad, self._device.kind)
-        cosine, sine = weights.rotary(len(row.places))
+        given = torch.tensor(tokens, device=weights.embedding.device)
+        places = torch.arange(len(tokens), device=given.device)
+        row = Row(given, places, places[-last - 1 : -1], given[-last:], ((0, len(tokens)),))
+        cosine, sine = weights.rotary(len(tokens))
         with torch.no_grad():
             states = layers.run(
                 F.embedding(row.tokens, weights.embedding),
