@@ -22,4 +22,5 @@ def own_stream(priority: int) -> None:
     import torch
 
     if torch.cuda.is_available() and os.environ.get(ONE_STREAM) != "1":
-        torch.cuda.set_stream(torch.cuda.Stream(priority=priority))
+        stream = torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
+        torch.cuda.set_stream(stream)
