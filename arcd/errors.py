@@ -119,6 +119,12 @@ class EngineFailed(ArcdError):
 class DeviceLost(ArcdError):
     """The GPU cannot be used any more in this process."""
 
+    @classmethod
+    def after(cls, error: BaseException) -> "DeviceLost":
+        """The error to raise after one that has left the GPU unusable."""
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return cls(f"the GPU cannot be used any more in this process: {in_one_line(first)}")
+
 
 class StoreFailed(ArcdError):
     """The store cannot be read or written."""

@@ -225,7 +225,8 @@ def _possible(state: State, samples: dict[tuple[int, str], list[Candidate]]) -> 
         yield new, events.Submitted(f"job {new}", new, ("a", "b", "c")[:new])
     yield None, events.DaemonStarted(1, "0.1", "base", "f", "cpu", "float32")
     yield None, events.DaemonReady(1.5)
-    yield None, events.DaemonDied("the engine stopped")
+    if state.ready:
+        yield None, events.DaemonDied("the engine stopped")
     yield None, events.DaemonStopped()
     for job in state.jobs.values():
         if retriable := tuple(job.retriable()):
