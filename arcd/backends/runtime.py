@@ -65,6 +65,8 @@ class Runtime:
     serial: Callable[[], int]
     """Gives the next adapter its number, which never repeats."""
     background: Background = in_thread
+    twice: str | None = None
+    """Why the base is in memory twice; None where trainer and engine have one copy."""
 
 
 def set_environment(device: str) -> None:
@@ -104,6 +106,7 @@ async def open_runtime(
     """
     try:
         with ledger.stage("transformers"):
+            from arcd.backends import base_copies
             from arcd.backends.lora_trainer import LoraTrainer
             from arcd.backends.resident_base import ResidentBase
             from arcd.backends.vllm.engine import vllm_engine
@@ -113,9 +116,8 @@ async def open_runtime(
     with ExitStack() as loading:
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
-        # Before vLLM: while that starts, torch's default dtype is another in all threads.
-        with ledger.stage("base model"):
-            resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
+        # Looked at before vLLM, which says less clearly what is wrong with a base.
+        resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
         if resident.unsupported is not None:
             log.warning("%s: trained by transformers and peft: %s", base, resident.unsupported)
         trainings = _trainings(config.trainings, device)
@@ -137,9 +139,12 @@ async def open_runtime(
             cores=split.of_engine,
         ) as engine:
             split.engine = engine
+            with ledger.stage("base model"):
+                twice = await base_copies.load(resident, engine, encoding)
+            log.info("the base is in memory %s", f"twice: {twice}" if twice else "once")
             loading.close()
             try:
-                yield Runtime(pool, engine, encoding, ledger, serial)
+                yield Runtime(pool, engine, encoding, ledger, serial, twice=twice)
             finally:
                 resident.close()
 

@@ -73,6 +73,7 @@ def open_trainers(
     if eager.unsupported is not None:
         return {"fallback": trainer(eager)}
     compiled = ResidentBase(wanted.base, device, encoding, wanted.compiled)
+    compiled.load()
     if compiled.compilation is None or compiled.compilation.wait() is EAGER:
         return {"eager": trainer(eager)}
     return {"eager": trainer(eager), "compiled": trainer(compiled)}

@@ -9,11 +9,12 @@ import asyncio
 import importlib.util
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
@@ -36,6 +37,9 @@ from arcd.backends.vllm.worker import Worker
 from arcd.config import EngineConfig
 from arcd.errors import ArcdError, EngineFailed, MissingPackage
 from arcd.system.ledger import Ledger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STOP_TIMEOUT_S = 30.0
 """Longest wait for the last step when the engine is closed. A thread that is busy for longer is
@@ -115,6 +119,11 @@ class VllmEngine:
     def busy(self) -> bool:
         """See `Engine.busy`."""
         return bool(self._calls)
+
+    @property
+    def base_tensors(self) -> "Mapping[str, Tensor]":
+        """See `startup.base_tensors`."""
+        return self._worker.base_tensors
 
     async def sample(
         self,

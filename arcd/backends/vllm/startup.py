@@ -14,12 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcd.backends.vllm import plugin
 from arcd.config import EngineConfig
 from arcd.model.base_model import cpu_cache_gib, model_config
 from arcd.system.ledger import Ledger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STEP_TOKENS = 2048
 """Most tokens in one step. The engine obeys no command during a step; this many tokens take 0.15 s
@@ -64,6 +67,12 @@ def build_engine(settings: EngineSettings) -> Any:
     if on_cpu:
         _prepare_cpu_thread(settings.cores)
     return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(settings, on_cpu=on_cpu)))
+
+
+def base_tensors(engine: Any) -> dict[str, "Tensor"]:
+    """The base's tensors in an `LLMEngine`, by vLLM's names for a model without adapters."""
+    [found] = engine.apply_model(lambda model: dict(model.named_parameters()))
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in found.items()}
 
 
 def import_vllm(base: Path) -> None:

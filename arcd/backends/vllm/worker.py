@@ -11,7 +11,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcd.backends.protocols import Adapter, EngineUsage, Request
 from arcd.backends.vllm import startup
@@ -33,6 +33,9 @@ from arcd.backends.vllm.step_log import StepLog
 from arcd.errors import SampleRefused
 from arcd.system.ledger import Ledger
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 UNREAD_USAGE_LIMIT = 1000
 """Most measurements kept for `usage`; if they are not read, the oldest are dropped."""
 
@@ -50,6 +53,8 @@ class Worker:
         """`answer` is called in the engine thread."""
         self.steps = 0
         self.usage: deque[EngineUsage] = deque(maxlen=UNREAD_USAGE_LIMIT)
+        self.base_tensors: dict[str, Tensor] = {}
+        """See `startup.base_tensors`; none before the start and after the end."""
         self._settings = settings
         self._ledger = ledger
         self._commands = commands
@@ -65,6 +70,7 @@ class Worker:
     def start(self) -> None:
         """Start vLLM; raises whatever vLLM raises."""
         self._engine = startup.start(self._settings, self._ledger)
+        self.base_tensors = startup.base_tensors(self._engine)
 
     def serve(self) -> None:
         """Obey commands and make steps until `Stop`."""
@@ -81,6 +87,7 @@ class Worker:
         if self._engine is not None:
             self._engine.engine_core.shutdown()
             self._engine = None
+            self.base_tensors = {}
             gc.collect()  # reference cycles hold the model and the cache
 
     def _obey(self, command: Load | Unload | Begin | End) -> None:
