@@ -25,6 +25,7 @@ from arcd.model.device import Device
 from arcd.model.encoding import Encoding
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
+from arcd.system.visible_gpus import narrow
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,12 @@ class Runtime:
     """Why the base is in memory twice; None where trainer and engine have one copy."""
 
 
-def set_environment() -> None:
-    """Set what torch reads when it is imported; variables that the user has set stay."""
+def set_environment(device: str) -> None:
+    """Set what torch and CUDA read when they are imported; other variables of the user's stay.
+
+    Raises BadConfig for what is no device, or is a GPU that this process must not see.
+    """
+    narrow(device)
     # torch's remarks on NUMA do not help a user.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # oneDNN keeps 1024 kernels, one for each shape, and torch keeps as many again. Each task has

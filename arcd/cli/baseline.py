@@ -28,6 +28,7 @@ from arcd.solver.rescoring import rescore
 from arcd.solver.sampling import to_candidate
 from arcd.system.processes import cores
 from arcd.system.seeds import seed_of
+from arcd.system.visible_gpus import narrow
 
 
 class Part(BaseModel):
@@ -121,5 +122,6 @@ def sample(part: Part) -> float:
 
 if __name__ == "__main__":
     verb, part = sys.argv[1], Part.model_validate_json(sys.argv[2])
+    narrow(part.device)
     spent = {"train": train, "sample": sample}[verb](part)
     part.steps_file(verb).write_text(str(spent))

@@ -31,6 +31,7 @@ from arcd.model.device import Device, pick_device
 from arcd.model.encoding import Encoding
 from arcd.model.lessons import Lessons, build_lessons
 from arcd.system.ledger import Ledger
+from arcd.system.visible_gpus import narrow
 
 WARM_STEPS = 4
 """First steps of each training, which are not counted: kernels are made, memory is taken."""
@@ -168,5 +169,7 @@ def _peft_rate(
 
 
 if __name__ == "__main__":
-    found = anyio.run(measure, Wanted.model_validate_json(sys.argv[1]))
+    wanted = Wanted.model_validate_json(sys.argv[1])
+    narrow(wanted.device)
+    found = anyio.run(measure, wanted)
     print(json.dumps(asdict(found)))

@@ -37,7 +37,9 @@ def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) ->
     """Report versions, device and memory, and solve one task to see that everything works."""
     from arcd.cli.doctor import examine
     from arcd.model import base_model
+    from arcd.system.visible_gpus import narrow
 
+    narrow(device)
     findings = []
     for finding in examine(base or base_model.bundled(), device):
         findings.append(finding)
@@ -158,6 +160,7 @@ def pretrain(
     from arcd.pretrain import train as training
     from arcd.pretrain.corpus import open_corpus
     from arcd.pretrain.run import Progress, Recipe, Run
+    from arcd.system.visible_gpus import narrow
 
     measured = taskfiles.load(unseen) if unseen else None
     recipe = Recipe(
@@ -178,6 +181,7 @@ def pretrain(
         else:
             err.print(str(now))
 
+    narrow(device)
     kind = pick_device(device, "auto").kind
     corpus = open_corpus(rearc)
     training.pretrain(Run(folder, recipe, corpus, kind, report, unseen=measured))

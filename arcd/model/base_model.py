@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from arcd.config import EngineConfig, TrainConfig
 from arcd.errors import BadBase, BadConfig, MissingPackage
-from arcd.model.device import DEVICES, Device
+from arcd.model.device import Device
 from arcd.model.encoding import CellEncoding, Encoding, GridText, TextEncoding
+from arcd.system.visible_gpus import narrowing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -92,11 +94,10 @@ def fingerprint(path: Path) -> str:
 def check_wishes(path: Path, encoding: str, device: str) -> None:
     """Refuse what can be refused without torch.
 
-    Raises what `check`, `open_encoding` and `pick_device` would raise.
+    Raises what `check`, `open_encoding`, `narrow` and `pick_device` would raise.
     """
     _layers(check(path), encoding)
-    if device not in DEVICES:
-        raise BadConfig(f"device {device!r}: expected {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+    narrowing(device, os.environ)
 
 
 def check_training(path: Path, config: TrainConfig) -> None:

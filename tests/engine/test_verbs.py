@@ -50,7 +50,8 @@ def test_the_kaggle_notebook_runs_offline(tmp_path: Path) -> None:
     few_tasks(inputs).rename(inputs / "arc-agi_test_challenges.json")
     script = EXAMPLES.parent / "kaggle.py"
     command: list[str | Path] = [sys.executable, script, "--budget", "1h"]
-    command += ["--input", tmp_path / "input", "--working", tmp_path]
+    command += ["--input", tmp_path / "input", "--working", tmp_path, "--device", "auto"]
+    command += ["--scratch", tmp_path]
     settings = ["train.steps=2", "sample.samples=1", "train.max_seq_len=2000"]
     command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(

@@ -35,7 +35,7 @@ ADDED_METHODS = {"/jobs/{job}": {"delete"}}
 ADDED_PARAMETERS = {"/jobs/{job}/events": {"brief"}, "/jobs/{job}/forecast": {"detail"}}
 """Query parameters that came after 0.1.0, by path; without them all is as it was."""
 
-ADDED = {"Status": {"unpublished", "touched"}, "Order": {"skipped"}}
+ADDED = {"Status": {"unpublished", "touched"}, "Order": {"skipped"}, "Health": {"hardware"}}
 """Fields of the HTTP API's messages that came after 0.1.0; none may be required."""
 
 PROSE = ("description", "title", "summary", "operationId")
