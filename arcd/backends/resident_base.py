@@ -85,9 +85,8 @@ class ResidentBase:
 
         For a base that arcd's own decoder holds.
         """
-        assert self._frozen is not None
+        weights = self._frozen_base().weights
         assert self._outputs is not None
-        weights = self._frozen.weights
         given = torch.tensor(tokens, device=weights.embedding.device)
         places = torch.arange(len(tokens), device=given.device)
         row = Row(given, places, places[-last - 1 : -1], given[-last:], ((0, len(tokens)),))
@@ -111,10 +110,7 @@ class ResidentBase:
         Raises TrainerFailed if the base lacks a target module.
         """
         if self._files is not None and set(config.target_modules) <= set(folder.LINEARS):
-            with self._loading:
-                if self._frozen is None:
-                    self.load()
-            return DecoderLora(self._frozen, config, self.compilation or (lambda: EAGER))
+            return DecoderLora(self._frozen_base(), config, self.compilation or (lambda: EAGER))
         from arcd.backends.peft_lora import PeftLora
 
         # peft changes the model, so each adapter has a model of its own on the same weights.
@@ -132,6 +128,14 @@ class ResidentBase:
             if self._stock is None:
                 self._stock = load_model(self._path, self._device)
             return self._stock
+
+    def _frozen_base(self) -> FrozenBase:
+        """The base as arcd's own decoder holds it; loaded when it is first wanted."""
+        with self._loading:
+            if self._frozen is None:
+                self.load()
+        assert self._frozen is not None
+        return self._frozen
 
     def _hold(self, files: folder.Files, source: folder.Source) -> None:
         weights, self._outputs = folder.read(self._path, source)

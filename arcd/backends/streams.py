@@ -25,8 +25,8 @@ def own_stream(priority: int) -> None:
     import torch
 
     if _apart():
-        stream: Any = torch.cuda.Stream  # untyped
-        torch.cuda.set_stream(stream(priority=priority))
+        stream = torch.cuda.Stream(priority=priority)  # type: ignore[no-untyped-call]
+        torch.cuda.set_stream(stream)
 
 
 @contextmanager

@@ -99,8 +99,10 @@ def unsupported(folder: Path) -> str | None:
 class Source(Protocol):
     """Where a model's tensors come from."""
 
-    shapes: Mapping[str, torch.Size]
-    """Of the model's tensors, by name."""
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Of the model's tensors, by name."""
+        ...
 
     def stack(self, names: Sequence[str]) -> Tensor:
         """The tensors of these names, one below the other."""
