@@ -154,7 +154,7 @@ class Worker:
             self._answer(call, SampleRefused("no memory for a request, though it was alone"))
         else:
             log.warning(
-                "the engine ran out of memory with %d requests; at most %d at once from now on",
+                "the engine ran out of memory: requests at once were %d, and are at most %d now",
                 len(entries),
                 self._admission.limit,
             )
