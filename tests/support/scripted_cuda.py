@@ -24,8 +24,8 @@ class Stream:
         """See `torch.cuda.Stream`; `stream` in place of `stream_id` and the like."""
         found = super().__new__(cls)
         Stream.made += 1
-        found.stream = kwargs.get("stream", Stream.made)  # type: ignore[attr-defined]
-        found.priority = kwargs.get("of", priority)  # type: ignore[attr-defined]
+        found.stream = kwargs.get("stream", Stream.made)
+        found.priority = kwargs.get("of", priority)
         return found
 
     stream: int
