@@ -134,7 +134,7 @@ async def open_runtime(
             end=encoding.end,
             config=config.engine,
             rank=rank,
-            dtype=device.serving_dtype,
+            device=device,
             ledger=ledger,
             cores=split.of_engine,
         ) as engine:

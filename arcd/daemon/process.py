@@ -26,6 +26,7 @@ from anyio import to_thread
 from starlette.types import ASGIApp
 
 from arcd.backends.runtime import Runtime, set_environment
+from arcd.config import on_device
 from arcd.daemon import endings, phases, server
 from arcd.daemon.entrances import open_entrances
 from arcd.daemon.forgetting import delete_leftovers, forget
@@ -173,7 +174,11 @@ class Daemon:
     ) -> Scheduler:
         seconds = time.monotonic() - begun
         scheduler = Scheduler(
-            service, runtime, self._options.config, self._home.adapters, estimator
+            service,
+            runtime,
+            on_device(self._options.config, platform.device.kind),
+            self._home.adapters,
+            estimator,
         )
         self._phase = Ready(platform, runtime, estimator, scheduler)
         service.subscribe(rates.subscriber(estimator))

@@ -62,7 +62,7 @@ async def sample(trained: Trained, device: Device) -> list[Completion]:
         end=encoding.end,
         config=config().engine,
         rank=config().train.rank,
-        dtype=device.dtype,
+        device=device,
         ledger=Ledger(),
         cores=1,
     ) as engine:
