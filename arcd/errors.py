@@ -103,6 +103,11 @@ class TrainerFailed(ArcdError):
 class OutOfMemory(TrainerFailed):
     """The training ran out of memory."""
 
+    def __init__(self, message: str | None = None, *, fits: int | None = None) -> None:
+        """`fits` are the tokens of a lesson that would fit, if that is known."""
+        super().__init__(message)
+        self.fits = fits
+
 
 class DiskFull(TrainerFailed):
     """The disk has no room for the adapter."""

@@ -54,6 +54,7 @@ class ResidentBase:
         self._files: folder.Files | None = None
         self._frozen: FrozenBase | None = None
         self._outputs: Tensor | None = None
+        self._shared = False
         self.compilation: Compilation | None = None
         self.unsupported = folder.unsupported(path)
         """Why the base is trained by transformers and peft; None if by arcd's own decoder."""
@@ -76,7 +77,8 @@ class ResidentBase:
                 self._hold(self._files, EngineTensors(self._files, held))
             except NotSharedError as error:
                 reason = str(error)
-        if held is None or reason is not None:
+        self._shared = held is not None and reason is None
+        if not self._shared:
             self._hold(self._files, self._files)
         return reason
 
@@ -116,6 +118,13 @@ class ResidentBase:
         # peft changes the model, so each adapter has a model of its own on the same weights.
         model, encoding = twin(self._of_transformers()), self._encoding
         return PeftLora(model, config, self._device, encoding.pad, encoding.answer_tokens)
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of the weights in memory that are the trainers' alone."""
+        stock = list(self._stock.parameters()) if self._stock is not None else []
+        frozen = self._frozen.size if self._frozen is not None and not self._shared else 0
+        return frozen + sum(int(weight.nbytes) for weight in stock)
 
     def close(self) -> None:
         """End a compilation that still goes on."""

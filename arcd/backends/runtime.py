@@ -108,6 +108,7 @@ async def open_runtime(
         with ledger.stage("transformers"):
             from arcd.backends import base_copies
             from arcd.backends.lora_trainer import LoraTrainer
+            from arcd.backends.memory import UNLIMITED, GpuMemory, Memory
             from arcd.backends.resident_base import ResidentBase
             from arcd.backends.vllm.engine import vllm_engine
     except ImportError:
@@ -125,7 +126,13 @@ async def open_runtime(
 
         def trainer(index: int) -> LoraTrainer:
             threads = partial(split.threads, index)
-            return LoraTrainer(resident.lora, base, adapters, device, ledger, cores=threads)
+            memory: Memory = UNLIMITED
+            if device.kind != "cpu":
+                share = config.engine.gpu_memory
+                memory = GpuMemory(share, lambda: resident.own_bytes, trainings)
+            return LoraTrainer(
+                resident.lora, base, adapters, device, ledger, cores=threads, memory=memory
+            )
 
         split.pool = pool = TrainerPool([trainer(index) for index in range(trainings)])
         async with vllm_engine(

@@ -5,6 +5,7 @@ engine that holds them already (`sharing`), stacked as the layers want them. Wha
 not have is a reason, not an error: then transformers trains the model.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,8 @@ class Rotary:
         """Of this many places or more: each (places, head size / 2)."""
         table = self._table  # another trainer's thread may replace it meanwhile
         if len(table[0]) < places:
-            self._table = table = self._of(places)
+            # More than are wanted now: a GPU waits for each new table.
+            self._table = table = self._of(math.ceil(places / PLACES) * PLACES)
         return table
 
     def _of(self, places: int) -> tuple[Tensor, Tensor]:
