@@ -20,7 +20,7 @@ def torch_facts() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "cudnn": _cudnn(),
         "arch_list": torch.cuda.get_arch_list(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -72,6 +72,13 @@ def _triton() -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def _cudnn() -> int | None:
+    if not torch.cuda.is_available():
+        return None
+    found: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _gpu(index: int) -> dict[str, Any]:

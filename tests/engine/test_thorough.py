@@ -31,8 +31,8 @@ from arcd.system.ledger import Ledger
 
 pytestmark = pytest.mark.engine
 
-SECONDS = 90
-"""A budget for the gate; what the checks need is 60 s on two cores."""
+SECONDS = 120
+"""A budget for the gate; the checks end before, unless the machine is busy."""
 
 
 def test_doctor_tries_everything_and_tells_it_in_one_document() -> None:
@@ -110,7 +110,8 @@ async def test_parity_holds_and_a_wrong_adapter_is_found_out(tmp_path: Path) -> 
             return (await parity(bench)).ok
 
         assert not await with_fault(lambda adapter: None)
-        assert not await with_fault({first: second, second: first}.get)
+        swapped = {None: None, first: second, second: first}
+        assert not await with_fault(swapped.__getitem__)
         bench.runtime = runtime
         # Last: an engine that does not survive it serves nothing any more.
         survived = await out_of_memory(bench)

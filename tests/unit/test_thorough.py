@@ -59,9 +59,11 @@ class Processes:
                 self.crash = ""
                 yield Finding(name, "crashed", ok=False)
                 return
-            data: dict[str, Any] = {"device": {"kind": self.device}, "speed": {"gain": 1.5}}.get(
-                name, {"gain": 1.2}
-            )
+            known: dict[str, dict[str, Any]] = {
+                "device": {"kind": self.device},
+                "speed": {"gain": 1.5},
+            }
+            data = known.get(name, {"gain": 1.2})
             yield self.findings.get(name, Finding(name, "fine", data=data))
             if name in OPENING and not self.findings.get(name, FINE).ok:
                 return
@@ -231,7 +233,11 @@ def test_three_tasks_have_answers_and_seconds_of_each_part() -> None:
     "lost", [events.Sampled, events.Answered], ids=["without samples", "without an answer"]
 )
 def test_a_task_without_an_answer_is_found_out(lost: type[events.Event]) -> None:
-    kept = [event for event in life(*NAMES) if not (isinstance(event, lost) and event.task == "b")]
+    kept = [
+        event
+        for event in life(*NAMES)
+        if not isinstance(event, lost) or getattr(event, "task", "") != "b"
+    ]
     found = tasks_finding(seen(records=records(*BEGUN, events.Interrupted("a"), *kept)))
     assert (found.ok, found.value) == (False, "without an answer: b")
     assert found.advice

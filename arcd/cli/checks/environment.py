@@ -34,22 +34,24 @@ GPU_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "memory.u
 
 def environment() -> Finding:
     """Versions of Python, system and arcd, the driver, the variables that matter."""
-    gpus = _told("nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader")
+    lines = _told("nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader")
+    gpus = [dict(zip(GPU_FIELDS, line.split(", "), strict=False)) for line in lines]
+    commit = _commit()
     data = {
         "arcd": __version__,
-        "commit": _commit(),
+        "commit": commit,
         "python": sys.version,
         "system": platform.platform(),
         "machine": platform.machine(),
         "cores": cores(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": [dict(zip(GPU_FIELDS, line.split(", "), strict=False)) for line in gpus],
+        "gpus": gpus,
         "variables": variables(os.environ),
     }
-    driver = f"driver {data['gpus'][0].get('driver_version')}" if gpus else "no NVIDIA driver"
-    commit = f" ({data['commit']})" if data["commit"] else ""
+    driver = f"driver {gpus[0].get('driver_version')}" if gpus else "no NVIDIA driver"
+    built = f" ({commit})" if commit else ""
     value = (
-        f"arcd {__version__}{commit}, Python {platform.python_version()} on "
+        f"arcd {__version__}{built}, Python {platform.python_version()} on "
         f"{platform.system()} {platform.machine()}, {cores()} cores, {driver}"
     )
     return Finding("environment", value, data=data)

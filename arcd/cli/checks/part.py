@@ -55,6 +55,10 @@ MIB = 2**20
 
 REPORT = "report this document"
 
+CHECK_SHARE = 0.7
+"""Share of a process's time that one check may take: then it hangs, and the others have the rest.
+"""
+
 STACKS_S = 5.0
 """Seconds before the deadline at which a process writes its stacks."""
 
@@ -135,7 +139,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
                 compiled=partial(compiled_now, device, compiled),
             )
             names = [name for name in wanted.names if name in CHECKS]
-            if not await made(bench, names, tell, wanted.seconds / 2):
+            if not await made(bench, names, tell, CHECK_SHARE * wanted.seconds):
                 # Not through the runtime's end: it may hang.
                 os._exit(RAISED)
     except Exception as error:

@@ -95,7 +95,7 @@ class Plan:
     def _runtime(self) -> Iterator[Finding]:
         """A process after the other: each makes the checks that are left, until one raises."""
         end = self.clock() + RUNTIME_SHARE * self._left
-        names = RUNTIME_CHECKS
+        names: tuple[str, ...] = RUNTIME_CHECKS
         blocked = False
         while names and not blocked and (seconds := end - self.clock()) > 0:
             for finding in self.run(self._wanted(names, seconds), {}):
