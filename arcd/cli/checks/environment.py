@@ -9,7 +9,6 @@ from importlib.metadata import distribution, distributions
 from pathlib import Path
 from typing import Any
 
-import arcd
 from arcd.cli.finding import Finding
 from arcd.system.processes import cores
 from arcd.version import __version__
@@ -107,7 +106,7 @@ def _commit() -> str | None:
         read = ""
     if "commit_id" in read:
         return read.partition('"commit_id": "')[2].partition('"')[0] or None
-    clone = Path(arcd.__file__).parents[1]
+    clone = Path(__file__).parents[3]
     if not (clone / ".git").exists():
         return None
     return next(iter(_told("git", "-C", str(clone), "rev-parse", "--short=12", "HEAD")), None)

@@ -34,8 +34,12 @@ TARGETS = 2
 PLACES = 2
 """Places in each answer at which two tokens are compared."""
 
-TOLERANCES: Mapping[DTypeName, float] = {"float32": 0.01, "float16": 0.05, "bfloat16": 0.15}
-"""Largest mean difference, in nats, by the coarser of the two number formats."""
+TOLERANCES: Mapping[DTypeName, float] = {"float32": 0.03, "float16": 0.05, "bfloat16": 0.15}
+"""Largest mean difference, in nats, by the coarser of the two number formats.
+
+With arcd's own base it was 0.009 in fp32 and 0.03 to 0.05 in bf16. Without one target module of an
+adapter it was 0.10 (k_proj) to 0.31 (o_proj) in fp32, without the adapter 0.86. In bf16 a large
+model's logits are further apart, so there a single module may be missed, and never an adapter."""
 
 SEEN = 3.0
 """A trial adapter must change the comparisons by so many times the tolerance: else nobody would see

@@ -230,8 +230,8 @@ def _own_output() -> Iterator[TextIO]:
 def main() -> int:
     """Make the checks that the command line asks for; returns the exit code."""
     die_with_parent()
-    set_environment()
     wanted = Wanted.model_validate_json(sys.argv[1])
+    set_environment()
     faulthandler.dump_traceback_later(max(1.0, wanted.seconds - STACKS_S))
     with _own_output() as own:
 
