@@ -118,7 +118,8 @@ async def open_runtime(
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
         # Looked at before vLLM, which says less clearly what is wrong with a base.
-        resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
+        with ledger.stage("base folder"):
+            resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
         if resident.unsupported is not None:
             log.warning("%s: trained by transformers and peft: %s", base, resident.unsupported)
         trainings = _trainings(config.trainings, device)
@@ -128,7 +129,9 @@ async def open_runtime(
             threads = partial(split.threads, index)
             memory: Memory = UNLIMITED
             if device.kind != "cpu":
-                share = config.engine.gpu_memory
+                # With bytes of its own for the cache, the engine has what it holds, not a share.
+                fixed = config.engine.kv_cache_memory_bytes is not None
+                share = None if fixed else config.engine.gpu_memory
                 memory = GpuMemory(share, lambda: resident.own_bytes, trainings)
             return LoraTrainer(
                 resident.lora, base, adapters, device, ledger, cores=threads, memory=memory

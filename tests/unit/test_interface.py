@@ -23,7 +23,10 @@ DATA = Path(__file__).parents[1] / "data"
 HIDDEN = {"run": {"--backend"}, "serve": {"--backend"}}
 """Options for developers, by verb; they came after 0.1.0 and may go again."""
 
-ADDED_OPTIONS = {"bench": {"--lessons-of"}}
+ADDED_OPTIONS = {
+    "bench": {"--lessons-of"},
+    "doctor": {"--set", "--thorough", "--seconds"},
+}
 """By verb; they came after 0.1.0, and without them all is as it was."""
 
 NEW_VERBS = {"forget"}
