@@ -80,12 +80,13 @@ class ResidentBase:
         self._shared = held is not None and reason is None
         if not self._shared:
             self._hold(self._files, self._files)
+            self._outputs = None  # the head has the rows that it needs
         return reason
 
     def logprobs(self, tokens: Sequence[int], last: int) -> Tensor:
         """log p of the `last` tokens, (last,), in fp32, over the whole vocabulary, without adapter.
 
-        For a base that arcd's own decoder holds.
+        For a base whose weights are the engine's.
         """
         weights = self._frozen_base().weights
         assert self._outputs is not None

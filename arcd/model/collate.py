@@ -37,4 +37,4 @@ def uploaded(*columns: Sequence[int], device: str) -> tuple[Tensor, ...]:
     whole = torch.tensor([number for column in columns for number in column], dtype=torch.int64)
     if torch.device(device).type != "cpu":
         whole = whole.pin_memory().to(device, non_blocking=True)
-    return whole.split([len(column) for column in columns])
+    return torch.split(whole, [len(column) for column in columns])

@@ -26,11 +26,11 @@ READ = {
 """Operators whose result the host reads, or whose size depends on values."""
 
 
-class Reads(TorchDispatchMode):
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The operators for which the host would wait, and how wide the results of all are."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reads: list[str] = []
         self.widths: set[int] = set()
         """The last dimensions of all results."""

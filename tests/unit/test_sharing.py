@@ -73,16 +73,18 @@ def test_the_decoder_reads_the_same_from_the_engine_without_a_copy(
 
 
 def transposed(weight: Tensor) -> Tensor:
-    return weight.T.contiguous().T
+    columns: Tensor = weight.t().contiguous()
+    return columns.t()
 
 
 def for_inference(weight: Tensor) -> Tensor:
     with torch.inference_mode():
-        return weight.clone()
+        copied: Tensor = weight.clone()
+    return copied
 
 
 def keys_first(weight: Tensor) -> Tensor:
-    return torch.cat([weight[64:], weight[:64]])
+    return weight.roll(64, 0)
 
 
 FAULTS: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
