@@ -88,6 +88,11 @@ def write_blank(tasks: Path, submission: Path) -> None:
         whole.replace(submission)
 
 
+def say(line: str) -> None:
+    """Tell what takes long, before it begins."""
+    print(f"kaggle.py: {line}", flush=True)
+
+
 def read(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is none."""
     try:
@@ -169,7 +174,13 @@ class Wheels:
             if reason is None:
                 return found
             reasons.append(reason)
-        return reasons[0] if reasons else f"no wheel of {required}, and it is not installed"
+        if reasons:
+            return reasons[0]
+        try:
+            here = f"{metadata.version(required.name)} is installed"
+        except metadata.PackageNotFoundError:
+            here = "it is not installed"
+        return f"no wheel of {required}, and {here}"
 
     def _unfit(
         self, required: Any, version: Any, path: Path, tags: frozenset[Any], found: Any
@@ -240,6 +251,7 @@ def install(wheels: Path, extra: str, folder: Path) -> Path:
     names = "\n".join(sorted(f"{path.name} {path.stat().st_size}" for path in wheels.glob("*.whl")))
     if done.is_file() and done.read_text() == names:
         return python  # by an earlier run of the cell
+    say(f"installing arcd[{extra}] into {folder}, which takes minutes")
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "venv", "--without-pip", str(folder)]
     subprocess.run(command, check=True)
@@ -303,6 +315,7 @@ def prepare(given: argparse.Namespace) -> Path:
         wheels = wheels or only(find(given.input, "arcd-*.whl"), "arcd wheel", "--wheels").parent
         if find_spec("pip") is None:
             sys.exit(f"kaggle.py: {sys.executable} has no pip to install arcd with")
+        say(f"looking through the wheels in {wheels}")
         lacking = Wheels(wheels).missing(f"arcd[{given.extra}]")
         if lacking:
             sys.exit(f"kaggle.py: {wheels} cannot be installed: {lacking}")
@@ -342,6 +355,7 @@ def main() -> None:
     tasks = given.tasks or only(found, "test_challenges.json", "--tasks")
     submission = given.working / "submission.json"
     write_blank(tasks, submission)
+    say(f"{submission} is written, blank or as it was; tasks: {tasks}")
     become(prepare(given), given, tasks, submission)
 
 

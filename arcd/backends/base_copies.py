@@ -8,9 +8,11 @@ from anyio import to_thread
 
 from arcd.arc.grids import Grid
 from arcd.arc.views import PLAIN_COLOURS, View
+from arcd.backends.device_errors import sticky
 from arcd.backends.protocols import Completion, Request
 from arcd.backends.resident_base import ResidentBase
 from arcd.backends.vllm.engine import VllmEngine
+from arcd.errors import SampleRefused, in_one_line
 from arcd.model.encoding import Encoding
 from arcd.model.prompts import Question
 
@@ -26,11 +28,25 @@ async def load(resident: ResidentBase, engine: VllmEngine, encoding: Encoding) -
     """Load the resident base; why it is in memory twice, None if it is there once."""
     reason = await to_thread.run_sync(resident.load, engine.base_tensors)
     if reason is None:
-        difference = await _difference(resident, engine, encoding)
-        if not difference < TOLERANCE:
-            reason = f"trainer and engine differ by {difference:.2f} nats a token on one copy"
+        reason = await _disagreement(resident, engine, encoding)
+        if reason is not None:
             await to_thread.run_sync(resident.load)
     return reason
+
+
+async def _disagreement(
+    resident: ResidentBase, engine: VllmEngine, encoding: Encoding
+) -> str | None:
+    """Why one copy is not trusted; None if both sides agree."""
+    try:
+        difference = await _difference(resident, engine, encoding)
+    except (SampleRefused, RuntimeError) as error:
+        if sticky(error):
+            raise
+        return f"one copy could not be compared: {in_one_line(str(error))}"
+    if difference < TOLERANCE:
+        return None
+    return f"trainer and engine differ by {difference:.2f} nats a token on one copy"
 
 
 async def _difference(resident: ResidentBase, engine: VllmEngine, encoding: Encoding) -> float:

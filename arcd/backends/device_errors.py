@@ -13,8 +13,16 @@ FULL = (
     "cusolver_status_alloc_failed",
     "cusparse_status_alloc_failed",
     "cufft_alloc_failed",
+    # A library's handle or workspace that found no room, or something worse: then the next try
+    # says so.
+    "cublas_status_not_initialized",
+    "cublas_status_execution_failed",
+    "cublas_status_internal_error",
+    "cudnn_status_not_initialized",
+    "cudnn_status_internal_error",
+    "_allocation_failed",
 )
-"""Parts of the messages of an error that more memory would have prevented."""
+"""Parts of the messages of an error that more memory would have, or may have, prevented."""
 
 STICKY = (
     "an illegal memory access was encountered",
@@ -28,8 +36,6 @@ STICKY = (
     "the launch timed out",
     "unrecoverable error",
     "gpu is lost",
-    "cublas_status_execution_failed",
-    "cublas_status_internal_error",
 )
 """Parts of the messages of an error after which every further call to CUDA fails in this process
 (CUDA Runtime API, "Error Handling": errors that leave the context unusable)."""

@@ -77,7 +77,8 @@ def _device(wanted: str, config: Config) -> str:
     picked = pick_device(wanted, config.precision)
     memory = free_memory(picked)
     if memory is None:
-        return f"{picked.kind}, {picked.dtype}"
+        more = f" ({picked.passed_over})" if picked.passed_over else ""
+        return f"{picked.kind}, {picked.dtype}{more}"
     free, total = (size / 2**30 for size in memory)
     return f"{picked.name}, {picked.dtype}, {free:.1f} of {total:.1f} GiB free"
 

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -37,6 +37,7 @@ from arcd.daemon.phases import DaemonPhase, Loading, Platform, Ready
 from arcd.daemon.publisher import Publisher
 from arcd.daemon.schema import Forecast, Health
 from arcd.daemon.snapshotter import Snapshotter, folded
+from arcd.errors import StoreFailed
 from arcd.jobs import events, messages
 from arcd.jobs.events import Record
 from arcd.jobs.journal import NewJob
@@ -193,8 +194,11 @@ class Daemon:
     def _die(self, service: JobService, error: Exception) -> None:
         """Say what the daemon dies of, in log and event stream, where that can be said."""
         if endings.told_as_death(error):
-            service.emit(None, events.DaemonDied(endings.cause(error)))
+            # A store that cannot be written must not take the place of what the daemon dies of.
+            with suppress(StoreFailed):
+                service.emit(None, events.DaemonDied(endings.cause(error)))
         if endings.device_lost(error):
+            log.error("%s", endings.cause(error))
             # An orderly end calls CUDA, which fails, aborts or hangs now.
             os._exit(1)
 
@@ -322,7 +326,8 @@ def _started(options: Options, platform: Platform) -> events.DaemonStarted:
 
 
 def _words(device: Device) -> str:
-    return f"{device.label} ({device.name})" if device.kind == "cuda" else device.kind
+    more = device.name if device.kind == "cuda" else device.passed_over
+    return f"{device.label} ({more})" if more else device.label
 
 
 def find_platform(options: Options) -> Platform:

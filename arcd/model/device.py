@@ -35,6 +35,8 @@ class Device:
     """A GPU's compute capability, such as (8, 9); None for a CPU."""
     index: int = 0
     """Of a GPU among those that the user sees. To torch it is number 0: see `visible_gpus`."""
+    passed_over: str = ""
+    """Of a CPU: why a GPU that is here is not used."""
 
     @property
     def label(self) -> str:
@@ -54,6 +56,7 @@ def pick_device(wanted: str, precision: Precision) -> Device:
 
     `auto` precision is bf16 if the hardware computes in it, else fp16 on a GPU and fp32 on a CPU.
     A process that wants a GPU has called `visible_gpus.narrow` before torch was imported.
+    Where torch is built for CPUs, `auto` takes the CPU, and says if a GPU is passed over.
     Raises BadConfig, with what to do, for a GPU that is not there, for one that is there and cannot
     be used (also where `auto` is wanted: nobody waits for a CPU by mistake), and for fp16 on a CPU;
     MissingPackage without torch.
@@ -62,23 +65,30 @@ def pick_device(wanted: str, precision: Precision) -> Device:
         import torch  # noqa: F401
     except ImportError:
         raise MissingPackage from None
-    gpu = _gpu(wanted)
+    build = torch_build()
+    passed_over = ""
+    if wanted == "auto" and build.cuda is None:
+        # Who has installed that wants a CPU.
+        gpu, passed_over = None, why_none(build, find_driver(), os.environ.get(VISIBLE)) or ""
+    else:
+        gpu = _gpu(wanted, build)
     if gpu is None and precision == "fp16":
         raise BadConfig("precision fp16 needs a GPU")
     name, capability = gpu or (_cpu(), None)
     names: dict[Precision, DTypeName] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     dtype = names[_best(capability) if precision == "auto" else precision]
     index = gpu_index(wanted) or 0
-    return Device("cuda" if gpu else "cpu", dtype, name, capability, index if gpu else 0)
+    if gpu is None:
+        return Device("cpu", dtype, name, passed_over=passed_over)
+    return Device("cuda", dtype, name, capability, index)
 
 
-def _gpu(wanted: str) -> tuple[str, tuple[int, int]] | None:
+def _gpu(wanted: str, build: TorchBuild) -> tuple[str, tuple[int, int]] | None:
     """Name and compute capability of the GPU to be used; None if it is the CPU."""
     import torch
 
     if gpu_index(wanted) is None:
         return None
-    build = torch_build()
     with warnings.catch_warnings(action="ignore"):  # what it says of the driver, `why_none` does
         there = torch.cuda.is_available()
     if not there:

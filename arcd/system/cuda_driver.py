@@ -70,9 +70,8 @@ def _release() -> str:
 
 def _device_files() -> int:
     names = [path.name for path in DEVICES.glob("nvidia*")]
-    numbered = sum(1 for name in names if re.fullmatch(r"nvidia\d+", name))
-    # Windows shows its GPUs to Linux (WSL) through one file.
-    return numbered or int((DEVICES / "dxg").exists())
+    # Not /dev/dxg: Windows shows GPUs of any maker to Linux (WSL) through it.
+    return sum(1 for name in names if re.fullmatch(r"nvidia\d+", name))
 
 
 def _words(library: ctypes.CDLL, code: int) -> str:

@@ -33,6 +33,8 @@ def test_serve_submit_status_result_and_stop(tmp_path: Path) -> None:
         assert f"in use by arcd with pid {daemon.pid}" in refused.stderr
         waited = arcd("submit", "arc1-train:1", *at, "--wait", "--json", *SMALL)
         assert json.loads(waited.stdout)["state"] == "done"
+        for _ in client.follow(job):
+            pass
         assert client.job(job)["state"] == "done"
         assert arcd("result", job, *at, "--out", out).returncode == 0
         assert json.loads(out.read_text()) == client.result(job)

@@ -1,6 +1,6 @@
 """A stand-in for vLLM's `LLMEngine`, without a model, that is told in which step memory runs out.
 
-It behaves as the in-process engine of vLLM 0.25 to 0.33 does where the worker could go wrong. With
+It behaves as the in-process engine of vLLM 0.19 to 0.33 does where the worker could go wrong. With
 asynchronous scheduling a step schedules a batch and returns the outputs of the batch before; the
 last batch stays in a queue. A batch counts as computed, and its prompts are in the prefix cache, as
 soon as it is scheduled. An error of the forward pass is raised at once, one while sampling with the
