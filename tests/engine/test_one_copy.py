@@ -26,6 +26,7 @@ from arcd.backends.vllm.engine import VllmEngine
 from arcd.config import resolve
 from arcd.decoder.folder import Files, read
 from arcd.decoder.sharing import EngineTensors
+from arcd.errors import SampleRefused
 from arcd.model.base_model import bundled
 from arcd.model.device import Device
 from arcd.model.lessons import build_lessons
@@ -104,6 +105,20 @@ async def test_one_copy_that_does_not_agree_is_given_up(
     async with opened(tmp_path) as runtime:
         assert runtime.twice is not None
         assert runtime.twice.startswith("trainer and engine differ by 0.0")
+
+
+@pytest.mark.parametrize(
+    "error", [SampleRefused("too long"), torch.OutOfMemoryError("CUDA out of memory")]
+)
+async def test_one_copy_that_cannot_be_compared_is_given_up(
+    plain: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def difference(*_: object) -> float:
+        raise error
+
+    monkeypatch.setattr(base_copies, "_difference", difference)
+    async with opened(tmp_path) as runtime:
+        assert runtime.twice == f"one copy could not be compared: {error}"
 
 
 async def test_packed_weights_are_loaded_twice(tmp_path: Path) -> None:

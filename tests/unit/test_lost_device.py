@@ -12,9 +12,10 @@ from arcd.arc.tasks import load
 from arcd.config import resolve
 from arcd.daemon import schema
 from arcd.daemon.options import Options
-from arcd.errors import DeviceLost, EngineFailed
+from arcd.errors import DeviceLost, EngineFailed, StoreFailed
 from arcd.jobs import events
 from arcd.jobs.messages import Level, message
+from arcd.jobs.service import JobService
 from arcd.jobs.state import State
 from arcd.jobs.store import Store
 from arcd.model.base_model import bundled
@@ -85,6 +86,30 @@ def test_what_it_dies_of_is_in_the_events_and_the_task_is_charged_one_death(
     charged = [each.task for each in found if isinstance(each, events.Interrupted)]
     begun = {each.task for each in found if isinstance(each, events.Started)}
     assert (len(charged), set(charged)) == (1, begun)
+
+
+def test_a_lost_gpu_ends_the_process_at_once_though_the_store_cannot_be_written(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def train(*_: object) -> None:
+        raise DeviceLost("the GPU fell off the bus")
+
+    emit = JobService.emit
+
+    def full(service: JobService, job: int | None, event: events.Event) -> None:
+        if isinstance(event, events.DaemonDied):
+            raise StoreFailed("no room")
+        emit(service, job, event)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lives.Trainer, "train", train)
+        patch.setattr(JobService, "emit", full)
+        life = live(machine, predecessor_died=False)
+        life.ask("POST", "/jobs", schema.order(TASKS).model_dump(mode="json"))
+        assert life.until(lambda: life.over)
+        assert life.error is None
+        life.close()
+    assert caplog.messages[-1] == "the GPU fell off the bus"
 
 
 def test_a_death_is_told_as_a_warning() -> None:
