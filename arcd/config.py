@@ -135,20 +135,39 @@ class ViewConfig(_Section):
     """Whether views permute colours; all of them flip, turn and reorder the pairs."""
 
 
+SEQUENCES: dict[Literal["cpu", "cuda"], int] = {"cpu": 64, "cuda": 256}
+"""Sequences in one batch where nobody chooses, by kind of device. A decode step reads all weights
+once for its whole batch. In the time that this takes a GPU computes 150 to 400 rows (its 16-bit
+rate by its bandwidth: A100 156, T4 203, H100 295, L4 403), so 256 sequences cost little more than
+one; it is also vLLM's own number on GPUs below 70 GiB. On a CPU each row takes its time."""
+
+
 class EngineConfig(_Section):
-    """How vLLM is started; the first three fields have vLLM's names."""
+    """How vLLM is started; fields without "gpu" or "cpu" in their names have vLLM's."""
 
     max_model_len: Tokens = 4096
     """Tokens of prompt and completion together at most."""
     max_loras: Annotated[Positive, Field(le=1000)] = 2
     """Adapters in one batch at most, so tasks that can be sampled at once."""
-    max_num_seqs: Annotated[Positive, Field(le=65_536)] = 64
-    """Sequences in one batch at most."""
+    max_num_seqs: Annotated[Positive, Field(le=65_536)] | None = None
+    """Sequences in one batch at most; by default 64 on a CPU, 256 on a GPU."""
     gpu_memory: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the GPU's memory for the engine; the rest is for the trainer."""
     cpu_cache_gib: Annotated[Positive, Field(le=65_536)] | None = None
     """GiB of memory for keys and values where the engine runs on a CPU; by default 1, or what two
     of the longest prompts need. For arcd's own base 1 GiB holds 170 000 tokens."""
+    enforce_eager: StrictBool | None = None
+    """Whether vLLM leaves out compiling and CUDA graphs: it starts minutes earlier, and its steps
+    are slower. By default only on a CPU."""
+    attention_backend: Annotated[str, Field(pattern="^[A-Za-z0-9_]+$")] | None = None
+    """vLLM's name for the attention kernels, such as `FLASH_ATTN`, `FLASHINFER` or `TRITON_ATTN`;
+    by default what vLLM takes for the device."""
+    kv_cache_memory_bytes: Annotated[Positive, Field(le=1 << 44)] | None = None
+    """Bytes for keys and values, in place of what `gpu_memory` or `cpu_cache_gib` come to."""
+
+    def sequences(self, kind: Literal["cpu", "cuda"]) -> int:
+        """Sequences in one batch at most on a device of this kind."""
+        return self.max_num_seqs or SEQUENCES[kind]
 
 
 class BudgetConfig(_Section):
@@ -250,6 +269,12 @@ def on_daemon(job: Config, daemon: Config) -> Config:
     Keys in DAEMON_KEYS are the new daemon's, all others the job's.
     """
     return job.model_copy(update={key: getattr(daemon, key) for key in DAEMON_KEYS})
+
+
+def on_device(config: Config, kind: Literal["cpu", "cuda"]) -> Config:
+    """The configuration with the number of sequences that a device of this kind has."""
+    engine = config.engine.model_copy(update={"max_num_seqs": config.engine.sequences(kind)})
+    return config.model_copy(update={"engine": engine})
 
 
 def stored(text: str) -> Config:

@@ -15,6 +15,7 @@ ArcdError                 exit code 1: something arcd can explain in one line
 │   └── DiskFull          ... because there is no room to write it
 ├── SampleRefused         the engine does not take this adapter or request
 ├── EngineFailed          the engine stopped
+├── DeviceLost            only a new process can use the GPU again
 ├── StoreFailed           the jobs cannot be read or written
 ├── HomeInUse             another arcd has locked the home folder
 ├── DaemonFailed          the daemon ended, and starting it again would not help
@@ -102,6 +103,11 @@ class TrainerFailed(ArcdError):
 class OutOfMemory(TrainerFailed):
     """The training ran out of memory."""
 
+    def __init__(self, message: str | None = None, *, fits: int | None = None) -> None:
+        """`fits` are the tokens of a lesson that would fit, if that is known."""
+        super().__init__(message)
+        self.fits = fits
+
 
 class DiskFull(TrainerFailed):
     """The disk has no room for the adapter."""
@@ -113,6 +119,16 @@ class SampleRefused(ArcdError):
 
 class EngineFailed(ArcdError):
     """The inference engine stopped."""
+
+
+class DeviceLost(ArcdError):
+    """The GPU cannot be used any more in this process."""
+
+    @classmethod
+    def after(cls, error: BaseException) -> "DeviceLost":
+        """The error to raise after one that has left the GPU unusable."""
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return cls(f"the GPU cannot be used any more in this process: {in_one_line(first)}")
 
 
 class StoreFailed(ArcdError):

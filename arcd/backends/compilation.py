@@ -1,8 +1,8 @@
 """Compiles the decoder's elementwise functions beside the first trainings.
 
 A child process compiles them into a folder of the home, with torch's own cache, and leaves a mark
-there. Trainings that begin later use the compiled functions, which take two to three seconds to
-read; until then, and where there is no compiler, they are run operator by operator. torch's own
+there. A thread then reads the compiled functions, which takes seconds. Trainings that begin later
+use them; until then, and where there is no compiler, they are run operator by operator. torch's own
 switch TORCH_COMPILE_DISABLE=1 turns it off. Knows nothing of trainings.
 
 Run as `python -m arcd.backends.compilation FOLDER SHAPE`, it is the child.
@@ -129,6 +129,7 @@ class Compilation:
         self._rehearsal = rehearsal
         self._folder = cache / self._key()
         self._child: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
         self._found: Elementwise | None = None
         self._asking = threading.Lock()
 
@@ -137,31 +138,37 @@ class Compilation:
         with self._asking:
             if self._found is None:
                 try:
-                    self._found = self._look()
+                    self._look()
                 except OSError as error:
                     log.warning("nothing is compiled: %s", error)
                     self._found = EAGER
             return self._found or EAGER
-
-    def _look(self) -> Elementwise | None:
-        """The functions to use from now on; None while they are being compiled."""
-        if (self._folder / MARK).exists():
-            return self._read()
-        if self._child is None:
-            if not can_compile(self._rehearsal.device):
-                return EAGER
-            self._child = self._compile()
-        elif self._child.poll():
-            log.warning("compiling failed: see %s", self._folder / OUTPUT)
-            return EAGER
-        return None
 
     def wait(self) -> Elementwise:
         """Compile now; the functions, which are `EAGER` where they cannot be compiled."""
         self()
         if self._child is not None:
             self._child.wait()
+            self()
+        if self._reader is not None:
+            self._reader.join()
         return self()
+
+    def _look(self) -> None:
+        """Go on: compile, then read, then set the functions to use from now on."""
+        if self._reader is not None:
+            return
+        if (self._folder / MARK).exists():
+            self._reader = threading.Thread(target=self._read, name="arcd-compiled", daemon=True)
+            self._reader.start()
+        elif self._child is None:
+            if can_compile(self._rehearsal.device):
+                self._child = self._compile()
+            else:
+                self._found = EAGER
+        elif self._child.poll():
+            log.warning("compiling failed: see %s", self._folder / OUTPUT)
+            self._found = EAGER
 
     def close(self) -> None:
         """End a compilation that still goes on; the next one continues from its cache."""
@@ -169,16 +176,18 @@ class Compilation:
             self._child.kill()
             self._child.wait()
 
-    def _read(self) -> Elementwise:
+    def _read(self) -> None:
+        """In a thread of its own, because it takes seconds in which a trainer can make steps."""
         _use_cache(self._folder)
         functions = elementwise.compiled()
         try:
+            # More threads would take the cores from those that work, and are not needed.
             torch.set_num_threads(1)
             self._rehearsal.run(functions)
         except Exception as error:  # a compiler fails in many ways, and none may cost a task
             log.warning("compiled functions cannot be used: %s", error)
-            return EAGER
-        return functions
+            functions = EAGER
+        self._found = functions
 
     def _compile(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", __name__, str(self._folder), self._rehearsal.to_json()]

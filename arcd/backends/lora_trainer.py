@@ -8,14 +8,17 @@ tasks beyond their lessons, nor of who serves the adapter.
 import asyncio
 import ctypes
 import errno
+import gc
 import json
+import logging
 import math
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,12 +26,25 @@ import anyio
 import torch
 from safetensors import SafetensorError
 
-from arcd.backends.lora_adapter import LoraModel, TrainableAdapter
+from arcd.backends.failures import attempt
+from arcd.backends.lora_adapter import LoraModel, TrainableAdapter, fixed
+from arcd.backends.loss import Loss
+from arcd.backends.memory import UNLIMITED, Memory
+from arcd.backends.memory_forecast import Plan, StepMemory
 from arcd.backends.protocols import WRITING, Adapter, Trained, TrainingStep, TrainRequest
+from arcd.backends.streams import TRAINER_PRIORITY, own_stream
 from arcd.config import TrainConfig
-from arcd.errors import DiskFull, TrainerFailed
-from arcd.model.base_model import MARKER, Device, fingerprint
+from arcd.errors import DiskFull, OutOfMemory, TrainerFailed
+from arcd.model.base_model import MARKER, fingerprint
+from arcd.model.device import Device
+from arcd.model.lessons import lengths
 from arcd.system.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+CPU_TOKENS_AT_ONCE = 2048
+"""Tokens of a batch that go through the model together on a CPU. More of them are not faster there,
+and their activations take memory. On a GPU they are, so as many go together as fit."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """What the system says where a disk, or what a user may have of it, is full."""
@@ -46,17 +62,23 @@ class LoraTrainer:
         ledger: Ledger,
         *,
         cores: Callable[[], int],
+        memory: Memory = UNLIMITED,
     ) -> None:
         """Train tensors that `model` puts on the resident base, which came from the folder `base`.
 
         `cores` is called before each step: it says how many OpenMP threads the step may have on a
-        CPU.
+        CPU. `memory` is what the trainings may use.
         """
-        self._cores = cores
+        self._cores, self._memory = cores, memory
         self._model, self._device, self._ledger = model, device, ledger
         self._base, self._folder = base, folder
         self._marker = {"base": fingerprint(base)}
         self._tensors: TrainableAdapter | None = None
+        self._learnt: dict[tuple[object, ...], StepMemory] = {}
+        """By what tensors are made for, what steps on them have taken."""
+        self._entered = False
+        self._lag = 0 if device.kind == "cpu" else 1
+        """Steps that are queued beyond the one whose loss is read."""
         # One thread for all trainings: OpenMP keeps a team of threads for each thread that has ever
         # used it, and teams that outnumber the cores no longer spin: a step of 140 ms took 250.
         self._thread = ThreadPoolExecutor(1, "arcd-trainer")
@@ -85,13 +107,37 @@ class LoraTrainer:
     def _train(self, wanted: TrainRequest, handle: "TrainingHandle") -> Trained:
         """The whole training, in the trainer's thread."""
         begun = time.monotonic()
-        size = wanted.config.batch_size
-        steps = math.ceil(len(wanted.lessons) / size)
-        tokens, loss = 0, math.nan
         with self._ledger.span("trainer", "hand-over"):
             adapter = self._prepared(wanted)
             self._check_room(adapter)
-        recompute = wanted.frugal or wanted.config.checkpointing
+            plan = self._planned(adapter, wanted)
+        done = TrainingStep(0, 0, math.nan, 0.0)
+        tokens = 0
+        for step, steps, count, loss in self._steps(adapter, wanted, plan, handle):
+            tokens += count
+            done = TrainingStep(step, steps, loss, tokens / (time.monotonic() - begun))
+            handle.tell(done)
+            # In fp16 a loss can overflow once and the weights stay as they were.
+            if not math.isfinite(loss) and not adapter.finite:
+                break
+        if not math.isfinite(done.loss):
+            raise TrainerFailed(f"the loss became {done.loss} in training")
+        with self._ledger.span("trainer", "hand-over"):
+            saved = attempt(lambda: self._handed_over(adapter, wanted.serial), self._memory)
+            _return_freed_memory()
+        seconds = time.monotonic() - begun
+        return Trained(saved, done.steps, tokens, seconds, done.loss, resident_bytes())
+
+    def _steps(
+        self, adapter: TrainableAdapter, wanted: TrainRequest, plan: Plan, handle: "TrainingHandle"
+    ) -> Iterator[tuple[int, int, int, float]]:
+        """Make the steps; gives each one's number, the number of all, its tokens and its loss.
+
+        On a GPU the loss is read when the next step is queued, so that it never waits for work.
+        """
+        size = wanted.config.batch_size
+        steps = math.ceil(len(wanted.lessons) / size)
+        queued: deque[tuple[int, int, int, Loss]] = deque()
         for step in range(steps):
             handle.check()
             if self._device.kind == "cpu":
@@ -99,31 +145,62 @@ class LoraTrainer:
             batch = list(wanted.lessons[step * size : (step + 1) * size])
             lr = wanted.config.lr * learning_rate_factor(wanted.config, step, steps)
             with self._ledger.span("trainer", "step"):
-                loss = adapter.step(batch, lr, recompute=recompute)
-            tokens += sum(len(lesson.tokens) for lesson in batch)
-            rate = tokens / (time.monotonic() - begun)
-            handle.tell(TrainingStep(step + 1, steps, loss, rate))
-            # In fp16 a loss can overflow once and the weights stay as they were.
-            if not math.isfinite(loss) and not adapter.finite:
-                break
-        if not math.isfinite(loss):
-            raise TrainerFailed(f"the loss became {loss} in training")
-        if not adapter.finite:
-            raise TrainerFailed("its weights became infinite or NaN in training")
-        with self._ledger.span("trainer", "hand-over"):
-            saved = self._save(adapter, wanted.serial)
-            _return_freed_memory()
-        seconds = time.monotonic() - begun
-        return Trained(saved, steps, tokens, seconds, loss, resident_bytes())
+                loss = adapter.step(batch, lr, plan)
+                tokens = sum(len(lesson.tokens) for lesson in batch)
+                queued.append((step + 1, steps, tokens, loss))
+                ready = [self._read(*queued.popleft())] if len(queued) > self._lag else []
+            yield from ready
+        for each in queued:
+            yield self._read(*each)
+
+    def _read(self, step: int, steps: int, tokens: int, loss: Loss) -> tuple[int, int, int, float]:
+        # An error of a kernel is told where the host waits for it.
+        return step, steps, tokens, attempt(loss.read, self._memory)
 
     def _prepared(self, wanted: TrainRequest) -> TrainableAdapter:
         """The tensors for this configuration, in their state before the first step."""
-        if self._tensors is None or not self._tensors.suits(wanted.config):
+        try:
+            return attempt(lambda: self._reset(wanted), self._memory)
+        except OutOfMemory:
+            self._tensors = None
+            gc.collect()
+            self._memory.release()
+            raise
+
+    def _reset(self, wanted: TrainRequest) -> TrainableAdapter:
+        self._enter()
+        config = wanted.config
+        if self._tensors is None or not self._tensors.suits(config):
             self._tensors = None  # the memory of the old ones is free for the new
-            model = self._model(wanted.config)
-            self._tensors = TrainableAdapter(model, self._base, wanted.config, self._device)
-        self._tensors.reset(wanted.seed, wanted.start or wanted.config.start)
+            gc.collect()
+            model = self._model(config)
+            if (learnt := self._learnt.get(fixed(config))) is None:
+                most = CPU_TOKENS_AT_ONCE if self._device.kind == "cpu" else None
+                learnt = self._learnt[fixed(config)] = StepMemory(
+                    self._memory, model.footprint, most
+                )
+            self._tensors = TrainableAdapter(model, self._base, config, self._device, learnt)
+        self._tensors.reset(wanted.seed, wanted.start or config.start)
         return self._tensors
+
+    def _enter(self) -> None:
+        """The first thing in the thread: on a GPU it has a stream of its own."""
+        if self._device.kind == "cpu" or self._entered:
+            return
+        # The base was put there on another stream. What torch keeps of that one's memory no other
+        # stream can have.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        own_stream(TRAINER_PRIORITY)
+        self._entered = True
+
+    def _planned(self, adapter: TrainableAdapter, wanted: TrainRequest) -> Plan:
+        """How the steps are made; raises OutOfMemory before any is, if they cannot fit."""
+        frugal = wanted.frugal or wanted.config.checkpointing
+        plan = adapter.plan(lengths(wanted.lessons), frugal=frugal)
+        if plan.recompute and not frugal:
+            log.info("adapter %d: activations are recomputed to fit the memory", wanted.serial)
+        return plan
 
     def _check_room(self, adapter: TrainableAdapter) -> None:
         """Raise DiskFull before the training rather than after it."""
@@ -143,6 +220,11 @@ class LoraTrainer:
 
     def _full(self, adapter: TrainableAdapter) -> DiskFull:
         return DiskFull(f"{self._folder}: no room for an adapter of {adapter.size / 1e6:.1f} MB")
+
+    def _handed_over(self, adapter: TrainableAdapter, serial: int) -> Adapter:
+        if not adapter.finite:
+            raise TrainerFailed("its weights became infinite or NaN in training")
+        return self._save(adapter, serial)
 
     def _save(self, trained: TrainableAdapter, serial: int) -> Adapter:
         """Write a PEFT folder, which is on the disk and complete before it has its name."""

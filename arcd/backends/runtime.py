@@ -20,10 +20,12 @@ from arcd.backends.protocols import Engine, Trainer
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import Config
 from arcd.errors import MissingPackage
-from arcd.model.base_model import Device, open_encoding
+from arcd.model.base_model import open_encoding
+from arcd.model.device import Device
 from arcd.model.encoding import Encoding
 from arcd.system.ledger import Ledger
 from arcd.system.processes import cores
+from arcd.system.visible_gpus import narrow
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +65,16 @@ class Runtime:
     serial: Callable[[], int]
     """Gives the next adapter its number, which never repeats."""
     background: Background = in_thread
+    twice: str | None = None
+    """Why the base is in memory twice; None where trainer and engine have one copy."""
 
 
-def set_environment() -> None:
-    """Set what torch reads when it is imported; variables that the user has set stay."""
+def set_environment(device: str) -> None:
+    """Set what torch and CUDA read when they are imported; other variables of the user's stay.
+
+    Raises BadConfig for what is no device, or is a GPU that this process must not see.
+    """
+    narrow(device)
     # torch's remarks on NUMA do not help a user.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # oneDNN keeps 1024 kernels, one for each shape, and torch keeps as many again. Each task has
@@ -98,7 +106,9 @@ async def open_runtime(
     """
     try:
         with ledger.stage("transformers"):
+            from arcd.backends import base_copies
             from arcd.backends.lora_trainer import LoraTrainer
+            from arcd.backends.memory import UNLIMITED, GpuMemory, Memory
             from arcd.backends.resident_base import ResidentBase
             from arcd.backends.vllm.engine import vllm_engine
     except ImportError:
@@ -107,8 +117,8 @@ async def open_runtime(
     with ExitStack() as loading:
         loading.enter_context(ledger.span("host", "load"))
         encoding = await to_thread.run_sync(open_encoding, base, config.encoding)
-        # Before vLLM: while that starts, torch's default dtype is another in all threads.
-        with ledger.stage("base model"):
+        # Looked at before vLLM, which says less clearly what is wrong with a base.
+        with ledger.stage("base folder"):
             resident = await to_thread.run_sync(ResidentBase, base, device, encoding, compiled)
         if resident.unsupported is not None:
             log.warning("%s: trained by transformers and peft: %s", base, resident.unsupported)
@@ -117,7 +127,15 @@ async def open_runtime(
 
         def trainer(index: int) -> LoraTrainer:
             threads = partial(split.threads, index)
-            return LoraTrainer(resident.lora, base, adapters, device, ledger, cores=threads)
+            memory: Memory = UNLIMITED
+            if device.kind != "cpu":
+                # With bytes of its own for the cache, the engine has what it holds, not a share.
+                fixed = config.engine.kv_cache_memory_bytes is not None
+                share = None if fixed else config.engine.gpu_memory
+                memory = GpuMemory(share, lambda: resident.own_bytes, trainings)
+            return LoraTrainer(
+                resident.lora, base, adapters, device, ledger, cores=threads, memory=memory
+            )
 
         split.pool = pool = TrainerPool([trainer(index) for index in range(trainings)])
         async with vllm_engine(
@@ -126,14 +144,17 @@ async def open_runtime(
             end=encoding.end,
             config=config.engine,
             rank=rank,
-            dtype=device.dtype,
+            device=device,
             ledger=ledger,
             cores=split.of_engine,
         ) as engine:
             split.engine = engine
+            with ledger.stage("base model"):
+                twice = await base_copies.load(resident, engine, encoding)
+            log.info("the base is in memory %s", f"twice: {twice}" if twice else "once")
             loading.close()
             try:
-                yield Runtime(pool, engine, encoding, ledger, serial)
+                yield Runtime(pool, engine, encoding, ledger, serial, twice=twice)
             finally:
                 resident.close()
 

@@ -52,7 +52,7 @@ HomeFolder = Annotated[Path | None, typer.Option(help="Where arcd keeps its jobs
 Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 Base = Annotated[Path | None, typer.Option(help="Base model folder; by default arcd's own")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
 ConfigFile = Annotated[Path | None, typer.Option(help="TOML file")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. train.steps=64")]
 Seed = Annotated[int | None, typer.Option(help="Decides lessons, views and samples")]

@@ -19,7 +19,8 @@ from arcd.arc.selection import Candidate, verdict
 from arcd.arc.tasks import Task, load
 from arcd.backends.protocols import Adapter, Completion
 from arcd.config import Config
-from arcd.model.base_model import open_encoding, pick_device
+from arcd.model.base_model import open_encoding
+from arcd.model.device import pick_device
 from arcd.model.lessons import build_lessons
 from arcd.model.prompts import TooLong, build_questions
 from arcd.solver.assignment import build_requests
@@ -27,6 +28,7 @@ from arcd.solver.rescoring import rescore
 from arcd.solver.sampling import to_candidate
 from arcd.system.processes import cores
 from arcd.system.seeds import seed_of
+from arcd.system.visible_gpus import narrow
 
 
 class Part(BaseModel):
@@ -120,5 +122,6 @@ def sample(part: Part) -> float:
 
 if __name__ == "__main__":
     verb, part = sys.argv[1], Part.model_validate_json(sys.argv[2])
+    narrow(part.device)
     spent = {"train": train, "sample": sample}[verb](part)
     part.steps_file(verb).write_text(str(spent))

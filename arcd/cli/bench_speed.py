@@ -26,10 +26,12 @@ from arcd.cli.bench_figures import PEFT, PEFT_LABELLED, LessonSpeed, Speeds
 from arcd.config import Config
 from arcd.decoder.elementwise import EAGER
 from arcd.errors import BadConfig
-from arcd.model.base_model import Device, open_encoding, pick_device
+from arcd.model.base_model import open_encoding
+from arcd.model.device import Device, pick_device
 from arcd.model.encoding import Encoding
 from arcd.model.lessons import Lessons, build_lessons
 from arcd.system.ledger import Ledger
+from arcd.system.visible_gpus import narrow
 
 WARM_STEPS = 4
 """First steps of each training, which are not counted: kernels are made, memory is taken."""
@@ -71,6 +73,7 @@ def open_trainers(
     if eager.unsupported is not None:
         return {"fallback": trainer(eager)}
     compiled = ResidentBase(wanted.base, device, encoding, wanted.compiled)
+    compiled.load()
     if compiled.compilation is None or compiled.compilation.wait() is EAGER:
         return {"eager": trainer(eager)}
     return {"eager": trainer(eager), "compiled": trainer(compiled)}
@@ -166,5 +169,7 @@ def _peft_rate(
 
 
 if __name__ == "__main__":
-    found = anyio.run(measure, Wanted.model_validate_json(sys.argv[1]))
+    wanted = Wanted.model_validate_json(sys.argv[1])
+    narrow(wanted.device)
+    found = anyio.run(measure, wanted)
     print(json.dumps(asdict(found)))

@@ -8,19 +8,20 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from arcd.arc.tasks import load
 from arcd.cli.app import settle
+from arcd.cli.finding import Finding
 from arcd.config import Config, resolve
 from arcd.daemon import schema
 from arcd.daemon.watchdog import Limits
 from arcd.errors import ArcdError, known
 from arcd.jobs import events
-from arcd.model.base_model import check, free_memory, pick_device
+from arcd.model.base_model import check
+from arcd.model.device import free_memory, pick_device
 from arcd.system.processes import cores
 from arcd.version import __version__
 
@@ -32,33 +33,21 @@ SMOKE = ("arc1-train:1", ["train.steps=4", "sample.samples=2"])
 """A task and settings with which trainer and engine are tried in seconds."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report; `ok` is False where arcd cannot run because of it."""
+def examine(base: Path, device: str, settings: Sequence[str] = ()) -> Iterator[Finding]:
+    """The findings, one by one as they are made; the last solves a task with this base.
 
-    name: str
-    value: str
-    ok: bool = True
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of its parts, in their order."""
-
-    def to_json(self) -> dict[str, object]:
-        """With the seconds of its parts where it has some."""
-        found: dict[str, object] = {"ok": self.ok, "value": self.value}
-        return found | ({"seconds": dict(self.seconds)} if self.seconds else {})
-
-
-def examine(base: Path, device: str) -> Iterator[Finding]:
-    """The findings, one by one as they are made; the last solves a task with this base."""
+    Raises BadConfig for settings that cannot be.
+    """
+    config = resolve(settings=settings)
     yield Finding("arcd", __version__)
     yield Finding("python", f"{platform.python_version()} on {platform.machine()}")
     yield from map(_package, PACKAGES)
     yield Finding("cores", str(cores()))
     yield Finding("memory", f"{_memory():.1f} GiB")
-    yield from _trying("device", lambda: _device(device, resolve()))
+    yield from _trying("device", lambda: _device(device, config))
     yield from _trying("base", lambda: str(check(base)))
-    yield from _trying("trainer", lambda: _trainer(base, device))
-    yield from _trying("smoke", lambda: _smoke(base, device))
+    yield from _trying("trainer", lambda: _trainer(base, device, config))
+    yield from _trying("smoke", lambda: _smoke(base, device, settings))
 
 
 def start_finding(begun: float, stages: Mapping[str, float]) -> Finding:
@@ -88,12 +77,13 @@ def _device(wanted: str, config: Config) -> str:
     picked = pick_device(wanted, config.precision)
     memory = free_memory(picked)
     if memory is None:
-        return f"{picked.kind}, {picked.dtype}"
+        more = f" ({picked.passed_over})" if picked.passed_over else ""
+        return f"{picked.kind}, {picked.dtype}{more}"
     free, total = (size / 2**30 for size in memory)
     return f"{picked.name}, {picked.dtype}, {free:.1f} of {total:.1f} GiB free"
 
 
-def _trainer(base: Path, device: str) -> str:
+def _trainer(base: Path, device: str, config: Config) -> str:
     """What trains this base."""
     from arcd.backends.compilation import can_compile
     from arcd.decoder.folder import unsupported
@@ -101,11 +91,11 @@ def _trainer(base: Path, device: str) -> str:
     reason = unsupported(base)
     if reason is not None:
         return f"transformers and peft: {reason}"
-    compiled = can_compile(pick_device(device, resolve().precision).kind)
+    compiled = can_compile(pick_device(device, config.precision).kind)
     return f"arcd's decoder, {'compiled' if compiled else 'not compiled'}"
 
 
-def _smoke(base: Path, device: str) -> Iterator[Finding]:
+def _smoke(base: Path, device: str, given: Sequence[str]) -> Iterator[Finding]:
     """One task from its file to its answer, in a temporary home: how long each part took."""
     from arcd.daemon import foreground
 
@@ -118,7 +108,7 @@ def _smoke(base: Path, device: str) -> Iterator[Finding]:
 
     with tempfile.TemporaryDirectory(prefix="arcd-doctor-") as home:
         outcome = foreground.run(
-            settle(Path(home), base, device, None, settings),
+            settle(Path(home), base, device, None, [*given, *settings]),
             schema.order(load(source)),
             limits=Limits(),
             report=lambda _: None,

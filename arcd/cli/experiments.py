@@ -5,12 +5,11 @@ Each hands its options on to the module that does the work (`bench`, `sweep`, `d
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from arcd.cli.app import (
     Base,
@@ -25,31 +24,68 @@ from arcd.cli.app import (
     say,
     settle,
 )
-from arcd.errors import BadConfig, BadTask
+from arcd.cli.tables import finding_lines
+from arcd.errors import BadConfig, BadInput, BadTask
 
 if TYPE_CHECKING:
     from arcd.arc.tasks import TaskSet
+    from arcd.cli.finding import Finding
     from arcd.cli.sweep import Trial
     from arcd.daemon.client import Client
+    from arcd.daemon.options import Options
 
 
-def doctor(base: Base = None, device: Device = "auto", as_json: Json = False) -> None:
+def doctor(
+    base: Base = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    settings: Settings = None,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Try trainer, engine and daemon in many ways")
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=30, help="That --thorough may take, by default 480")
+    ] = None,
+) -> None:
     """Report versions, device and memory, and solve one task to see that everything works."""
     from arcd.cli.doctor import examine
     from arcd.model import base_model
+    from arcd.system.visible_gpus import narrow
 
-    findings = []
-    for finding in examine(base or base_model.bundled(), device):
-        findings.append(finding)
-        if not as_json:
-            mark = ("ok  ", "green") if finding.ok else ("fail", "red")
-            out.print(Text.assemble(mark, f" {finding.name:<13} {finding.value}"))
-            for part, seconds in finding.seconds.items():
-                out.print(Text(f"       {part:<13} {seconds:4.1f} s"))
-    if as_json:
-        print(json.dumps({finding.name: finding.to_json() for finding in findings}))
+    narrow(device)
+    if not thorough:
+        if seconds is not None:
+            raise BadInput("--seconds: only with --thorough")
+        findings = _shown(examine(base or base_model.bundled(), device, settings or ()), as_json)
+        if as_json:
+            print(json.dumps({finding.name: finding.to_json() for finding in findings}))
+    else:
+        findings = _thorough(settle(Path(), base, device, None, settings), seconds, as_json)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _thorough(options: "Options", seconds: float | None, as_json: bool) -> "list[Finding]":
+    """Make all checks, and print them as one document in the end."""
+    import time
+
+    from arcd.cli.checks import thorough
+
+    begun = time.monotonic()
+    findings = _shown(thorough.examine_thoroughly(options, seconds or thorough.SECONDS), as_json)
+    print(json.dumps(thorough.document(findings, options, time.monotonic() - begun)))
+    return findings
+
+
+def _shown(findings: "Iterable[Finding]", as_json: bool) -> "list[Finding]":
+    """All of them, each of which is printed as it is made."""
+    found = []
+    for finding in findings:
+        found.append(finding)
+        if not as_json:
+            for line in finding_lines(finding):
+                out.print(line, soft_wrap=True)
+    return found
 
 
 def bench(
@@ -154,10 +190,11 @@ def pretrain(
     from dataclasses import asdict
 
     from arcd.arc import tasks as taskfiles
-    from arcd.model import base_model
+    from arcd.model.device import pick_device
     from arcd.pretrain import train as training
     from arcd.pretrain.corpus import open_corpus
     from arcd.pretrain.run import Progress, Recipe, Run
+    from arcd.system.visible_gpus import narrow
 
     measured = taskfiles.load(unseen) if unseen else None
     recipe = Recipe(
@@ -178,7 +215,8 @@ def pretrain(
         else:
             err.print(str(now))
 
-    kind = base_model.pick_device(device, "auto").kind
+    narrow(device)
+    kind = pick_device(device, "auto").kind
     corpus = open_corpus(rearc)
     training.pretrain(Run(folder, recipe, corpus, kind, report, unseen=measured))
     if as_json:

@@ -308,9 +308,10 @@ def _print_health(health: dict[str, Any]) -> None:
     if health["state"] == "stopped":
         say(f"no daemon runs in {health['home']}, {health['jobs']} jobs in its store")
         return
+    hardware = f" ({health['hardware']})" if health.get("hardware") else ""
     say(
-        f"daemon {health['state']}: pid {health['pid']}, {health['base']} on {health['device']} "
-        f"in {health['dtype']}, {health['jobs']} jobs"
+        f"daemon {health['state']}: pid {health['pid']}, {health['base']} on {health['device']}"
+        f"{hardware} in {health['dtype']}, {health['jobs']} jobs"
     )
     if rates := health["rates"]:
         decode = rates["decode_tokens_per_second"].items()

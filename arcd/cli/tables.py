@@ -1,4 +1,4 @@
-"""What verbs print as tables: jobs, the trials of a sweep, the comparison of a bench.
+"""What verbs print as tables: jobs, trials of a sweep, a bench, the findings of the doctor.
 
 Pure functions of values. Knows nothing of daemons and stores.
 """
@@ -14,6 +14,7 @@ from rich.text import Text
 from arcd.display.terminal import cell
 
 if TYPE_CHECKING:
+    from arcd.cli.finding import Finding
     from arcd.cli.sweep import Trial
 
 TRIAL_HEADINGS = {
@@ -24,6 +25,16 @@ TRIAL_HEADINGS = {
     "correct_pixels": "correct\npixels",
 }
 """The metrics that a sweep shows: few, so that two settings fit beside them in 80 columns."""
+
+
+def finding_lines(finding: "Finding") -> Iterator[Text]:
+    """A check of the doctor's: its line, the seconds of its parts, what to do about it."""
+    mark = ("ok  ", "green") if finding.ok else ("fail", "red")
+    yield Text.assemble(mark, f" {finding.name:<13} {finding.value}")
+    for part, seconds in finding.seconds.items():
+        yield Text(f"       {part:<13} {seconds:4.1f} s")
+    if finding.advice:
+        yield Text(f"     > {finding.advice}", style="yellow")
 
 
 def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:

@@ -24,7 +24,7 @@ from arcd.backends.runtime import Runtime
 from arcd.daemon.options import Options
 from arcd.daemon.phases import Platform
 from arcd.jobs.store import Store
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.model.encoding import CellEncoding
 from arcd.system.home import Home
 from arcd.system.ledger import Ledger

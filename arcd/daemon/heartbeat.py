@@ -24,8 +24,9 @@ SUPERVISOR_PID = "ARCD_SUPERVISOR_PID"
 """Environment variable: the pid of the supervisor that started the daemon."""
 
 PREDECESSOR_DIED = "ARCD_PREDECESSOR_DIED"
-"""Environment variable: "1" if the same supervisor saw the daemon before this one end although
-nobody had asked it to. Only then are the tasks in flight charged a death."""
+"""Environment variable: "1" if the same supervisor saw a daemon before this one end, after it was
+ready, although nobody had asked it to. Only then are the tasks in flight charged a death: a daemon
+that was never ready has begun none."""
 
 LONGEST_MESSAGE = 600
 """Characters of a failure's message that are sent. A character is at most 6 bytes in JSON, so a
@@ -49,6 +50,8 @@ class Beat:
     trainer: Activity
     stopping: bool = False
     """Whether the daemon was asked to end, by whomever: whatever ends it then is no death."""
+    loading: str = ""
+    """The stages of the start-up that are under way: while they change, loading gets on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,9 @@ class Failure:
 
     message: str
     exit_code: int
+    passing: bool = False
+    """Whether it may be gone soon: a GPU that a dead process still holds. After a death such a
+    failure is worth a second try."""
 
 
 def to_line(message: Beat | Failure) -> bytes:
@@ -77,13 +83,15 @@ def from_line(line: bytes) -> Beat | Failure | None:
 
 
 def _failure(fields: dict[str, Any]) -> Failure:
-    return Failure(_typed(fields["message"], str), _typed(fields["exit_code"], int))
+    message, exit_code = _typed(fields["message"], str), _typed(fields["exit_code"], int)
+    return Failure(message, exit_code, _typed(fields.get("passing", False), bool))
 
 
 def _beat(fields: dict[str, Any]) -> Beat:
     engine, trainer = _activity(fields["engine"]), _activity(fields["trainer"])
     stopping = _typed(fields["stopping"], bool)
-    return Beat(_typed(fields["ready"], bool), engine, trainer, stopping)
+    loading = _typed(fields.get("loading", ""), str)
+    return Beat(_typed(fields["ready"], bool), engine, trainer, stopping, loading)
 
 
 def _activity(fields: dict[str, Any]) -> Activity:

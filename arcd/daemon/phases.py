@@ -11,7 +11,7 @@ from arcd.daemon.heartbeat import Activity, Beat
 from arcd.daemon.options import Options
 from arcd.daemon.schema import Forecast, Health, Prediction
 from arcd.jobs.state import Job
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
 from arcd.system.ledger import Ledger
@@ -57,7 +57,8 @@ def health(
         pid=os.getpid(),
         version=__version__,
         base=options.base_name,
-        device=device.kind if device else options.device,
+        device=device.label if device else options.device,
+        hardware=device.name if device else "",
         dtype=device.dtype if device else options.config.precision,
         jobs=jobs,
         rates=phase.estimator.rates.to_json() if isinstance(phase, Ready) else None,
@@ -81,10 +82,11 @@ def forecast(phase: DaemonPhase, job: Job, *, detail: bool) -> Forecast:
     )
 
 
-def beat(phase: DaemonPhase, *, stopping: bool) -> Beat:
-    """The sign of life for the supervisor: how far trainer and engine are."""
+def beat(phase: DaemonPhase, ledger: Ledger, *, stopping: bool) -> Beat:
+    """The sign of life for the supervisor: how far loading, or trainer and engine, are."""
     if isinstance(phase, Loading):
-        return Beat(False, Activity(False, 0), Activity(False, 0), stopping)
+        idle = Activity(False, 0)
+        return Beat(False, idle, idle, stopping, ledger.stages_open)
     engine, trainer = phase.runtime.engine, phase.runtime.trainer
     engines = Activity(engine.busy, engine.steps)
     return Beat(True, engines, Activity(trainer.busy, trainer.steps), stopping)

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -26,17 +26,18 @@ from anyio import to_thread
 from starlette.types import ASGIApp
 
 from arcd.backends.runtime import Runtime, set_environment
-from arcd.daemon import phases, server
+from arcd.config import on_device
+from arcd.daemon import endings, phases, server
 from arcd.daemon.entrances import open_entrances
 from arcd.daemon.forgetting import delete_leftovers, forget
-from arcd.daemon.heartbeat import PREDECESSOR_DIED, Failure, Pulse, prepare_child
+from arcd.daemon.heartbeat import PREDECESSOR_DIED, Pulse, prepare_child
 from arcd.daemon.kept_rates import KeptRates
 from arcd.daemon.options import Options
 from arcd.daemon.phases import DaemonPhase, Loading, Platform, Ready
 from arcd.daemon.publisher import Publisher
 from arcd.daemon.schema import Forecast, Health
 from arcd.daemon.snapshotter import Snapshotter, folded
-from arcd.errors import EngineFailed, known
+from arcd.errors import StoreFailed
 from arcd.jobs import events, messages
 from arcd.jobs.events import Record
 from arcd.jobs.journal import NewJob
@@ -44,7 +45,8 @@ from arcd.jobs.recovery import Recovery
 from arcd.jobs.service import JobService
 from arcd.jobs.state import Job, State
 from arcd.jobs.store import Store
-from arcd.model.base_model import check, check_training, fingerprint, pick_device
+from arcd.model.base_model import check, check_training, fingerprint
+from arcd.model.device import Device, pick_device
 from arcd.scheduling.adapter_folder import AdapterFolder
 from arcd.scheduling.rates import RateEstimator
 from arcd.scheduling.scheduler import Scheduler
@@ -151,7 +153,11 @@ class Daemon:
         ) as runtime:
             estimator = rates.find() or RateEstimator()
             scheduler = self._become_ready(service, platform, runtime, estimator, rates, begun)
-            await scheduler.run(self._options.grace)
+            try:
+                await scheduler.run(self._options.grace)
+            except Exception as error:
+                self._die(service, error)
+                raise
             rates.write(estimator)
         await jobs.publisher.flush()
         await jobs.snapshotter.flush()
@@ -169,7 +175,11 @@ class Daemon:
     ) -> Scheduler:
         seconds = time.monotonic() - begun
         scheduler = Scheduler(
-            service, runtime, self._options.config, self._home.adapters, estimator
+            service,
+            runtime,
+            on_device(self._options.config, platform.device.kind),
+            self._home.adapters,
+            estimator,
         )
         self._phase = Ready(platform, runtime, estimator, scheduler)
         service.subscribe(rates.subscriber(estimator))
@@ -180,6 +190,22 @@ class Daemon:
         if self._stopping:
             scheduler.stop()
         return scheduler
+
+    def _die(self, service: JobService, error: Exception) -> None:
+        """Say what the daemon dies of, in log and event stream, where that can be said."""
+        if endings.told_as_death(error):
+            # A store that cannot be written must not take the place of what the daemon dies of.
+            with suppress(StoreFailed):
+                service.emit(None, events.DaemonDied(endings.cause(error)))
+        if endings.device_lost(error):
+            log.error("%s", endings.cause(error))
+            # An orderly end calls CUDA, which fails, aborts or hangs now.
+            os._exit(1)
+
+    @property
+    def ready(self) -> bool:
+        """Whether its models were loaded."""
+        return isinstance(self._phase, Ready)
 
     def health(self) -> Health:
         """How the daemon is."""
@@ -258,7 +284,7 @@ class Daemon:
 
     def _send_beat(self) -> None:
         if self._pulse:
-            self._pulse.send(phases.beat(self._phase, stopping=self._stopping))
+            self._pulse.send(phases.beat(self._phase, self._ledger, stopping=self._stopping))
 
     async def _obey_signals(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
@@ -294,9 +320,14 @@ def _started(options: Options, platform: Platform) -> events.DaemonStarted:
         __version__,
         options.base_name,
         platform.fingerprint,
-        platform.device.kind,
+        _words(platform.device),
         platform.device.dtype,
     )
+
+
+def _words(device: Device) -> str:
+    more = device.name if device.kind == "cuda" else device.passed_over
+    return f"{device.label} ({more})" if more else device.label
 
 
 def find_platform(options: Options) -> Platform:
@@ -338,25 +369,30 @@ def main(
     # Until the daemon is ready: imports make hardly any garbage, and to look for it takes 1.3 s.
     gc.disable()
     options = Options.model_validate_json(sys.argv[1])
-    set_environment()
     prepare_child(Home(options.home).stacks)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("arcd").setLevel(logging.INFO)
     pulse = Pulse.from_environment()
     died = os.environ.get(PREDECESSOR_DIED) == "1"
+    daemon: Daemon | None = None
 
     async def live() -> None:
+        nonlocal daemon
         daemon = Daemon(options, pulse, predecessor_died=died)
         await daemon.run(open_runtime, find_platform)
 
     try:
+        set_environment(options.device)
         anyio.run(live)
-    except BaseException as error:
-        explained = known(error)
-        if explained is None or isinstance(explained, EngineFailed):
-            raise
-        log.error("%s", explained)
+    except Exception as error:
+        failed = endings.failure(error, ready=daemon is not None and daemon.ready)
+        if failed is None:
+            # The last line is what the supervisor quotes.
+            log.error("the daemon dies", exc_info=error)
+            log.error("%s", endings.cause(error))
+            return 1
+        log.error("%s", failed.message)
         if pulse:
-            pulse.send(Failure(str(explained), explained.exit_code))
-        return explained.exit_code
+            pulse.send(failed)
+        return failed.exit_code
     return 0

@@ -6,7 +6,7 @@ later, and given up in the end. Beats and times come in; no clock, no process. K
 a daemon ends.
 """
 
-from arcd.daemon.heartbeat import Beat
+from arcd.daemon.heartbeat import Beat, Failure
 
 MOST_UNREADY = 3
 """Daemons in a row that may end before they are ready: another one would end as well."""
@@ -23,6 +23,10 @@ FIRST_PAUSE_S = 1.0
 after it."""
 
 LONGEST_PAUSE_S = 30.0
+
+RELEASE_S = 10.0
+"""Seconds before the second try after a failure that may pass: the driver returns the memory of a
+process that is dead, which takes as long as its last kernels run."""
 
 
 class Life:
@@ -53,17 +57,32 @@ class Restarts:
     """Counts the daemons in a row that got nothing done."""
 
     def __init__(self) -> None:
+        self.any_ready = False
+        """Whether a daemon was ready that then ended: tasks may have been in flight."""
+        self._died = False
+        self._waits = False
         self._unready = 0
         self._fruitless = 0
 
-    def count(self, life: Life) -> None:
+    def may_pass(self, failure: Failure) -> bool:
+        """Whether a daemon that has told this failure is worth a second try.
+
+        Only after a death, whose process may still hold the GPU, and only once in a row.
+        """
+        return failure.passing and self._died and not self._waits
+
+    def count(self, life: Life, failure: Failure | None = None) -> None:
         """A daemon has ended although nobody had asked it to."""
+        self.any_ready |= life.ready
+        self._died, self._waits = True, failure is not None
         self._unready = 0 if life.ready else self._unready + 1
         self._fruitless = 0 if life.fruitful else self._fruitless + 1
 
     @property
     def pause(self) -> float:
         """Seconds before the next daemon."""
+        if self._waits:
+            return RELEASE_S
         later = self._fruitless - 2
         return min(FIRST_PAUSE_S * 2**later, LONGEST_PAUSE_S) if later >= 0 else 0.0
 

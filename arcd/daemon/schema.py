@@ -127,6 +127,8 @@ class Health(BaseModel):
     version: str
     base: str
     device: str
+    hardware: str = ""
+    """What the device is; unknown until torch is imported."""
     dtype: str
     jobs: int
     rates: dict[str, Any] | None

@@ -104,18 +104,21 @@ class Supervisor:
         """Keep a daemon alive until it ends by itself with 0 or is stopped.
 
         Returns 0 then, and 1 if it had to be killed or died while it ended. Raises DaemonFailed if
-        it sent a failure, or if too many daemons in a row did not become ready, or got nothing
-        done. No process is left behind in any case.
+        it sent a failure that does not pass, or if too many daemons in a row did not become ready,
+        or got nothing done. No process is left behind in any case.
         """
         restarts = Restarts()
         for number in itertools.count(1):
             if self._asked.is_set():
                 break
-            daemon = await self._run_one(number)
+            daemon = await self._run_one(number, died=restarts.any_ready)
+            failure = daemon.failure
+            if failure and not restarts.may_pass(failure):
+                raise DaemonFailed(failure.message, failure.exit_code)
             code = self._exit_code(daemon)
             if code is not None:
                 return code
-            restarts.count(daemon.life)
+            restarts.count(daemon.life, failure)
             if reason := restarts.hopeless:
                 last = self._log.last_line()
                 raise DaemonFailed(f"{reason}, see {self._log.path}: {last}")
@@ -125,19 +128,18 @@ class Supervisor:
 
     def _exit_code(self, daemon: "DaemonRun") -> int | None:
         """The exit code if this was the last daemon; reports an end without a request."""
-        if daemon.failure:
-            raise DaemonFailed(daemon.failure.message, daemon.failure.exit_code)
         if daemon.code == 0:
             return 0
         asked = self._asked.is_set()
         # A daemon that has no signal handler yet dies of the SIGTERM itself.
         if asked and daemon.code == -signal.SIGTERM and not daemon.killed:
             return 0
-        self._report(daemon.killed or Incident("death", _told(daemon.code), daemon.number))
+        text = daemon.failure.message if daemon.failure else _told(daemon.code)
+        self._report(daemon.killed or Incident("death", text, daemon.number))
         return 1 if asked or daemon.stopping else None
 
-    async def _run_one(self, number: int) -> "DaemonRun":
-        async with self._spawn(number) as daemon:
+    async def _run_one(self, number: int, *, died: bool) -> "DaemonRun":
+        async with self._spawn(number, died=died) as daemon:
             self._watchdog.begin(anyio.current_time())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._watch, daemon, name="watch")
@@ -147,12 +149,12 @@ class Supervisor:
         return daemon
 
     @asynccontextmanager
-    async def _spawn(self, number: int) -> AsyncIterator["DaemonRun"]:
+    async def _spawn(self, number: int, *, died: bool) -> AsyncIterator["DaemonRun"]:
         """One daemon; after the block, it and its process group are dead and reaped."""
         reading, writing = os.pipe()
         try:
             try:
-                process = await self._start(number, writing)
+                process = await self._start(writing, died=died)
             finally:
                 os.close(writing)
             daemon = DaemonRun(number, process, reading)
@@ -165,12 +167,11 @@ class Supervisor:
         finally:
             os.close(reading)
 
-    async def _start(self, number: int, writing: int) -> anyio.abc.Process:
-        died = "1" if number > 1 else ""  # `run` goes on only after such an end
+    async def _start(self, writing: int, *, died: bool) -> anyio.abc.Process:
         mine = {
             PULSE_FD: str(writing),
             SUPERVISOR_PID: str(os.getpid()),
-            PREDECESSOR_DIED: died,
+            PREDECESSOR_DIED: "1" if died else "",
         }
         try:
             # Shielded: a cancellation in between would leave a process without an owner.

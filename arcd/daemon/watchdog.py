@@ -30,6 +30,11 @@ class Limits:
     ceiling: float = 900
     """A stall at the latest; also the limit before the first step was seen."""
 
+    loading: float = 1800
+    """A stall at the latest while a stage of the start-up neither ends nor begins. A stage reads a
+    base (60 GB at 50 MB/s take 20 minutes) or compiles and measures (vLLM's first start takes
+    minutes where the processor is slow); a hang lasts for ever (vllm issue 17676)."""
+
     window: int = 1000
     """Gaps that are remembered: minutes of engine steps, hours of training steps."""
 
@@ -45,7 +50,8 @@ class Watchdog:
 
     def begin(self, now: float) -> None:
         """A new daemon: no gap is open; what was learnt of gaps stays."""
-        self._heard = now
+        self._heard = self._loading_since = now
+        self._loading = ""
         self._ready = False
         self._engine.close()
         self._trainer.close()
@@ -60,6 +66,8 @@ class Watchdog:
         else:
             self._engine.close()
             self._trainer.close()
+        if beat.loading != self._loading:
+            self._loading, self._loading_since = beat.loading, now
 
     def stalled(self, now: float) -> str | None:
         """Why the daemon counts as stalled at this time; None if it does not."""
@@ -77,6 +85,9 @@ class Watchdog:
         if not self._ready:
             # While a model is read, one native call can take minutes.
             yield "sign of life", self._heard, self._limits.ceiling
+            where = f" ({self._loading})" if self._loading else ""
+            patience = max(self._limits.loading, self._limits.floor)
+            yield f"progress in loading{where}", self._loading_since, patience
             return
         yield "sign of life", self._heard, self._limits.floor
         for gaps in (self._engine, self._trainer):

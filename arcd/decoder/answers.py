@@ -23,6 +23,11 @@ largest entry: two roundings."""
 class Head(Protocol):
     """Log-probabilities of answer tokens."""
 
+    @property
+    def columns(self) -> int:
+        """Logits that it computes for each hidden state."""
+        ...
+
     def __call__(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """log p(token), (n,), in fp32, for hidden states (n, width) and answer tokens (n,)."""
         ...
@@ -44,6 +49,11 @@ class Rows:
         wanted = torch.tensor(answer_tokens, device=table.device)
         self._rows = table[wanted]
         self._row_of = row_of(wanted, len(table))
+
+    @property
+    def columns(self) -> int:
+        """See `Head`."""
+        return len(self._rows)
 
     def __call__(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """See `Head`."""
@@ -81,6 +91,11 @@ class Cells:
         colour, row, column = (x.to(table.dtype) for x in (colour, row, column))
         wanted = torch.tensor(specials, device=table.device)
         return cls(table[wanted], colour, row, column, row_of(wanted, SPECIALS))
+
+    @property
+    def columns(self) -> int:
+        """See `Head`."""
+        return sum(map(len, (self.special, self.colour, self.row, self.column)))
 
     def __call__(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """See `Head`. Equal to the log-softmax over the summed rows.

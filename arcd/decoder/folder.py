@@ -1,12 +1,15 @@
 """A Hugging Face folder of the Llama family, read into the weights of a decoder.
 
-The config tells the architecture; the weights are read from the safetensors files and stacked as
-the layers want them. What the decoder does not have is a reason, not an error: then transformers
-trains the model.
+The config tells the architecture; the weights come from a source, the safetensors files or an
+engine that holds them already (`sharing`), stacked as the layers want them. What the decoder does
+not have is a reason, not an error: then transformers trains the model.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -94,26 +97,38 @@ def unsupported(folder: Path) -> str | None:
     return None
 
 
-def read(folder: Path, dtype: torch.dtype, device: str) -> tuple[Weights, Tensor]:
-    """The weights of a supported model on a device, and its table of outputs (vocabulary, width).
+class Source(Protocol):
+    """Where a model's tensors come from."""
 
-    The table is apart because a head needs few of its rows. Raises BadBase if any is missing or has
-    another shape than the config says.
+    @property
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Of the model's tensors, by name."""
+        ...
+
+    def stack(self, names: Sequence[str]) -> Tensor:
+        """The tensors of these names, one below the other."""
+        ...
+
+
+def read(folder: Path, source: Source) -> tuple[Weights, Tensor]:
+    """The weights of a supported model, and its table of outputs (vocabulary, width).
+
+    The table is apart because a head needs few of its rows.
     """
     config = _config(folder)
-    found = _Tensors(folder, _shapes(config), dtype, device)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shape = Shape(config.num_attention_heads, config.num_key_value_heads, size, config.rms_norm_eps)
-    embedding = found["model.embed_tokens.weight"]
+    embedding = source.stack(["model.embed_tokens.weight"])
     layers = range(config.num_hidden_layers)
     weights = Weights(
         shape,
         embedding,
-        tuple(_layer(found, f"model.layers.{index}.") for index in layers),
-        found["model.norm.weight"],
-        Rotary(config, dtype, device),
+        tuple(_layer(source, f"model.layers.{index}.") for index in layers),
+        source.stack(["model.norm.weight"]),
+        Rotary(config, embedding.dtype, str(embedding.device)),
     )
-    return weights, embedding if config.tie_word_embeddings else found["lm_head.weight"]
+    tied = config.tie_word_embeddings
+    return weights, embedding if tied else source.stack(["lm_head.weight"])
 
 
 def _config(folder: Path) -> PretrainedConfig:
@@ -131,63 +146,74 @@ def _shapes(config: PretrainedConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-class _Tensors:
-    """The tensors of a folder by name, of which the model has those in `shapes`."""
+class Files:
+    """The tensors in the files of a folder; each is read when it is asked for."""
 
-    def __init__(
-        self, folder: Path, shapes: dict[str, torch.Size], dtype: torch.dtype, device: str
-    ) -> None:
-        self._folder, self._shapes, self._dtype, self._device = folder, shapes, dtype, device
+    def __init__(self, folder: Path, dtype: torch.dtype, device: str) -> None:
+        """Raises BadBase if a tensor is missing or has another shape than the config says."""
+        self._dtype, self._device = dtype, device
         self._where: dict[str, Path] = {}
+        found: dict[str, list[int]] = {}
         for file in sorted(folder.glob("*.safetensors")):
             try:
                 with safe_open(file, "pt") as opened:
-                    self._where.update(dict.fromkeys(opened.keys(), file))
+                    for name in opened.keys():  # noqa: SIM118  # it is no dict
+                        self._where[name] = file
+                        found[name] = opened.get_slice(name).get_shape()
             except (OSError, SafetensorError) as error:
                 raise BadBase(f"{file}: not a safetensors file: {error}") from None
+        config = _config(folder)
+        self.shapes = _shapes(config)
+        if config.tie_word_embeddings:
+            del self.shapes["lm_head.weight"]
+        for name, shape in self.shapes.items():
+            if name not in found:
+                raise BadBase(f"{folder}: cannot be loaded: {name} is missing")
+            if found[name] != list(shape):
+                said = f"{name} is {found[name]}, the config says {list(shape)}"
+                raise BadBase(f"{folder}: cannot be loaded: {said}")
 
-    def get(self, name: str) -> Tensor | None:
-        """The tensor of this name; None if the model has none."""
-        return self[name] if name in self._shapes else None
+    def stack(self, names: Sequence[str]) -> Tensor:
+        """See `Source.stack`."""
+        tensors = [self._read(name) for name in names]
+        return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._where:
-            raise BadBase(f"{self._folder}: cannot be loaded: {name} is missing")
+    def _read(self, name: str) -> Tensor:
         with safe_open(self._where[name], "pt") as opened:
             # A copy: the file may be replaced while its memory is in use.
             tensor: Tensor = opened.get_tensor(name).to(self._device, self._dtype, copy=True)
-        if tensor.shape != self._shapes[name]:
-            shape, wanted = list(tensor.shape), list(self._shapes[name])
-            raise BadBase(
-                f"{self._folder}: cannot be loaded: {name} is {shape}, the config says {wanted}"
-            )
         return tensor
 
 
-def _layer(found: _Tensors, prefix: str) -> LayerWeights:
+def _layer(source: Source, prefix: str) -> LayerWeights:
     attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
-    norms = [f"{attention}{name}.weight" for name in ("q_norm", "k_norm")]
-    q_norm, k_norm = (found.get(name) for name in norms)
     return LayerWeights(
-        found[f"{prefix}input_layernorm.weight"],
-        _stack(found, attention, QKV),
-        _stack(found, attention, ("o_proj",)),
-        found[f"{prefix}post_attention_layernorm.weight"],
-        _stack(found, mlp, GATE_UP),
-        _stack(found, mlp, ("down_proj",)),
-        q_norm,
-        k_norm,
+        source.stack([f"{prefix}input_layernorm.weight"]),
+        _stack(source, attention, QKV),
+        _stack(source, attention, ("o_proj",)),
+        source.stack([f"{prefix}post_attention_layernorm.weight"]),
+        _stack(source, mlp, GATE_UP),
+        _stack(source, mlp, ("down_proj",)),
+        _optional(source, [f"{attention}q_norm.weight"]),
+        _optional(source, [f"{attention}k_norm.weight"]),
     )
 
 
-def _stack(found: _Tensors, prefix: str, names: tuple[str, ...]) -> Stack:
-    weights = [found[f"{prefix}{name}.weight"] for name in names]
-    biases = [bias for name in names if (bias := found.get(f"{prefix}{name}.bias")) is not None]
+def _stack(source: Source, prefix: str, names: tuple[str, ...]) -> Stack:
+    weights = [f"{prefix}{name}.weight" for name in names]
     outputs, begin = {}, 0
     for name, weight in zip(names, weights, strict=True):
-        outputs[name] = begin, begin + len(weight)
-        begin += len(weight)
-    return Stack(torch.cat(weights), torch.cat(biases) if biases else None, outputs)
+        rows = source.shapes[weight][0]
+        outputs[name] = begin, begin + rows
+        begin += rows
+    biases = [f"{prefix}{name}.bias" for name in names]
+    return Stack(source.stack(weights), _optional(source, biases), outputs)
+
+
+def _optional(source: Source, names: Sequence[str]) -> Tensor | None:
+    """The tensors stacked; None if the model has none of these names."""
+    found = [name for name in names if name in source.shapes]
+    return source.stack(found) if found else None
 
 
 class Rotary:
@@ -202,7 +228,8 @@ class Rotary:
         """Of this many places or more: each (places, head size / 2)."""
         table = self._table  # another trainer's thread may replace it meanwhile
         if len(table[0]) < places:
-            self._table = table = self._of(places)
+            # More than are wanted now: a GPU waits for each new table.
+            self._table = table = self._of(math.ceil(places / PLACES) * PLACES)
         return table
 
     def _of(self, places: int) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,10 @@ def run(
         wanted = row.wanted if layer is layers[-1] else None
         arguments = (hidden, more, layer, shape, cosine, sine, row.spans, wanted, elementwise)
         if recompute:
-            hidden, more = checkpoint(_layer, *arguments, use_reentrant=False)
+            # Nothing in a layer draws from the generator of the process: see `dropout`.
+            hidden, more = checkpoint(
+                _layer, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
         else:
             hidden, more = _layer(*arguments)
     _, states = elementwise.add_norm(hidden, more, final_norm, shape.epsilon)

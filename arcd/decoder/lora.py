@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from arcd.decoder.dropout import Dropout
+
 
 class Linear(Protocol):
     """What a decoder layer calls to multiply (tokens, in) to (tokens, out)."""
@@ -40,6 +42,8 @@ class Factors:
     """(rank, in), fp32."""
     b: Tensor
     """(end - begin, rank), fp32."""
+    name: str = ""
+    """Of the place in the model; its dropout differs from that of other places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +55,23 @@ class Adapted:
     bias: Tensor | None
     factors: tuple[Factors, ...]
     scale: float
-    dropout: float = 0.0
-    """Probability with which an input of the factors is set to zero."""
+    dropout: Dropout | None = None
+    """Of the factors' inputs."""
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.factors:
             return F.linear(x, self.weight, self.bias)
-        if self.dropout:
-            return self._with_dropout(x)
+        if self.dropout is not None and self.dropout.probability:
+            return self._with_dropout(x, self.dropout)
         spans = [(each.begin, each.end) for each in self.factors]
         pairs = [tensor for each in self.factors for tensor in (each.a, each.b)]
         product: Tensor = _Adapted.apply(x, self.weight, self.bias, self.scale, spans, *pairs)  # type: ignore[no-untyped-call]
         return product
 
-    def _with_dropout(self, x: Tensor) -> Tensor:
+    def _with_dropout(self, x: Tensor, dropout: Dropout) -> Tensor:
         y = F.linear(x, self.weight, self.bias)
         for each in self.factors:
-            low = F.linear(F.dropout(x, self.dropout), each.a.to(x.dtype))
+            low = F.linear(dropout(x, each.name), each.a.to(x.dtype))
             more = self.scale * F.linear(low, each.b.to(x.dtype))
             y = y + F.pad(more, (each.begin, y.shape[-1] - each.end))
         return y

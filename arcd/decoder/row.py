@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from arcd.decoder.attention import Span
+from arcd.model.collate import uploaded
 from arcd.model.prompts import IGNORED, Lesson
 
 LENGTH_STEP_TOKENS = 32
@@ -39,22 +39,24 @@ def in_a_row(lessons: Sequence[Lesson], pad: int, device: str) -> Row:
     targets: list[int] = []
     spans: list[Span] = []
     for lesson in lessons:
-        begin, length = len(tokens), len(lesson.tokens)
-        padded = math.ceil(length / LENGTH_STEP_TOKENS) * LENGTH_STEP_TOKENS
+        begin, length = len(tokens), _padded(len(lesson.tokens))
         tokens += lesson.tokens
-        tokens += [pad] * (padded - length)
-        places += range(padded)
+        tokens += [pad] * (length - len(lesson.tokens))
+        places += range(length)
         # Nothing stands before the first token, so that one is never a target.
         for place, label in enumerate(lesson.labels[1:]):
             if label != IGNORED:
                 wanted.append(begin + place)
                 targets.append(label)
-        spans.append((begin, begin + padded))
-    # Made on the CPU and moved whole, so that a GPU is not waited for.
-    return Row(
-        torch.tensor(tokens).to(device),
-        torch.tensor(places).to(device),
-        torch.tensor(wanted).to(device),
-        torch.tensor(targets).to(device),
-        tuple(spans),
-    )
+        spans.append((begin, begin + length))
+    on_device = uploaded(tokens, places, wanted, targets, device=device)
+    return Row(on_device[0], on_device[1], on_device[2], on_device[3], tuple(spans))
+
+
+def padded(lengths: Sequence[int]) -> int:
+    """The tokens of a row with lessons of these lengths."""
+    return sum(map(_padded, lengths))
+
+
+def _padded(length: int) -> int:
+    return math.ceil(length / LENGTH_STEP_TOKENS) * LENGTH_STEP_TOKENS

@@ -193,6 +193,16 @@ class DaemonReady:
 
 
 @dataclass(frozen=True, slots=True)
+class DaemonDied:
+    """The daemon ends because of this error, and its supervisor starts another one.
+
+    A daemon that cannot write to the store any more, or is killed, leaves no such event.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DaemonStopped:
     """The daemon ended in order; `ledger` is the account of its time, as JSON."""
 
@@ -203,7 +213,7 @@ JobEvent = Submitted | Paused | Resumed | Cancelled | Retried | Finished | Forgo
 TaskEvent = (
     Started | Training | Trained | Shared | Noted | Sampled | Answered | Interrupted | Released
 )
-DaemonEvent = DaemonStarted | DaemonReady | DaemonStopped
+DaemonEvent = DaemonStarted | DaemonReady | DaemonDied | DaemonStopped
 Event = JobEvent | TaskEvent | DaemonEvent
 Emit = Callable[[TaskEvent], None]
 

@@ -48,6 +48,8 @@ def message(record: Record, state: State, solutions: Solutions) -> Message | Non
             return info(f"models loaded in {seconds:.1f} s")
         case events.DaemonStarted(pid=pid) if state.restarts:
             return warning(f"the daemon was started again (pid {pid})")
+        case events.DaemonDied(reason=reason):
+            return warning(f"the daemon ends: {reason}")
         case events.Interrupted(task=task):
             return warning("interrupted by the death of the daemon, goes on", task)
         case events.Released(task=task):

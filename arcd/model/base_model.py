@@ -1,32 +1,28 @@
-"""The base model: a folder with weights, the encoding it was made for, a device, a precision.
+"""The base model: a folder with weights, and the encoding it was made for.
 
 A base is any Hugging Face folder of a causal language model. arcd's own has an `arcd.json` in it
-that names its encoding. torch and transformers are imported only where a device, a tokenizer or a
-model is opened. Knows nothing of training or serving.
+that names its encoding. torch and transformers are imported only where a tokenizer or a model is
+opened. Knows nothing of training or serving.
 """
 
 import copy
 import hashlib
 import json
 import math
-import platform
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from arcd.config import EngineConfig, Precision, TrainConfig
+from arcd.config import EngineConfig, TrainConfig
 from arcd.errors import BadBase, BadConfig, MissingPackage
+from arcd.model.device import Device
 from arcd.model.encoding import CellEncoding, Encoding, GridText, TextEncoding
-from arcd.system.processes import cores
+from arcd.system.visible_gpus import narrowing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-DTypeName = Literal["bfloat16", "float16", "float32"]
-
-DEVICES = ("auto", "cpu", "cuda")
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The tensors in a PEFT folder."""
@@ -98,11 +94,10 @@ def fingerprint(path: Path) -> str:
 def check_wishes(path: Path, encoding: str, device: str) -> None:
     """Refuse what can be refused without torch.
 
-    Raises what `check`, `open_encoding` and `pick_device` would raise.
+    Raises what `check`, `open_encoding`, `narrow` and `pick_device` would raise.
     """
     _layers(check(path), encoding)
-    if device not in DEVICES:
-        raise BadConfig(f"device {device!r}: expected {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+    narrowing(device, os.environ)
 
 
 def check_training(path: Path, config: TrainConfig) -> None:
@@ -210,53 +205,6 @@ def twin(model: "PreTrainedModel") -> "PreTrainedModel":
     """Another model on the same weights in memory, which can have adapters of its own."""
     weights = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(weight): weight for weight in weights})
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where trainer and engine compute, and in which number format."""
-
-    kind: Literal["cpu", "cuda"]
-    dtype: DTypeName
-    name: str = ""
-    """Of the hardware, for people."""
-
-
-def pick_device(wanted: str, precision: Precision) -> Device:
-    """The device of this name and a number format; `auto` takes a GPU before a CPU.
-
-    `auto` precision is bf16 if the hardware computes in it, else fp16 on a GPU and fp32 on a CPU.
-    Raises BadConfig for a GPU that is not there or fp16 on a CPU, MissingPackage without torch.
-    """
-    try:
-        import torch
-    except ImportError:
-        raise MissingPackage from None
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise BadConfig("device 'cuda': no GPU that PyTorch can use")
-    on_gpu = wanted != "cpu" and torch.cuda.is_available()
-    if precision == "fp16" and not on_gpu:
-        raise BadConfig("precision fp16 needs a GPU")
-    if on_gpu:
-        # Emulated bf16 (before Ampere) is slower than fp16.
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        best: Precision = "bf16" if bf16 else "fp16"
-        name = torch.cuda.get_device_name()
-    else:
-        best = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-        name = f"{cores()} cores of {platform.processor() or platform.machine()}"
-    names: dict[Precision, DTypeName] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    dtype = names[best if precision == "auto" else precision]
-    return Device("cuda" if on_gpu else "cpu", dtype, name)
-
-
-def free_memory(device: Device) -> tuple[int, int] | None:
-    """(free, total) bytes of a GPU; None for a CPU."""
-    if device.kind == "cpu":
-        return None
-    import torch
-
-    return torch.cuda.mem_get_info()
 
 
 def load_model(path: Path, device: Device) -> "PreTrainedModel":

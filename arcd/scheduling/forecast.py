@@ -135,7 +135,8 @@ def work(task: Task, config: Config, sizes: Sizes = CELLS) -> Work:
     ]
     samples, steps = config.sample.samples, config.train.steps
     answer = max(answers)
-    batches = math.ceil(samples * len(task.tests) / config.engine.max_num_seqs)
+    # A daemon has filled the number in (`on_device`); without one it is a forecast for a CPU.
+    batches = math.ceil(samples * len(task.tests) / config.engine.sequences("cpu"))
     contenders = min(samples, CONTENDERS) if samples > ATTEMPTS else 0
     judged = contenders * min(samples, config.sample.judging_views)
     judging = sum(min(prompt + answer, config.engine.max_model_len) for prompt in prompts)

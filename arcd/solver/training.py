@@ -1,12 +1,12 @@
 """The training stage: a task's adapter, or a note that says why the base has to answer alone.
 
-Out of memory is met by lessons of half the longest length, then by recomputing activations too. A
-full disk is waited for: an answer of the base in place of every later adapter would look like
-success. Knows nothing of samples or votes.
+Out of memory is met by recomputing activations, then by shorter lessons too: of the length that the
+trainer says would fit, else of half the length. A full disk is waited for: an answer of the base in
+place of every later adapter would look like success. Knows nothing of samples or votes.
 """
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -22,6 +22,10 @@ from arcd.system.seeds import seed_of
 
 ROOM_POLL_S = 10.0
 """Seconds after which a training that waits for room on the disk is tried again."""
+
+
+SHORTENINGS = 2
+"""How often a task's lessons are shortened before the base has to answer."""
 
 
 async def train(
@@ -42,22 +46,58 @@ async def train(
     if len(assignment.task.train) == 1:
         note("one demonstration pair: nothing to leave out, trained without pairs shown")
     # One slot for all attempts: a task that runs out of memory does not queue again.
-    async with (
-        runtime.trainer.slots,
-        aclosing(_fallbacks(assignment, lessons, runtime)) as attempts,
-    ):
-        async for given_up, left, frugal in attempts:
-            if given_up:
-                note(f"out of memory in training, tried again with {given_up}")
+    async with runtime.trainer.slots:
+        attempt: _Attempt | None = _Attempt(lessons)
+        reason = ""
+        while attempt is not None:
+            if attempt.given_up:
+                note(f"out of memory in training, tried again with {attempt.given_up}")
             try:
-                return await _train_with_room(assignment, left, runtime, emit, note, frugal=frugal)
-            except OutOfMemory:
-                continue
+                return await _train_with_room(assignment, attempt, runtime, emit, note)
+            except OutOfMemory as error:
+                # Not the error itself: it has frames of the training.
+                fits, reason = error.fits, "out of memory in training"
+                if fits is not None:
+                    reason += f": {error}"
             except TrainerFailed as error:
                 note(f"answered by the base: {error}")
                 return None
-    note("answered by the base: out of memory in training")
+            attempt = await _less(attempt, fits, assignment, runtime)
+    note(f"answered by the base: {reason}")
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A training as it is tried."""
+
+    lessons: Lessons
+    frugal: bool = False
+    """Whether activations are recomputed."""
+    shortened: int = 0
+    """How often the lessons were."""
+    given_up: str = ""
+    """What was given up last, compared with the plan."""
+
+
+async def _less(
+    attempt: _Attempt, fits: int | None, assignment: Assignment, runtime: Runtime
+) -> _Attempt | None:
+    """What to try after this one ran out of memory; None if nothing less is left.
+
+    `fits` are the tokens of a lesson that would fit with activations recomputed, if that is known.
+    """
+    if fits is None and not attempt.frugal:
+        return replace(attempt, frugal=True, given_up="activations recomputed")
+    longest = max(attempt.lessons.lengths)
+    limit = longest // 2 if fits is None else min(fits, longest - 1)
+    if attempt.shortened == SHORTENINGS or limit < 1:
+        return None
+    shorter = await _lessons(assignment, runtime, limit)
+    if isinstance(shorter, TooLong):
+        return None
+    given_up = f"lessons of at most {limit} tokens"
+    return _Attempt(shorter, True, attempt.shortened + 1, given_up)
 
 
 async def _lessons(
@@ -72,32 +112,17 @@ async def _lessons(
     return await runtime.background(build)
 
 
-async def _fallbacks(
-    assignment: Assignment, lessons: Lessons, runtime: Runtime
-) -> AsyncGenerator[tuple[str, Lessons, bool], None]:
-    """(what is given up, lessons, frugal?) from the plan to what takes the least memory."""
-    yield "", lessons, False
-    half = max(lessons.lengths) // 2
-    shorter = await _lessons(assignment, runtime, half)
-    if not isinstance(shorter, TooLong):
-        lessons = shorter
-        yield f"lessons of at most {half} tokens", lessons, False
-    yield "activations recomputed", lessons, True
-
-
 async def _train_with_room(
     assignment: Assignment,
-    lessons: Lessons,
+    attempt: _Attempt,
     runtime: Runtime,
     emit: Emit,
     note: Callable[[str], None],
-    *,
-    frugal: bool,
 ) -> Adapter:
     """As `_train_once`, which is tried again as long as the disk is full."""
     while True:
         try:
-            return await _train_once(assignment, lessons, runtime, emit, frugal=frugal)
+            return await _train_once(assignment, attempt, runtime, emit)
         except DiskFull as error:
             if not assignment.make_room():
                 note(f"had to wait for room on the disk: {error}")
@@ -105,7 +130,7 @@ async def _train_with_room(
 
 
 async def _train_once(
-    assignment: Assignment, lessons: Lessons, runtime: Runtime, emit: Emit, *, frugal: bool
+    assignment: Assignment, attempt: _Attempt, runtime: Runtime, emit: Emit
 ) -> Adapter:
     task, config = assignment.task.id, assignment.round_config
 
@@ -113,11 +138,11 @@ async def _train_once(
         emit(events.Training(task, now.step, now.steps, now.loss, now.tokens_per_second))
 
     request = TrainRequest(
-        lessons,
+        attempt.lessons,
         config.train,
         seed=seed_of(config.seed, task, "adapter"),
         serial=runtime.serial(),
-        frugal=frugal,
+        frugal=attempt.frugal,
         start=assignment.start,
     )
     done = await runtime.trainer.train(request, progress)

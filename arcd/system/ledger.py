@@ -123,14 +123,25 @@ class Ledger:
         self._steps_since: dict[Resource | Literal["any"], float] = {}
         self._in_steps = 0.0
         self._stages: dict[str, float] = {}
+        self._stages_open: list[str] = []
+
+    @property
+    def stages_open(self) -> str:
+        """The stages of the start-up that are under way now."""
+        with self._lock:
+            return ", ".join(self._stages_open)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Account the time spent in the block, a stage of the start-up."""
         begun = self._clock()
+        with self._lock:
+            self._stages_open.append(name)
         try:
             yield
         finally:
+            with self._lock:
+                self._stages_open.remove(name)
             self.add_stage(name, self._clock() - begun)
 
     def add_stage(self, name: str, seconds: float) -> None:

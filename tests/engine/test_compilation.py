@@ -1,6 +1,9 @@
 """Compiling the elementwise functions: beside the trainings, kept in a folder, never fatal."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,33 +52,49 @@ def test_functions_that_fail_are_not_used_and_cost_nothing_but_a_line(
     used._folder.mkdir()
     (used._folder / MARK).touch()
     monkeypatch.setattr(elementwise, "compiled", lambda: Elementwise(norm=broken))
-    assert used() is EAGER
+    assert used.wait() is EAGER
     assert "the cache is of another machine" in caplog.text
-    assert used() is EAGER, "asked once"
+    assert used.wait() is EAGER, "asked once"
     assert len(caplog.records) == 1
 
 
+REHEARSED = """
+import sys
+from pathlib import Path
+import torch
+from arcd.backends.compilation import Compilation, Rehearsal
+from arcd.decoder import elementwise
+
+torch.set_num_threads(1)
+sizes = Rehearsal.from_json(sys.argv[2])
+used = Compilation(Path(sys.argv[1]), sizes)
+assert used() is elementwise.EAGER, "a training waits neither for compiling nor for reading"
+print("compiled" if used._child else "read")
+functions = used.wait()
+assert functions is not elementwise.EAGER
+assert used() is functions
+graphs = torch._dynamo.utils.counters["stats"]
+found = graphs["unique_graphs"]
+assert found > 0
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    sizes.run(functions)
+assert graphs["unique_graphs"] == found, "traced once for all numbers of threads"
+x, weight = torch.rand(7, sizes.width), torch.rand(sizes.width)
+torch.testing.assert_close(functions.norm(x, weight, 1e-6), elementwise.norm(x, weight, 1e-6))
+"""
+
+
 @pytest.mark.full
-@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own code
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_a_child_compiles_and_the_next_training_finds_all_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TORCH_COMPILE_DISABLE")
-    monkeypatch.setattr("torch._dynamo.config.disable", False)
-    used = Compilation(tmp_path, TINY)
-    assert used() is EAGER, "the first training does not wait"
-    functions = used.wait()
-    assert functions is not EAGER
-    assert used() is functions
-    found = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    TINY.run(functions)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == found
-    x, weight = torch.rand(7, 32), torch.rand(32)
-    torch.testing.assert_close(functions.norm(x, weight, 1e-6), elementwise.norm(x, weight, 1e-6))
-    again = Compilation(tmp_path, TINY)
-    assert again() is not EAGER, "kept"
-    assert again._child is None
+def test_a_child_compiles_and_the_next_process_finds_all_of_it(tmp_path: Path) -> None:
+    # In processes of their own: torch keeps its switches by thread.
+    command = [sys.executable, "-W", "ignore", "-c", REHEARSED, str(tmp_path), TINY.to_json()]
+    env = {name: value for name, value in os.environ.items() if name != "TORCH_COMPILE_DISABLE"}
+    for told in ("compiled", "read"):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == told
 
 
 def test_a_compilation_that_goes_on_ends_with_the_daemon(

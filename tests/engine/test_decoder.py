@@ -24,9 +24,10 @@ from arcd.config import TrainConfig
 from arcd.decoder import attention, row
 from arcd.decoder.answers import Cells, Rows, head
 from arcd.decoder.attention import Span, attend
+from arcd.decoder.dropout import Dropout
 from arcd.decoder.lora import Adapted, Factors
 from arcd.decoder.row import in_a_row
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.model.encoding import END, NEWLINE, SPECIALS, CellEncoding
 from arcd.model.prompts import IGNORED
 
@@ -145,7 +146,9 @@ def adapted(draw: st.DrawFn) -> tuple[Tensor, Adapted]:
     x = random(tokens, wide, seed=seed + 70, dtype=torch.float64)
     x.requires_grad_(draw(st.booleans()) or not factors)
     scale = draw(st.sampled_from([0.25, 1.0, 3.0]))
-    return x, Adapted(weight, bias, tuple(factors), scale, draw(st.sampled_from([0.0, 1e-12])))
+    return x, Adapted(
+        weight, bias, tuple(factors), scale, Dropout(draw(st.sampled_from([0.0, 1e-12])))
+    )
 
 
 @given(adapted())
@@ -173,16 +176,37 @@ def test_dropout_keeps_the_mean_and_has_a_mask_for_each_module() -> None:
     layer = Adapted(
         torch.zeros(2 * wide, wide),
         None,
-        (Factors(0, wide, one, one), Factors(wide, 2 * wide, one, one)),
+        (Factors(0, wide, one, one, "q"), Factors(wide, 2 * wide, one, one, "k")),
         1.0,
-        p,
+        Dropout(p),
     )
-    torch.manual_seed(0)
     first, second = layer(torch.ones(20, wide)).chunk(2, -1)
     for kept in (first, second):
         assert set(kept.flatten().tolist()) == {0.0, torch.tensor(1 / (1 - p)).item()}
         assert float(kept.mean()) == pytest.approx(1, abs=0.03)
     assert float(((first > 0) & (second > 0)).float().mean()) == pytest.approx(0.64, abs=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_is_that_of_its_seed_its_pass_and_its_place_alone(dtype: torch.dtype) -> None:
+    x = torch.ones(20, 50, dtype=dtype)
+
+    def masks(seed: int) -> list[list[list[float]]]:
+        dropout = Dropout(0.5)
+        dropout.begin(seed)
+        found = []
+        for _ in range(2):
+            dropout.next_pass()
+            found += [dropout(x, place).tolist() for place in ("q", "k", "q")]
+            torch.rand(3)  # as another thread does it
+        return found
+
+    first = masks(1)
+    assert first == masks(1)
+    assert first[0] == first[2]
+    assert all(each not in first[3:] for each in first[:3])
+    assert first[0] != first[1]
+    assert masks(2)[0] not in first
 
 
 # The loss over answer tokens

@@ -21,7 +21,7 @@ from arcd.backends.resident_base import ResidentBase
 from arcd.config import TrainConfig
 from arcd.decoder import folder
 from arcd.errors import BadBase
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 
 pytestmark = pytest.mark.engine
 

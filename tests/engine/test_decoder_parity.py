@@ -5,7 +5,7 @@ tolerance is exceeded as soon as the adapter of one module in one layer is missi
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,32 @@ else:
     torch = pytest.importorskip("torch")
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from support.tiny_bases import BASES, VOCABULARY, Letters, differences, fill, learnt, lesson, write
+from support.tiny_bases import (
+    BASES,
+    VOCABULARY,
+    Letters,
+    adapter_on,
+    differences,
+    fill,
+    learnt,
+    lesson,
+    write,
+)
 from torch.nn import functional as F
 
-from arcd.backends import lora_adapter
+from arcd.backends import peft_lora
 from arcd.backends.decoder_lora import DecoderLora
-from arcd.backends.lora_adapter import TrainableAdapter
+from arcd.backends.lora_adapter import _parts
 from arcd.backends.peft_lora import PeftLora
 from arcd.backends.resident_base import ResidentBase
 from arcd.config import TrainConfig
 from arcd.decoder import attention, layers
+from arcd.decoder.dropout import Dropout
 from arcd.decoder.folder import LINEARS
+from arcd.decoder.row import padded
 from arcd.errors import TrainerFailed
-from arcd.model.base_model import Device, DTypeName, load_model
+from arcd.model.base_model import load_model
+from arcd.model.device import Device, DTypeName
 from arcd.model.prompts import IGNORED, Lesson
 
 pytestmark = pytest.mark.engine
@@ -197,16 +210,20 @@ def test_dropout_stands_where_peft_has_it(
     """With a function in the place of dropout that has no randomness in it."""
     given: list[float] = []
 
-    def bent(
-        x: "torch.Tensor", p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> "torch.Tensor":
-        given.append(p)
-        assert training
+    def bent(self: Dropout, x: "torch.Tensor", place: str) -> "torch.Tensor":
+        given.append(self.probability)
         return x * x.cos()
 
+    def stock_bent(self: torch.nn.Dropout, x: "torch.Tensor") -> "torch.Tensor":
+        given.append(self.p)
+        assert self.training
+        return x * x.cos()
+
+    monkeypatch.setattr(peft_lora, "_replace_dropouts", lambda model, dropout: None)
     ours, theirs = both(bases["qwen3"], LORA.model_copy(update={"dropout": 0.3}))
     plain, _ = learnt(ours, LESSONS)
-    monkeypatch.setattr(F, "dropout", bent)
+    monkeypatch.setattr(Dropout, "__call__", bent)
+    monkeypatch.setattr(torch.nn.Dropout, "forward", stock_bent)
     (loss, found), (true_loss, true) = (learnt(model, LESSONS) for model in (ours, theirs))
     assert given == [0.3] * 2 * 2 * len(LINEARS)
     assert loss == pytest.approx(true_loss, abs=TOLERANCE)
@@ -227,10 +244,11 @@ def test_activations_can_be_computed_again_without_a_change(
         return attention.attend(*arguments)
 
     monkeypatch.setattr(layers, "attend", counted)
-    torch.manual_seed(7)
+    ours.begin(7)
     true_loss, true = learnt(ours, LESSONS)
     assert len(computed) == 2
-    torch.manual_seed(7)
+    ours.begin(7)
+    torch.manual_seed(9)  # as if another thread had drawn
     loss, found = learnt(ours, LESSONS, recompute=True)
     assert len(computed) == 2 + 2 * 2
     assert loss == true_loss
@@ -238,14 +256,38 @@ def test_activations_can_be_computed_again_without_a_change(
     assert all(gradient.isfinite().all() for gradient in found.values())
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("kind", [own, stock])
+def test_dropout_is_that_of_the_seed_whatever_others_draw(
+    bases: dict[str, Path], kind: Callable[..., DecoderLora | PeftLora], recompute: bool
+) -> None:
+    """In both trainers, and where activations are computed again."""
+    config = LORA.model_copy(update={"dropout": 0.3})
+    losses: list[list[float]] = []
+    for seed in (1, 1, 2):
+        model = kind(bases["qwen3"], config)
+        fill(model)
+        model.begin(seed)
+        losses.append([])
+        for _ in range(2):
+            torch.rand(len(losses))
+            loss, found = learnt(model, LESSONS, recompute=recompute)
+            norm = math.fsum(float(each.square().sum()) for each in found.values())
+            losses[-1] += [loss, norm]
+    first, again, other = losses
+    assert first == again
+    assert other[0] != first[0]
+    assert first[2] != first[0]
+
+
 def test_tensors_are_fp32_whatever_the_default_is(bases: dict[str, Path]) -> None:
     """While vLLM starts, torch's default number format is another in all threads."""
     fresh = own(bases["llama"])
-    TrainableAdapter(fresh, bases["llama"], LORA, FP32).reset(seed=3)
+    adapter_on(fresh, LORA, FP32).reset(seed=3)
     torch.set_default_dtype(torch.bfloat16)
     try:
         ours = own(bases["llama"])
-        TrainableAdapter(ours, bases["llama"], LORA, FP32).reset(seed=3)
+        adapter_on(ours, LORA, FP32).reset(seed=3)
     finally:
         torch.set_default_dtype(torch.float32)
     assert {tensor.dtype for tensor in ours.tensors.values()} == {torch.float32}
@@ -266,7 +308,7 @@ def test_peft_reads_the_adapter_that_was_saved(
     base, device = bases["qwen3"], Device("cpu", dtype)
     ours = own(base, config, device)
     fill(ours)
-    TrainableAdapter(ours, base, config, device).save(tmp_path)
+    adapter_on(ours, config, device, base).save(tmp_path)
     read = LoraConfig.from_pretrained(tmp_path)
     assert (read.r, read.lora_alpha) == (config.rank, config.alpha)
     assert (read.use_rslora, read.lora_dropout) == (config.rslora, config.dropout)
@@ -292,19 +334,30 @@ def test_training_starts_from_an_adapter_that_peft_saved(
                 weight.normal_(std=0.2)
     theirs.save_pretrained(tmp_path)
     ours = own(base)
-    TrainableAdapter(ours, base, LORA, FP32).reset(seed=0, start=tmp_path)
+    adapter_on(ours, LORA, FP32).reset(seed=0, start=tmp_path)
     assert learnt(ours, LESSONS)[0] == pytest.approx(loss_of(theirs, LESSONS), abs=TOLERANCE)
     other = LORA.model_copy(update={"target_modules": ("q_proj",)})
     with pytest.raises(TrainerFailed, match="another base, rank or set of modules"):
-        TrainableAdapter(own(base, other), base, other, FP32).reset(seed=0, start=tmp_path)
+        adapter_on(own(base, other), other, FP32).reset(seed=0, start=tmp_path)
 
 
-@pytest.mark.parametrize("most", [1, 75, 107, 108, 1000])
+@pytest.mark.parametrize(
+    ("most", "parts"),
+    [
+        (1, [75, 33, 9, 64]),
+        (96, [75, 42, 64]),
+        (159, [75, 42, 64]),
+        (160, [108, 73]),
+        (192, [117, 64]),
+        (1000, [181]),
+    ],
+)
 def test_a_step_is_the_same_in_however_many_parts_its_batch_is(
-    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch, most: int
+    bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch, most: int, parts: list[int]
 ) -> None:
+    """Each has as much as goes together, padded to multiples of 32, and at least one lesson."""
     model = own(bases["llama"])
-    adapter = TrainableAdapter(model, bases["llama"], LORA, FP32)
+    adapter = adapter_on(model, LORA, FP32)
     fill(model)
     true_loss, true = learnt(model, LESSONS)
     given: list[int] = []
@@ -314,14 +367,9 @@ def test_a_step_is_the_same_in_however_many_parts_its_batch_is(
         given.append(sum(len(each.tokens) for each in lessons))
         return loss(lessons, recompute=recompute)
 
-    monkeypatch.setitem(lora_adapter.TOKENS_AT_ONCE, "cpu", most)
     monkeypatch.setattr(model, "loss", counted)
-    assert float(adapter._backward(LESSONS, recompute=False)) == pytest.approx(true_loss)
+    found_loss = adapter._backward(list(_parts(LESSONS, most, padded)), recompute=False)
+    assert float(found_loss) == pytest.approx(true_loss)
     found = {name: tensor.grad for name, tensor in model.tensors.items() if tensor.grad is not None}
     assert max(differences(found, true).values()) < TOLERANCE
-    assert sum(given) == sum(len(each.tokens) for each in LESSONS)
-    # Each has as much as goes together, and at least one lesson.
-    assert (
-        given
-        == {1: [75, 33, 9, 64], 75: [75, 42, 64], 107: [75, 106], 108: [108, 73], 1000: [181]}[most]
-    )
+    assert given == parts

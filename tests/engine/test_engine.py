@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from arcd.backends.protocols import Adapter, Request
 from arcd.backends.vllm import startup
 from arcd.backends.vllm.engine import VllmEngine
 from arcd.errors import SampleRefused
+from arcd.model.encoding import END
 
 pytest.importorskip("vllm")
 
@@ -315,3 +316,37 @@ def test_on_a_cpu_vllm_applies_adapters_our_way() -> None:
     if not current_platform.is_cpu():
         pytest.skip("vLLM is not built for a CPU")
     assert current_platform.get_punica_wrapper() == "arcd.backends.vllm.grouped_lora.GroupedPunica"
+
+
+@pytest.mark.parametrize("place", ["_model_forward", "_sample", "_get_prompt_logprobs_dict"])
+async def test_vllm_itself_answers_as_ever_after_steps_without_memory(
+    engine: VllmEngine,
+    adapters: list[Adapter],
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    # Some prompts take several steps, and have blocks in common, which are in the prefix cache.
+    prompt = (*CLOSING * 200, *ENDLESS)
+    asked = [ask(prompt, 20, sample=i) for i in range(3)]
+    asked += [ask((*CLOSING * i, *ENDLESS), 20, sample=i) for i in range(3, 9)]
+    asked.append(replace(ask(prompt, 20, sample=9), answer=(*ENDLESS * 5, END)))
+    wanted = await completions(engine, adapters[0], asked)
+    # From here on everything is computed again, into blocks that were not used before.
+    assert engine._worker._engine.reset_prefix_cache()
+    real, made = getattr(GPUModelRunner, place), 0
+
+    def short_of_memory(self: Any, *arguments: Any, **named: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made in (1, 2, 5, 9):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(GPUModelRunner, place, short_of_memory)
+    found = await completions(engine, adapters[0], asked)
+    assert made > 9
+    assert [c.tokens for c in found] == [c.tokens for c in wanted]
+    for one, two in zip(found, wanted, strict=True):
+        assert one.logprobs == pytest.approx(two.logprobs, abs=0.05)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from support.toys import REQUESTS, answers, toy_engine
 from arcd.backends.protocols import Adapter
 from arcd.backends.vllm import engine as vllm_engine
 from arcd.backends.vllm import startup
-from arcd.errors import EngineFailed, SampleRefused
+from arcd.errors import DeviceLost, EngineFailed, SampleRefused
 
 pytest.importorskip("vllm")
 
@@ -65,6 +66,9 @@ class ScriptedVllm:
 
     def remove_lora(self, number: int) -> None:
         self.log.append(f"remove {number - 1}")
+
+    def apply_model(self, function: Callable[[Any], Any]) -> list[Any]:
+        return [function(SimpleNamespace(named_parameters=tuple))]
 
     def has_unfinished_requests(self) -> bool:
         return bool(self.open)
@@ -137,6 +141,24 @@ async def test_when_a_step_fails_all_callers_hear_of_it_also_waiting_and_later_o
                 calls.start_soon(call, adapter)
         await call(A)
     assert heard == ["RuntimeError: the device is gone"] * 5
+
+
+def lose_the_gpu(names: list[str]) -> list[ScriptedOutput]:
+    raise RuntimeError(
+        "CUDA error: an illegal memory access was encountered\nCUDA kernel errors ..."
+    )
+
+
+async def test_a_lost_gpu_is_told_in_one_line_to_all_callers(script: Script) -> None:
+    script(lose_the_gpu)
+    async with toy_engine(Path("nowhere")) as engine:
+        for _ in range(2):
+            with pytest.raises(DeviceLost) as caught:
+                await answers(engine, None)
+            assert str(caught.value) == (
+                "the GPU cannot be used any more in this process: "
+                "CUDA error: an illegal memory access was encountered"
+            )
 
 
 async def test_requests_that_vllm_forgets_are_not_waited_for(script: Script) -> None:

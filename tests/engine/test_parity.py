@@ -22,7 +22,8 @@ from arcd.backends.protocols import Completion, Trained, TrainRequest
 from arcd.backends.resident_base import ResidentBase
 from arcd.backends.vllm.engine import vllm_engine
 from arcd.config import Config, resolve
-from arcd.model.base_model import Device, DTypeName, bundled, load_model, open_encoding
+from arcd.model.base_model import bundled, load_model, open_encoding
+from arcd.model.device import Device, DTypeName
 from arcd.model.lessons import build_lessons
 from arcd.model.prompts import TooLong, build_questions
 from arcd.solver.assignment import build_requests
@@ -61,7 +62,7 @@ async def sample(trained: Trained, device: Device) -> list[Completion]:
         end=encoding.end,
         config=config().engine,
         rank=config().train.rank,
-        dtype=device.dtype,
+        device=device,
         ledger=Ledger(),
         cores=1,
     ) as engine:

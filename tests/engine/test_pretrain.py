@@ -23,7 +23,8 @@ from arcd.arc.tasks import Pair, TaskSet, load
 from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.decoder.row import in_a_row
 from arcd.errors import BadBase, BadConfig, BadTask, HomeInUse, TrainerFailed
-from arcd.model.base_model import Device, load_model, open_encoding
+from arcd.model.base_model import load_model, open_encoding
+from arcd.model.device import Device
 from arcd.model.encoding import SPECIALS, CellEncoding
 from arcd.model.prompts import IGNORED, Lesson
 from arcd.pretrain.cell_model import CellModel, CellTables

@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 from arcd.arc.tasks import load
 from arcd.backends.stock.training import PeftTraining
 from arcd.config import TrainConfig, resolve
-from arcd.model.base_model import Device, open_encoding
+from arcd.model.base_model import open_encoding
+from arcd.model.device import Device
 from arcd.model.lessons import Lessons, build_lessons
 from arcd.pretrain.cell_model import CellModel
 

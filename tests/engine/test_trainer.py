@@ -26,12 +26,15 @@ from arcd.arc.tasks import load
 from arcd.backends.decoder_lora import DecoderLora
 from arcd.backends.lora_adapter import TrainableAdapter
 from arcd.backends.lora_trainer import LoraTrainer, TrainingHandle, learning_rate_factor
+from arcd.backends.loss import Loss
+from arcd.backends.memory_forecast import Plan
 from arcd.backends.protocols import Adapter, Trained, TrainingStep, TrainRequest
 from arcd.backends.resident_base import ResidentBase
 from arcd.backends.trainer_pool import TrainerPool
 from arcd.config import TrainConfig, resolve
 from arcd.errors import DiskFull, OutOfMemory, StoreFailed, TrainerFailed
-from arcd.model.base_model import Device, open_encoding
+from arcd.model.base_model import open_encoding
+from arcd.model.device import Device
 from arcd.model.encoding import CellEncoding
 from arcd.model.lessons import build_lessons
 from arcd.model.prompts import Lesson, TooLong
@@ -128,11 +131,9 @@ def recorded_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     threads: list[int] = []
     step = TrainableAdapter.step
 
-    def counted(
-        self: TrainableAdapter, batch: Sequence[Lesson], lr: float, *, recompute: bool
-    ) -> float:
+    def counted(self: TrainableAdapter, batch: Sequence[Lesson], lr: float, plan: Plan) -> Loss:
         threads.append(threading.get_ident())
-        return step(self, batch, lr, recompute=recompute)
+        return step(self, batch, lr, plan)
 
     monkeypatch.setattr(TrainableAdapter, "step", counted)
     return threads
@@ -230,8 +231,35 @@ async def test_another_seed_gives_another_adapter(base: Path, tmp_path: Path) ->
     assert not same(first, second)
 
 
+@pytest.mark.parametrize("frugal", [False, True])
+async def test_the_same_request_gives_the_same_adapter_whatever_other_threads_draw(
+    base: Path, tmp_path: Path, frugal: bool
+) -> None:
+    """Masks of dropout are the request's own."""
+    used = trainer(base, tmp_path)
+    quiet = await used.train(wanted(base, steps=3, dropout=0.3, frugal=frugal), ignore)
+    over = threading.Event()
+
+    def draw() -> None:
+        while not over.wait(0.0005):
+            torch.rand(10)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        busy = wanted(base, steps=3, serial=1, dropout=0.3, frugal=frugal)
+        disturbed = await used.train(busy, ignore)
+    finally:
+        over.set()
+        thread.join()
+    assert same(quiet, disturbed)
+    plain = await used.train(wanted(base, steps=3, serial=2, frugal=frugal), ignore)
+    assert not same(quiet, plain)
+
+
 async def test_the_base_itself_is_never_trained(base: Path, tmp_path: Path) -> None:
     resident = ResidentBase(base, DEVICE, CellEncoding())
+    resident.load()
     before = [tensor.clone() for tensor in frozen(resident)]
     used = LoraTrainer(resident.lora, base, tmp_path, DEVICE, Ledger(), cores=lambda: 1)
     await used.train(wanted(base), ignore)
@@ -306,12 +334,10 @@ async def test_cancellation_ends_the_training_within_a_step_and_leaves_nothing(
     may_go_on = threading.Semaphore(1)
     step = TrainableAdapter.step
 
-    def patient(
-        self: TrainableAdapter, batch: Sequence[Lesson], lr: float, *, recompute: bool
-    ) -> float:
+    def patient(self: TrainableAdapter, batch: Sequence[Lesson], lr: float, plan: Plan) -> Loss:
         may_go_on.acquire(timeout=5)
         made.append(len(made) + 1)
-        return step(self, batch, lr, recompute=recompute)
+        return step(self, batch, lr, plan)
 
     loop = asyncio.get_running_loop()
 
@@ -445,7 +471,7 @@ async def test_a_step_that_failed_leaves_no_scaler_that_refuses_the_next(
 
 
 def _full(*_: object, **__: object) -> None:
-    raise torch.OutOfMemoryError
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

@@ -33,6 +33,8 @@ def test_serve_submit_status_result_and_stop(tmp_path: Path) -> None:
         assert f"in use by arcd with pid {daemon.pid}" in refused.stderr
         waited = arcd("submit", "arc1-train:1", *at, "--wait", "--json", *SMALL)
         assert json.loads(waited.stdout)["state"] == "done"
+        for _ in client.follow(job):
+            pass
         assert client.job(job)["state"] == "done"
         assert arcd("result", job, *at, "--out", out).returncode == 0
         assert json.loads(out.read_text()) == client.result(job)
@@ -50,7 +52,8 @@ def test_the_kaggle_notebook_runs_offline(tmp_path: Path) -> None:
     few_tasks(inputs).rename(inputs / "arc-agi_test_challenges.json")
     script = EXAMPLES.parent / "kaggle.py"
     command: list[str | Path] = [sys.executable, script, "--budget", "1h"]
-    command += ["--input", tmp_path / "input", "--working", tmp_path]
+    command += ["--input", tmp_path / "input", "--working", tmp_path, "--device", "auto"]
+    command += ["--scratch", tmp_path]
     settings = ["train.steps=2", "sample.samples=1", "train.max_seq_len=2000"]
     command += [part for setting in settings for part in ("--set", setting)]
     done = subprocess.run(

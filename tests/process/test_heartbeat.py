@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -24,10 +25,20 @@ PIPE_BUF = 4096
 BEAT = Beat(True, Activity(True, 3), Activity(False, 0))
 
 lanes = st.builds(Activity, busy=st.booleans(), steps=st.integers(0))
-beats = st.builds(Beat, ready=st.booleans(), engine=lanes, trainer=lanes)
 whole = st.characters(exclude_categories=["Cs"])
+beats = st.builds(
+    Beat,
+    ready=st.booleans(),
+    engine=lanes,
+    trainer=lanes,
+    stopping=st.booleans(),
+    loading=st.text(whole, max_size=40),
+)
 failures = st.builds(
-    Failure, message=st.text(whole, max_size=LONGEST_MESSAGE), exit_code=st.integers(0, 255)
+    Failure,
+    message=st.text(whole, max_size=LONGEST_MESSAGE),
+    exit_code=st.integers(0, 255),
+    passing=st.booleans(),
 )
 
 
@@ -50,6 +61,14 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
         check=False,
         timeout=30,
     )
+
+
+def test_fields_that_came_later_may_be_missing() -> None:
+    later = {"loading": "", "passing": False}
+    for message in (BEAT, Failure("no such base", 2)):
+        fields = json.loads(to_line(message))
+        old = {key: value for key, value in fields.items() if key not in later}
+        assert from_line(json.dumps(old).encode()) == message
 
 
 @given(st.one_of(beats, failures))

@@ -35,13 +35,18 @@ STRICT = Limits(floor=1, ceiling=20)
 DAEMON = """
 import ctypes, os, signal, subprocess, sys, threading, time
 from pathlib import Path
-from arcd.daemon.heartbeat import Beat, Failure, Activity, Pulse, prepare_child
+from arcd.daemon.heartbeat import (
+    PREDECESSOR_DIED, Activity, Beat, Failure, Pulse, prepare_child
+)
 
 HERE = Path(__file__).parent
 IDLE = Activity(False, 0)
 
 def beat(engine=IDLE, trainer=IDLE, ready=True):
     pulse.send(Beat(ready, engine, trainer))
+
+def loading(stage):
+    pulse.send(Beat(False, IDLE, IDLE, loading=stage))
 
 def beat_for_ever(*lanes):
     while True:
@@ -252,6 +257,42 @@ async def test_a_failure_is_told_once_with_its_exit_code(rig: Rig) -> None:
         await rig.run("beat(); pulse.send(Failure('no such base', 2)); sys.exit(7)")
     assert failed.value.exit_code == 2
     assert (rig.lives, rig.incidents) == (1, [])
+
+
+FULL = "pulse.send(Failure('the GPU is full', 1, passing=True)); sys.exit(1)"
+
+
+async def test_a_full_gpu_at_the_first_start_ends_it_at_once(rig: Rig) -> None:
+    with pytest.raises(DaemonFailed, match=r"^the GPU is full$"):
+        await rig.run(FULL)
+    assert (rig.lives, rig.incidents) == (1, [])
+
+
+async def test_a_gpu_that_a_dead_daemon_may_still_hold_is_tried_twice(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "RELEASE_S", 0.0)
+    dies = "if life == 1: beat(); os._exit(3)\n"
+    with pytest.raises(DaemonFailed, match=r"^the GPU is full$"):
+        await rig.run(dies + FULL)
+    assert rig.lives == 3
+    assert rig.incidents[1] == Incident("death", "the GPU is full", 2)
+    assert rig.kinds == [("death", 1), ("death", 2)]
+
+
+async def test_a_daemon_that_hangs_while_it_loads_is_replaced(rig: Rig) -> None:
+    script = "if life == 2: sys.exit()\nwhile True:\n    loading('engine')\n    time.sleep(0.05)"
+    limits = Limits(floor=0.5, ceiling=20, loading=1)
+    assert await rig.run(script, limits) == 0
+    assert rig.kinds == [("stall", 1)]
+    assert rig.stall == "no progress in loading (engine) (limit 1.0 s)"
+
+
+async def test_only_after_a_daemon_that_was_ready_can_tasks_be_charged(rig: Rig) -> None:
+    script = "print(repr(os.environ[PREDECESSOR_DIED]), flush=True)\n"
+    script += "if life == 4: sys.exit()\nif life == 2: beat()\nos._exit(3)"
+    assert await rig.run(script) == 0
+    assert rig.log.read_text().split() == ["''", "''", "'1'", "'1'"]
 
 
 async def test_a_command_that_cannot_be_started_is_told(rig: Rig) -> None:

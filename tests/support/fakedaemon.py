@@ -32,7 +32,7 @@ from arcd.jobs.events import Record
 from arcd.jobs.job_table import JobTable
 from arcd.jobs.journal import Journal, NewJob
 from arcd.jobs.store import Store
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.model.encoding import CellEncoding
 from arcd.system import files
 from arcd.system.home import Home

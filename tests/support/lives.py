@@ -21,7 +21,7 @@ from arcd.daemon.options import Options
 from arcd.daemon.phases import Platform
 from arcd.daemon.process import Daemon, OpenRuntime
 from arcd.errors import TrainerFailed
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.model.encoding import CellEncoding
 from arcd.system.home import Home
 from arcd.system.ledger import Ledger

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,9 +33,17 @@ def arcd(*arguments: object, **env: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def start(*arguments: object) -> "subprocess.Popen[str]":
+@contextmanager
+def start(*arguments: object) -> "Iterator[subprocess.Popen[str]]":
+    """A command that goes on; a test that fails does not wait for its end."""
     command = [sys.executable, "-m", "arcd", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as running:
+        try:
+            yield running
+        except BaseException:
+            running.kill()
+            raise
 
 
 def wait_for(home: Path, kind: str) -> events.Record:

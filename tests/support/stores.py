@@ -27,7 +27,7 @@ B = Task("b", (Pair(ONE, TWO), Pair(TWO, ONE)), (ONE, TWO))
 A = Task("a", (Pair(ONE, TWO),), (ONE,))
 TASKS = TaskSet("two", (B, A), {"b": (TWO, ONE)})
 # With the defaults of the time when the stores were kept.
-SETTINGS = ["train.steps=3", "engine.cpu_cache_gib=2"]
+SETTINGS = ["train.steps=3", "engine.cpu_cache_gib=2", "engine.max_num_seqs=64"]
 JOB = new_job("job", 10, TASKS, resolve(settings=SETTINGS, seed=5), (Path("/o.json"),))
 
 

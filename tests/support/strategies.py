@@ -191,6 +191,7 @@ EVENTS: dict[type[events.Event], st.SearchStrategy[events.Event]] = {
         events.DaemonStarted, _counts(), st.text(), st.text(), st.text(), st.text(), st.text()
     ),
     events.DaemonReady: st.builds(events.DaemonReady, _finite()),
+    events.DaemonDied: st.builds(events.DaemonDied, st.text()),
     events.DaemonStopped: st.builds(events.DaemonStopped),
 }
 """Events of each kind."""
@@ -224,6 +225,8 @@ def _possible(state: State, samples: dict[tuple[int, str], list[Candidate]]) -> 
         yield new, events.Submitted(f"job {new}", new, ("a", "b", "c")[:new])
     yield None, events.DaemonStarted(1, "0.1", "base", "f", "cpu", "float32")
     yield None, events.DaemonReady(1.5)
+    if state.ready:
+        yield None, events.DaemonDied("the engine stopped")
     yield None, events.DaemonStopped()
     for job in state.jobs.values():
         if retriable := tuple(job.retriable()):

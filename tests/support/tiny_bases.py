@@ -23,7 +23,11 @@ from transformers import (
 
 from arcd.arc.grids import Grid
 from arcd.arc.views import PLAIN_COLOURS, View
-from arcd.backends.lora_adapter import LoraModel
+from arcd.backends.lora_adapter import LoraModel, TrainableAdapter
+from arcd.backends.memory import UNLIMITED
+from arcd.backends.memory_forecast import Plan, StepMemory
+from arcd.config import TrainConfig
+from arcd.model.device import Device
 from arcd.model.prompts import IGNORED, Lesson
 
 VOCABULARY = 80
@@ -150,6 +154,18 @@ def fill(*models: LoraModel, seed: int = 0) -> None:
             values = values.bfloat16()
             for model in models:
                 model.tensors[name].copy_(values)
+
+
+PLAIN = Plan(recompute=False, at_once=2048)
+"""How a step is made on a CPU."""
+
+
+def adapter_on(
+    model: LoraModel, config: TrainConfig, device: Device, base: Path = Path("base")
+) -> TrainableAdapter:
+    """An adapter in training with any amount of memory."""
+    memory = StepMemory(UNLIMITED, model.footprint, PLAIN.at_once)
+    return TrainableAdapter(model, base, config, device, memory)
 
 
 Gradients = dict[str, Tensor]

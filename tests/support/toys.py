@@ -12,6 +12,7 @@ from arcd.arc.views import PLAIN_COLOURS, View
 from arcd.backends.protocols import Adapter, Completion, Request
 from arcd.backends.vllm.engine import VllmEngine, vllm_engine
 from arcd.config import EngineConfig
+from arcd.model.device import Device
 from arcd.model.encoding import BEGIN, END, INPUT, NEWLINE, OUTPUT, PAD, CellEncoding
 from arcd.model.prompts import Question
 from arcd.system.ledger import Ledger
@@ -80,7 +81,7 @@ async def toy_engine(base: Path, *, max_loras: int = 2) -> AsyncIterator[VllmEng
         end=END,
         config=EngineConfig(max_model_len=CONTEXT, max_loras=max_loras, cpu_cache_gib=1),
         rank=RANK,
-        dtype="bfloat16",
+        device=Device("cpu", "bfloat16"),
         ledger=Ledger(),
         cores=1,
     ) as engine:

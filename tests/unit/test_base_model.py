@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from arcd.config import TrainConfig
 from arcd.errors import BadBase, BadConfig
-from arcd.model.base_model import ADAPTER_WEIGHTS, MARKER, bundled, check_training, fingerprint
+from arcd.model.base_model import (
+    ADAPTER_WEIGHTS,
+    MARKER,
+    bundled,
+    check_training,
+    check_wishes,
+    fingerprint,
+)
 
 
 def base_of(folder: Path, weights: bytes) -> Path:
@@ -83,3 +90,18 @@ def test_an_adapter_of_this_base_and_one_that_does_not_say_are_taken(tmp_path: P
         check_training(bundled(), TrainConfig(start=start))
     other = adapter(tmp_path / "other", json.dumps({"base": "another"}))
     assert refusal(bundled(), start=other) == f"train.start: {other}: an adapter of another base"
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:01", "CUDA"])
+def test_a_wrong_device_is_refused_in_one_line(device: str) -> None:
+    with pytest.raises(
+        BadConfig, match=rf"^device '{device}': expected auto, cpu, cuda or cuda:N$"
+    ):
+        check_wishes(bundled(), "auto", device)
+
+
+def test_a_gpu_that_is_not_shown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    check_wishes(bundled(), "auto", "cuda:1")
+    with pytest.raises(BadConfig, match="shows 2 GPUs"):
+        check_wishes(bundled(), "auto", "cuda:2")

@@ -60,7 +60,7 @@ def test_a_bad_task_file_is_one_line_and_nothing_is_written(tmp_path: Path, kind
         (["--base", "."], "a base model without config.json"),
         (["--config", "none.toml"], "none.toml: No such file"),
         (["--solutions", "none.json"], "none.json: No such file"),
-        (["--device", "tpu"], "device 'tpu': expected auto, cpu or cuda"),
+        (["--device", "tpu"], "device 'tpu': expected auto, cpu, cuda or cuda:N"),
         (["--wrong"], "No such option: --wrong"),
     ],
 )

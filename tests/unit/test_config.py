@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.stores import JOB, opened
 
-from arcd.config import DAEMON_KEYS, LORA_RANKS, Config, for_job, on_daemon, resolve, stored, tree
+from arcd.config import (
+    DAEMON_KEYS,
+    LORA_RANKS,
+    Config,
+    for_job,
+    on_daemon,
+    on_device,
+    resolve,
+    stored,
+    tree,
+)
 from arcd.errors import BadConfig
 
 
@@ -106,6 +116,45 @@ def test_what_the_engine_cannot_judge_is_refused() -> None:
     settings = ['train.target_modules=["lm_head"]', "sample.judging_views=1"]
     assert refusal(*settings).startswith("config: vLLM does not judge with adapters of lm_head")
     assert resolve(settings=settings[:1]).sample.judging_views == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "on_cpu", "on_gpu"), [([], 64, 256), (["engine.max_num_seqs=7"], 7, 7)]
+)
+def test_the_device_decides_on_the_sequences_unless_the_user_does(
+    settings: list[str], on_cpu: int, on_gpu: int
+) -> None:
+    config = resolve(settings=settings)
+    found = {kind: on_device(config, kind) for kind in ("cpu", "cuda")}
+    assert found["cpu"].engine.max_num_seqs == config.engine.sequences("cpu") == on_cpu
+    assert found["cuda"].engine.max_num_seqs == config.engine.sequences("cuda") == on_gpu
+    rest = config.engine.model_copy(update={"max_num_seqs": on_gpu})
+    assert found["cuda"] == config.model_copy(update={"engine": rest})
+
+
+def test_an_engine_stored_by_an_earlier_version_is_as_it_was() -> None:
+    earlier = {"max_model_len": 4096, "max_loras": 2, "max_num_seqs": 64, "gpu_memory": 0.5}
+    engine = stored(json.dumps({"engine": {**earlier, "cpu_cache_gib": None}})).engine
+    assert engine.max_num_seqs == 64
+    assert (engine.enforce_eager, engine.attention_backend, engine.kv_cache_memory_bytes) == (
+        None,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "engine.enforce_eager=1",
+        "engine.attention_backend=FLASH ATTN",
+        "engine.kv_cache_memory_bytes=0",
+        "engine.kv_cache_memory_bytes=1.5",
+        "engine.max_num_seqs=0",
+    ],
+)
+def test_a_setting_of_the_engine_that_makes_no_sense_is_refused(setting: str) -> None:
+    assert refusal(setting).startswith(setting.partition("=")[0])
 
 
 def test_a_value_is_not_a_section() -> None:

@@ -11,7 +11,7 @@ from support.strategies import tasks
 from arcd.arc.grids import Grid
 from arcd.arc.selection import ATTEMPTS, CONTENDERS
 from arcd.arc.tasks import Pair, Task
-from arcd.config import Config, resolve
+from arcd.config import Config, on_device, resolve
 from arcd.jobs.events import Times
 from arcd.model.encoding import CellEncoding
 from arcd.model.lessons import build_lessons
@@ -77,6 +77,8 @@ def test_sequences_beyond_a_batch_take_another_round() -> None:
     one = work(task(), resolve(settings=["sample.samples=64"]))
     two = work(task(), resolve(settings=["sample.samples=65"]))
     assert two.rounds == 2 * one.rounds
+    config = resolve(settings=["sample.samples=65"])
+    assert work(task(), on_device(config, "cuda")).rounds == one.rounds
 
 
 def test_works_add_up_to_what_they_are_together() -> None:

@@ -23,7 +23,10 @@ DATA = Path(__file__).parents[1] / "data"
 HIDDEN = {"run": {"--backend"}, "serve": {"--backend"}}
 """Options for developers, by verb; they came after 0.1.0 and may go again."""
 
-ADDED_OPTIONS = {"bench": {"--lessons-of"}}
+ADDED_OPTIONS = {
+    "bench": {"--lessons-of"},
+    "doctor": {"--set", "--thorough", "--seconds"},
+}
 """By verb; they came after 0.1.0, and without them all is as it was."""
 
 NEW_VERBS = {"forget"}
@@ -35,7 +38,7 @@ ADDED_METHODS = {"/jobs/{job}": {"delete"}}
 ADDED_PARAMETERS = {"/jobs/{job}/events": {"brief"}, "/jobs/{job}/forecast": {"detail"}}
 """Query parameters that came after 0.1.0, by path; without them all is as it was."""
 
-ADDED = {"Status": {"unpublished", "touched"}, "Order": {"skipped"}}
+ADDED = {"Status": {"unpublished", "touched"}, "Order": {"skipped"}, "Health": {"hardware"}}
 """Fields of the HTTP API's messages that came after 0.1.0; none may be required."""
 
 PROSE = ("description", "title", "summary", "operationId")

@@ -191,3 +191,14 @@ def test_the_stages_of_a_start_are_kept_in_their_order(ledger: Ledger, clock: Cl
     told = account.to_json()
     del told["stages"]  # as an earlier daemon has stored it
     assert Account.from_json(told).stages == {}
+
+
+def test_the_stages_under_way_are_told(ledger: Ledger) -> None:
+    assert ledger.stages_open == ""
+    with ledger.stage("base model"):
+        with ledger.stage("engine"):
+            assert ledger.stages_open == "base model, engine"
+        assert ledger.stages_open == "base model"
+    with pytest.raises(KeyError), ledger.stage("engine"):
+        raise KeyError
+    assert ledger.stages_open == ""

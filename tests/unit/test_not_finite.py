@@ -27,9 +27,9 @@ from arcd.jobs import events, outline
 from arcd.jobs.events import Record
 from arcd.jobs.sheets import sheets
 from arcd.model.encoding import CellEncoding
-from arcd.scheduling.rates import LinearFit
 from arcd.solver.sampling import to_candidate
 from arcd.system import json_text
+from arcd.system.linear_fit import LinearFit
 
 NAN, INF = math.nan, math.inf
 WRONG = [NAN, INF, -INF]

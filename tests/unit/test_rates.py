@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from arcd.backends.protocols import EngineUsage
 from arcd.scheduling.forecast import COLD, Rates, times, work
-from arcd.scheduling.rates import WINDOW, LinearFit, RateEstimator
+from arcd.scheduling.rates import RateEstimator
+from arcd.system.linear_fit import WINDOW, LinearFit
 
 machines = st.builds(
     lambda scale, task, step, token, round_, prompt, row: Rates(

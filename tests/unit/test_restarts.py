@@ -5,8 +5,15 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.daemon.heartbeat import Activity, Beat
-from arcd.daemon.restarts import CALM_S, LONGEST_PAUSE_S, MOST_FRUITLESS, Life, Restarts
+from arcd.daemon.heartbeat import Activity, Beat, Failure
+from arcd.daemon.restarts import (
+    CALM_S,
+    LONGEST_PAUSE_S,
+    MOST_FRUITLESS,
+    RELEASE_S,
+    Life,
+    Restarts,
+)
 
 IDLE = Activity(False, 0)
 
@@ -88,3 +95,27 @@ def test_a_pause_is_short_and_only_the_last_lives_count(lives: list[Life]) -> No
     row = last.index(True) if True in last else len(last)
     assert (row >= MOST_FRUITLESS) <= (restarts.hopeless is not None)
     assert not math.isnan(restarts.pause)
+
+
+FULL = Failure("out of memory", 1, passing=True)
+
+
+def test_a_failure_is_final_unless_a_dead_process_may_be_the_reason() -> None:
+    assert not after().may_pass(FULL), "nobody has died"
+    assert after(FRUITFUL).may_pass(FULL)
+    assert not after(FRUITFUL).may_pass(Failure("no such base", 2))
+
+
+def test_a_second_try_comes_after_a_while_and_there_is_no_third() -> None:
+    restarts = after(FRUITFUL)
+    restarts.count(UNREADY, FULL)
+    assert (restarts.pause, restarts.hopeless) == (RELEASE_S, None)
+    assert not restarts.may_pass(FULL)
+    restarts.count(FRUITFUL)
+    assert restarts.may_pass(FULL), "after the next death"
+    assert restarts.pause == 0
+
+
+def test_tasks_can_be_in_flight_only_where_a_daemon_was_ready() -> None:
+    assert not after(UNREADY, UNREADY).any_ready
+    assert after(UNREADY, FRUITLESS, UNREADY).any_ready

@@ -1,6 +1,6 @@
 """The solver when training or sampling fails: it tries less, and says so in notes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from support.small import solutions, task
@@ -11,7 +11,7 @@ from arcd.backends.fake import FakeEngine
 from arcd.backends.protocols import Adapter, EngineUsage, Trained, TrainRequest
 from arcd.backends.runtime import Runtime
 from arcd.config import resolve
-from arcd.errors import DiskFull, EngineFailed
+from arcd.errors import DeviceLost, DiskFull, EngineFailed, OutOfMemory
 from arcd.model.encoding import CellEncoding
 from arcd.solver.assignment import Assignment
 from arcd.solver.solve import solve
@@ -67,25 +67,36 @@ def longest(bench: Bench, limit: int = 4096) -> int:
     return max(len(lesson.tokens) for lesson in lessons)
 
 
-async def test_out_of_memory_first_shortens_the_lessons() -> None:
+async def test_out_of_memory_first_recomputes_activations() -> None:
     bench = Bench(task(pairs=6))
-    bench.trainer.memory = longest(bench) // 2
+    bench.trainer.memory = longest(bench) - 1
     verdict = await bench.solve()
+    assert verdict.notes == ("out of memory in training, tried again with activations recomputed",)
+    plan, frugal = bench.trainer.asked
+    assert (plan.frugal, frugal.frugal) == (False, True)
+    assert plan.lessons == frugal.lessons
+    assert verdict.adapter == frugal.serial
+
+
+async def test_out_of_memory_then_shortens_the_lessons_twice_and_then_gives_up_the_adapter() -> (
+    None
+):
+    bench = Bench(task(pairs=16))
     half = longest(bench) // 2
-    assert verdict.notes == (
+    bench.trainer.memory = half // 2
+    verdict = await bench.solve()
+    assert verdict.notes[1:] == (
         f"out of memory in training, tried again with lessons of at most {half} tokens",
     )
-    assert [request.frugal for request in bench.trainer.asked] == [False, False]
+    assert [request.frugal for request in bench.trainer.asked] == [False, True, True]
     assert verdict.adapter == bench.trainer.asked[-1].serial
 
-
-async def test_out_of_memory_then_recomputes_activations_and_then_gives_up_the_adapter() -> None:
-    bench = Bench(task(pairs=6))
-    shorter = longest(bench, longest(bench) // 2)
-    bench.trainer.memory = shorter // 2 + 1
+    shorter = longest(bench, half)
+    bench.trainer.memory = shorter // 4
     verdict = await bench.solve()
-    assert verdict.notes[-1] == "out of memory in training, tried again with activations recomputed"
-    assert [request.frugal for request in bench.trainer.asked] == [False, False, True]
+    assert verdict.notes[2:] == (
+        f"out of memory in training, tried again with lessons of at most {shorter // 2} tokens",
+    )
     assert verdict.adapter == bench.trainer.asked[-1].serial
 
     bench.trainer.memory = 1
@@ -93,6 +104,55 @@ async def test_out_of_memory_then_recomputes_activations_and_then_gives_up_the_a
     assert verdict.notes[-1] == "answered by the base: out of memory in training"
     assert verdict.adapter is None
     assert verdict.samples == 16
+
+
+@dataclass
+class Foreseeing(Recorded):
+    """Recomputes by itself where that is needed, and refuses what cannot fit before it begins."""
+
+    async def train(self, wanted: TrainRequest, progress: Progress) -> Trained:
+        needed = max(len(lesson.tokens) for lesson in wanted.lessons)
+        if needed > 2 * self.memory:
+            self.asked.append(wanted)
+            raise OutOfMemory(f"{needed} tokens, {2 * self.memory} fit", fits=2 * self.memory)
+        return await super().train(replace(wanted, frugal=needed > self.memory), progress)
+
+
+async def test_where_the_trainer_knows_what_would_fit_the_lessons_get_that_length_at_once() -> None:
+    bench = Bench(task(pairs=8), trainer=Foreseeing())
+    bench.trainer.memory = longest(bench) // 3
+    fits = 2 * bench.trainer.memory
+    verdict = await bench.solve()
+    assert verdict.notes == (
+        f"out of memory in training, tried again with lessons of at most {fits} tokens",
+    )
+    _, trained = bench.trainer.asked
+    assert longest(bench) // 2 < max(len(lesson.tokens) for lesson in trained.lessons) <= fits
+    assert verdict.adapter == trained.serial
+
+
+@pytest.mark.parametrize("memory", [0, 4])
+async def test_where_no_lesson_would_fit_nothing_else_is_tried(memory: int) -> None:
+    bench = Bench(trainer=Foreseeing(memory=memory))
+    verdict = await bench.solve()
+    needed = longest(bench)
+    assert verdict.notes == (
+        f"answered by the base: out of memory in training: {needed} tokens, {2 * memory} fit",
+    )
+    assert len(bench.trainer.asked) == 1
+    assert verdict.samples == 16
+
+
+class Lost(Recorded):
+    async def train(self, wanted: TrainRequest, progress: Progress) -> Trained:
+        raise DeviceLost
+
+
+async def test_a_lost_device_is_nothing_that_the_base_can_answer_without() -> None:
+    bench = Bench(trainer=Lost())
+    with pytest.raises(DeviceLost):
+        await bench.solve()
+    assert bench.kinds == ["Started"]
 
 
 async def test_a_task_too_long_to_train_is_still_asked() -> None:

@@ -14,7 +14,7 @@ from arcd.backends.protocols import Adapter, Completion, Request
 from arcd.backends.stock.sampling import StockEngine
 from arcd.backends.vllm import plugin
 from arcd.config import EngineConfig
-from arcd.model.base_model import Device
+from arcd.model.device import Device
 from arcd.model.prompts import Question
 
 END = 2

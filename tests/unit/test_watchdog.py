@@ -9,7 +9,8 @@ LIMITS = Limits()
 IDLE = Activity(busy=False, steps=0)
 
 lanes = st.builds(Activity, busy=st.booleans(), steps=st.integers(0, 5))
-beats = st.builds(Beat, ready=st.booleans(), engine=lanes, trainer=lanes)
+stages = st.sampled_from(["", "base model", "engine"])
+beats = st.builds(Beat, ready=st.booleans(), engine=lanes, trainer=lanes, loading=stages)
 # Whole milliseconds, so that sums are the same in whatever order they are taken.
 waits = st.integers(0, 2_000_000).map(lambda milliseconds: milliseconds / 1024)
 histories = st.lists(st.tuples(waits, beats), max_size=30)
@@ -19,8 +20,10 @@ History = list[tuple[float, Beat]]
 """Beats, each with the seconds before it."""
 
 
-def beat(engine: Activity = IDLE, trainer: Activity = IDLE, ready: bool = True) -> Beat:
-    return Beat(ready, engine, trainer)
+def beat(
+    engine: Activity = IDLE, trainer: Activity = IDLE, ready: bool = True, loading: str = ""
+) -> Beat:
+    return Beat(ready, engine, trainer, loading=loading)
 
 
 def told(history: History) -> tuple[Watchdog, float]:
@@ -193,3 +196,53 @@ def test_short_limits_are_told_in_tenths() -> None:
     watchdog = Watchdog(Limits(floor=0.5))
     watchdog.hear(beat(), 10.0)
     assert watchdog.stalled(10.75) == "no sign of life for 0.8 s (limit 0.5 s)"
+
+
+def loading(*stages: str) -> list[Beat]:
+    return [beat(ready=False, loading=stage) for stage in stages]
+
+
+def test_a_daemon_that_beats_and_never_becomes_ready_is_stalled() -> None:
+    watchdog, now = told([])
+    (hanging,) = loading("engine")
+    watchdog.hear(hanging, now + 10)
+    assert beating(watchdog, hanging, now + 10, now + 10 + 1799) == []
+    assert watchdog.stalled(now + 1810) == (
+        "no progress in loading (engine) for 1800 s (limit 1800 s)"
+    )
+    watchdog.begin(now + 1811)
+    assert watchdog.stalled(now + 1812) is None, "the next daemon has its own time"
+
+
+def test_a_daemon_that_hangs_before_its_first_stage_is_stalled() -> None:
+    watchdog, now = told([])
+    (hanging,) = loading("")
+    assert beating(watchdog, hanging, now, now + 1799) == []
+    assert watchdog.stalled(now + 1800) == "no progress in loading for 1800 s (limit 1800 s)"
+
+
+def test_a_slow_start_whose_stages_get_on_is_left_alone() -> None:
+    watchdog, now = told([])
+    for hanging in loading("torch", "base model", "vLLM", "engine"):
+        watchdog.hear(hanging, now)
+        assert beating(watchdog, hanging, now, now + 1700) == []
+        now += 1700
+    assert beating(watchdog, beat(), now, now + 9999) == [], "and ready, it may be idle for ever"
+
+
+def test_a_user_who_wants_patience_gets_it_while_loading_too() -> None:
+    watchdog = Watchdog(Limits(floor=7200, ceiling=7200))
+    watchdog.begin(0.0)
+    for now in range(0, 7200, 600):
+        watchdog.hear(loading("engine")[0], now)
+        assert watchdog.stalled(now + 599.0) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 59), beats), max_size=30))
+def test_a_hang_while_loading_is_noticed_whatever_was_before(
+    history: list[tuple[float, Beat]],
+) -> None:
+    watchdog, now = told(history)
+    watchdog.begin(now)
+    (hanging,) = loading("engine")
+    assert beating(watchdog, hanging, now, now + LIMITS.loading + LIMITS.floor)

@@ -16,7 +16,8 @@ from arcd.backends.vllm import plugin
 from arcd.backends.vllm.requests import completion, prompt, sampling_arguments
 from arcd.config import EngineConfig
 from arcd.errors import SampleRefused
-from arcd.model.base_model import Device, cpu_cache_gib
+from arcd.model.base_model import cpu_cache_gib
+from arcd.model.device import Device
 
 ENVIRONMENT = {
     # The engine in this process: in one of its own, as it comes, each start takes 10 to 17 s more.

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, get_scheduler
 
 from arcd.backends.peft_lora import autocast, lora_config
 from arcd.config import TrainConfig
-from arcd.model.base_model import Device
 from arcd.model.collate import collate
+from arcd.model.device import Device
 from arcd.model.prompts import IGNORED, Lesson
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}

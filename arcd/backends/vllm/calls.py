@@ -10,12 +10,13 @@ from typing import TypeVar
 from anyio.streams.memory import MemoryObjectSendStream
 
 from arcd.backends.protocols import Adapter, Completion, Request
-from arcd.errors import EngineFailed, SampleRefused
+from arcd.backends.vllm.recovery import drop_frames
+from arcd.errors import DeviceLost, EngineFailed, SampleRefused
 
-Answer = Completion | SampleRefused | EngineFailed
+Answer = Completion | SampleRefused | EngineFailed | DeviceLost
 """A completion, or the reason why its call gets no more of them."""
 
-_Failure = TypeVar("_Failure", SampleRefused, EngineFailed)
+_Failure = TypeVar("_Failure", bound=SampleRefused | EngineFailed | DeviceLost)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +65,11 @@ Command = Load | Unload | Begin | End | Stop
 
 
 def failure(kind: type[_Failure], error: BaseException, what: str | None = None) -> _Failure:
-    """The error as `kind` in one line, `what` before it; the error itself is its cause."""
+    """The error as `kind` in one line, `what` before it; the error itself is its cause.
+
+    The frames that it went through are emptied: their tensors would live as long as the failure.
+    """
+    drop_frames(error)
     text = " ".join(str(error).split())[:300]
     cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
     failed = kind(f"{what}: {cause}" if what else cause)

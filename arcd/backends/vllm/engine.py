@@ -9,15 +9,17 @@ import asyncio
 import importlib.util
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from arcd.backends.device_errors import sticky
 from arcd.backends.protocols import Adapter, Completion, EngineUsage, Request
 from arcd.backends.vllm.calls import (
     Answer,
@@ -34,8 +36,12 @@ from arcd.backends.vllm.calls import (
 from arcd.backends.vllm.startup import EngineSettings
 from arcd.backends.vllm.worker import Worker
 from arcd.config import EngineConfig
-from arcd.errors import ArcdError, EngineFailed, MissingPackage
+from arcd.errors import ArcdError, DeviceLost, EngineFailed, MissingPackage
+from arcd.model.device import Device, free_memory
 from arcd.system.ledger import Ledger
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STOP_TIMEOUT_S = 30.0
 """Longest wait for the last step when the engine is closed. A thread that is busy for longer is
@@ -50,23 +56,24 @@ async def vllm_engine(
     end: int,
     config: EngineConfig,
     rank: int,
-    dtype: str,
+    device: Device,
     ledger: Ledger,
     cores: int,
 ) -> "AsyncIterator[VllmEngine]":
     """A running engine on the model folder `base`; on exit it is stopped and its memory returned.
 
     An answer consists of `answer_tokens` and closes with `end`, which is one of them. `rank` is the
-    largest of the adapters, `dtype` vLLM's name for the precision ("bfloat16"), `cores` the number
-    of OpenMP threads on a CPU.
+    largest of the adapters, `cores` the number of OpenMP threads on a CPU.
     One engine at a time in a process, and nothing else may use torch while it starts: vLLM then
     changes the default dtype and the random state of the whole process, and on a GPU it captures
     graphs. What would outlast the start is put back.
-    Raises MissingPackage without vLLM, EngineFailed if vLLM cannot start.
+    Raises MissingPackage without vLLM, EngineFailed or DeviceLost if vLLM cannot start.
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingPackage("vLLM is not installed: see the README on CPU and GPU")
-    settings = EngineSettings(base, list(answer_tokens), end, config, rank, dtype, cores)
+    found = free_memory(device)
+    total = found[1] if found else None
+    settings = EngineSettings(base, list(answer_tokens), end, config, rank, device, total, cores)
     engine = VllmEngine(settings, ledger)
     try:
         await engine._start()
@@ -90,7 +97,8 @@ class AdapterSlot:
 class VllmEngine:
     """An `Engine` that passes requests to the thread and completions to their callers.
 
-    Every request is answered exactly once, unless its caller is cancelled or gets EngineFailed.
+    Every request is answered exactly once, unless its caller is cancelled or gets EngineFailed or
+    DeviceLost, after which there are no more steps.
     """
 
     def __init__(self, settings: EngineSettings, ledger: Ledger) -> None:
@@ -104,7 +112,7 @@ class VllmEngine:
         self._free_slots = anyio.Semaphore(settings.config.max_loras)
         self._ready = anyio.Event()
         self._over = anyio.Event()
-        self._failure: EngineFailed | None = None
+        self._failure: EngineFailed | DeviceLost | None = None
 
     @property
     def steps(self) -> int:
@@ -115,6 +123,11 @@ class VllmEngine:
     def busy(self) -> bool:
         """See `Engine.busy`."""
         return bool(self._calls)
+
+    @property
+    def base_tensors(self) -> "Mapping[str, Tensor]":
+        """See `startup.base_tensors`."""
+        return self._worker.base_tensors
 
     async def sample(
         self,
@@ -187,7 +200,7 @@ class VllmEngine:
         await self._ready.wait()
         if self._failure is not None:
             cause = self._failure.__cause__
-            raise EngineFailed(f"the engine could not start: {self._failure}") from cause
+            raise type(self._failure)(f"the engine could not start: {self._failure}") from cause
 
     async def _stop(self) -> None:
         self._commands.put(Stop())
@@ -201,9 +214,9 @@ class VllmEngine:
             self._worker.start()
             self._post(self._ready.set)
             self._worker.serve()
-            failed = EngineFailed("the engine was stopped")
+            failed: EngineFailed | DeviceLost = EngineFailed("the engine was stopped")
         except BaseException as error:  # callers must hear of any error: they wait for answers
-            failed = failure(EngineFailed, error)
+            failed = _as_failure(error)
         self._post(self._fail, failed)
         try:
             self._worker.close()
@@ -224,8 +237,15 @@ class VllmEngine:
         if call in self._calls:  # else it was cancelled
             call.answers.send_nowait(answer)
 
-    def _fail(self, failed: EngineFailed) -> None:
+    def _fail(self, failed: EngineFailed | DeviceLost) -> None:
         self._failure = failed
         for call in self._calls:
             call.answers.send_nowait(copied(failed))
         self._ready.set()
+
+
+def _as_failure(error: BaseException) -> EngineFailed | DeviceLost:
+    """What callers hear when the thread ends with this error."""
+    if isinstance(error, EngineFailed):
+        return error
+    return DeviceLost.after(error) if sticky(error) else failure(EngineFailed, error)

@@ -14,21 +14,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from arcd.backends.streams import ENGINE_PRIORITY, streams_of
 from arcd.backends.vllm import plugin
+from arcd.backends.vllm.sizes import step_sizes
 from arcd.config import EngineConfig
+from arcd.errors import EngineFailed
 from arcd.model.base_model import cpu_cache_gib, model_config
+from arcd.model.device import Device
 from arcd.system.ledger import Ledger
 
-STEP_TOKENS = 2048
-"""Most tokens in one step. The engine obeys no command during a step; this many tokens take 0.15 s
-(5M model, one CPU core)."""
-
-PROMPT_STEP_TOKENS = 512
-"""Most tokens of one prompt in one step. For an answer that is rescored vLLM holds logits and
-logprobs of all these tokens, without planning for them (vllm issue 5907): 0.5 GB with a vocabulary
-of 150 000. A long prompt in one piece can take all memory of a GPU."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,9 @@ class EngineSettings:
     end: int
     config: EngineConfig
     rank: int
-    dtype: str
+    device: Device
+    memory: int | None
+    """Bytes that the GPU has; None for a CPU."""
     cores: int
 
 
@@ -56,14 +56,29 @@ def start(settings: EngineSettings, ledger: Ledger) -> Any:
 
 
 def build_engine(settings: EngineSettings) -> Any:
-    """An `LLMEngine` for the platform that vLLM is built for."""
+    """An `LLMEngine`; the calling thread, the engine's, is prepared for it.
+
+    Raises EngineFailed where vLLM is built for another kind of device.
+    """
     from vllm import EngineArgs, LLMEngine
     from vllm.platforms import current_platform
 
-    on_cpu = current_platform.is_cpu()
+    on_cpu = settings.device.kind == "cpu"
+    if current_platform.is_cpu() != on_cpu:
+        wanted = "a CPU" if on_cpu else "a GPU"
+        raise EngineFailed(f"this vLLM does not run on {wanted}: see the README on CPU and GPU")
     if on_cpu:
         _prepare_cpu_thread(settings.cores)
-    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(settings, on_cpu=on_cpu)))
+    # vLLM is imported: from then on it remembers the stream that a thread sets, and gives a thread
+    # that has set none another one at the first step.
+    with streams_of(ENGINE_PRIORITY):
+        return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(settings)))
+
+
+def base_tensors(engine: Any) -> dict[str, "Tensor"]:
+    """The base's tensors in an `LLMEngine`, by vLLM's names for a model without adapters."""
+    [found] = engine.apply_model(lambda model: dict(model.named_parameters()))
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in found.items()}
 
 
 def import_vllm(base: Path) -> None:
@@ -95,20 +110,21 @@ def environment(cache_gib: int) -> dict[str, str]:
     }
 
 
-def engine_arguments(settings: EngineSettings, *, on_cpu: bool) -> dict[str, object]:
+def engine_arguments(settings: EngineSettings) -> dict[str, object]:
     """The keyword arguments of vLLM's `EngineArgs`."""
-    config = settings.config
+    config, device = settings.config, settings.device
+    sequences, sizes = config.sequences(device.kind), step_sizes(device, settings.memory)
     arguments: dict[str, object] = {
         "model": str(settings.base),
-        "dtype": settings.dtype,
+        "dtype": device.serving_dtype,
         "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_num_seqs,
+        "max_num_seqs": sequences,
         "gpu_memory_utilization": config.gpu_memory,
         "enable_lora": True,
         "max_lora_rank": settings.rank,
         "max_loras": config.max_loras,
-        "max_num_batched_tokens": max(STEP_TOKENS, config.max_num_seqs),
-        "long_prefill_token_threshold": min(PROMPT_STEP_TOKENS, config.max_model_len),
+        "max_num_batched_tokens": max(sizes.step, sequences),
+        "long_prefill_token_threshold": min(sizes.prompt, config.max_model_len),
         "enable_prefix_caching": True,
         "skip_tokenizer_init": True,
         "load_format": "safetensors",  # nothing is unpickled
@@ -117,7 +133,7 @@ def engine_arguments(settings: EngineSettings, *, on_cpu: bool) -> dict[str, obj
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
-    return arguments | (_cpu_arguments(config) if on_cpu else {})
+    return arguments | (_cpu_arguments(config) if device.kind == "cpu" else {}) | _chosen(config)
 
 
 def _cpu_arguments(config: EngineConfig) -> dict[str, object]:
@@ -128,6 +144,16 @@ def _cpu_arguments(config: EngineConfig) -> dict[str, object]:
         # Slots fill from the first, so with one more than is ever used the last one stays zero.
         "max_loras": config.max_loras + 1,
     }
+
+
+def _chosen(config: EngineConfig) -> dict[str, object]:
+    """What the user has chosen where vLLM has a default of its own."""
+    chosen = {
+        "enforce_eager": config.enforce_eager,
+        "attention_backend": config.attention_backend,
+        "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _prepare_cpu_thread(cores: int) -> None:

@@ -2,7 +2,14 @@
 
 vLLM reports a request only when it is finished; it generated one token of it in each step since its
 prompt was read. So once all requests that were open in a step are finished, it is known how many
-tokens the step generated and how many prompt tokens were read by then. Pure; used by one thread.
+tokens the step generated and how many prompt tokens were read by then.
+
+With asynchronous scheduling a step returns what the step before has computed, and waits for it. So
+the step that returns a request's last token is also the one that took its time, as without it, and
+tokens and seconds are right. Steps are one too many for each time the engine begins with nothing to
+do: the first one only schedules. Two things are not counted: a token that was computed after an
+answer's end, before that was known, and an aborted request's token in the step after. Pure; used by
+one thread.
 """
 
 from arcd.backends.protocols import EngineUsage
