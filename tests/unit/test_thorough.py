@@ -230,17 +230,33 @@ def test_three_tasks_have_answers_and_seconds_of_each_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", [events.Sampled, events.Answered], ids=["without samples", "without an answer"]
+    ("lost", "told"),
+    [
+        (events.Trained, "not trained: b"),
+        (events.Sampled, "without an answer: b"),
+        (events.Answered, "without an answer: b"),
+    ],
 )
-def test_a_task_without_an_answer_is_found_out(lost: type[events.Event]) -> None:
+def test_a_task_that_something_was_left_out_of_is_found_out(
+    lost: type[events.Event], told: str
+) -> None:
     kept = [
         event
         for event in life(*NAMES)
         if not isinstance(event, lost) or getattr(event, "task", "") != "b"
     ]
     found = tasks_finding(seen(records=records(*BEGUN, events.Interrupted("a"), *kept)))
-    assert (found.ok, found.value) == (False, "without an answer: b")
+    assert (found.ok, found.value) == (False, told)
     assert found.advice
+
+
+def test_a_task_that_was_not_trained_tells_why() -> None:
+    drawn = candidate(task("a"))
+    by_base = verdict("a", 1, [drawn], None, ("trained nothing: the device was full",))
+    answered = (*life("a")[:3], events.Answered("a", by_base))
+    found = tasks_finding(seen(tasks=["a"], records=records(*answered)))
+    assert not found.ok
+    assert found.value == "not trained: a (trained nothing: the device was full)"
 
 
 def test_without_nvidia_smi_nothing_is_said_of_device_memory(

@@ -130,6 +130,10 @@ def tasks_finding(seen: Observed) -> Finding:
     answers = {e.task: e.verdict for e in _events(seen, events.Answered)}
     sampled = {e.task for e in _events(seen, events.Sampled)}
     missing = [task for task in seen.tasks if task not in answers or task not in sampled]
+    # An adapter may be trained and lost: then the base has answered.
+    by_adapter = {task for task, verdict in answers.items() if verdict.adapter is not None}
+    trained = by_adapter & {e.task for e in _events(seen, events.Trained)}
+    untrained = [task for task in seen.tasks if task not in trained]
     parts = dict(_parts(seen))
     notes = [note for verdict in answers.values() for note in verdict.notes]
     data = {"notes": notes, "stages": dict(seen.account.stages) if seen.account else {}}
@@ -137,6 +141,11 @@ def tasks_finding(seen: Observed) -> Finding:
         advice = "see the lines above; if all of them are ok, report this document"
         value = f"without an answer: {', '.join(missing)}"
         return Finding("tasks", value, False, parts, advice, data)
+    if untrained:
+        why = f" ({notes[0]})" if notes else ""
+        advice = "answers of the base alone are poor ones: mend what the line says, or report"
+        value = f"not trained: {', '.join(untrained)}{why}"
+        return Finding("tasks", value, False, parts, f"{advice} this document", data)
     value = f"{len(answers)} answered in {_seconds(seen):.1f} s after the start"
     return Finding("tasks", value, True, parts, "", data)
 
