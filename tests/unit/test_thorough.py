@@ -114,7 +114,7 @@ def test_where_nothing_can_be_started_the_other_checks_say_so(name: str) -> None
     found = processes.all()
     assert set(found) == set(EVERYTHING)
     assert found["speed"] == Finding(
-        "speed", "not tried", ok=False, advice="first mend the line above"
+        "speed", f"not tried: see {name}", ok=False, advice="first mend that line"
     )
     assert found["kill"].ok
 
@@ -122,9 +122,16 @@ def test_where_nothing_can_be_started_the_other_checks_say_so(name: str) -> None
 def test_where_the_time_is_up_the_checks_that_are_left_say_so() -> None:
     processes = Processes(seconds=1000.0)
     found = processes.all()
-    assert set(found) >= {*RUNTIME_CHECKS, "kill", "streams"}
+    assert tuple(found) == EVERYTHING
     assert "--seconds" in found["speed"].advice
+    assert (found["tasks"].value, found["tasks"].ok) == ("no time left", False)
     assert processes.now <= 480.0
+
+
+def test_a_daemon_whose_process_ends_has_a_finding_of_its_tasks_too() -> None:
+    found = Processes(crash="kill").all()
+    assert tuple(found) == EVERYTHING
+    assert found["tasks"].value == "not tried: see kill"
 
 
 def test_without_time_for_another_start_streams_are_not_compared() -> None:
@@ -195,6 +202,15 @@ def test_a_daemon_that_was_killed_and_came_back_is_ok() -> None:
     assert "its processes are gone" in kill_finding(seen(before=None, after=None)).value
 
 
+def test_the_kill_is_judged_as_soon_as_its_task_is_answered() -> None:
+    """The other tasks may take longer than there is time: that is no fault of the kill."""
+    happened = (*BEGUN, events.Interrupted("a"), *life("a"), *life("b"))
+    over = [seen(records=records(*happened[:count])).over for count in range(len(happened) + 1)]
+    assert over == [False] * 7 + [True] * 5
+    assert kill_finding(seen(records=records(*happened[:7]))).ok
+    assert not seen(killed=None).over
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -248,6 +264,12 @@ def test_a_task_that_something_was_left_out_of_is_found_out(
     found = tasks_finding(seen(records=records(*BEGUN, events.Interrupted("a"), *kept)))
     assert (found.ok, found.value) == (False, told)
     assert found.advice
+
+
+def test_a_daemon_that_died_again_is_found_out_though_all_tasks_are_answered() -> None:
+    """It may have died after the finding of the kill was told."""
+    found = tasks_finding(seen(incidents=[DEATH, Incident("death", "out of memory", 2)]))
+    assert (found.ok, found.value) == (False, "died again: out of memory")
 
 
 def test_a_task_that_was_not_trained_tells_why() -> None:

@@ -85,16 +85,25 @@ def make(wanted: Wanted, tell: Tell) -> bool:
 
 
 def _lives(wanted: Wanted, tell: Tell) -> bool:
-    try:
-        seen = lives.observe(wanted.options, lives.gpu_memory_used)
-    except Exception as error:
-        for name in wanted.names:
-            tell(raised(name, error))
-        return False
-    found = lives.kill_finding(seen), lives.tasks_finding(seen)
-    for name, finding in zip(LIVES, found, strict=True):
-        if name in wanted.names:
+    told: list[str] = []
+
+    def tell_once(finding: Finding) -> None:
+        if finding.name in wanted.names and finding.name not in told:
+            told.append(finding.name)
             tell(finding)
+
+    def over(seen: lives.Observed) -> None:
+        # At once: the other tasks may take longer than there is time.
+        tell_once(lives.kill_finding(seen))
+
+    try:
+        seen = lives.observe(wanted.options, lives.gpu_memory_used, over)
+    except Exception as error:
+        for name in LIVES:
+            tell_once(raised(name, error))
+        return False
+    for finding in lives.kill_finding(seen), lives.tasks_finding(seen):
+        tell_once(finding)
     return True
 
 

@@ -96,18 +96,16 @@ class Plan:
         """A process after the other: each makes the checks that are left, until one raises."""
         end = self.clock() + RUNTIME_SHARE * self._left
         names: tuple[str, ...] = RUNTIME_CHECKS
-        blocked = False
+        blocked = ""
         while names and not blocked and (seconds := end - self.clock()) > 0:
             for finding in self.run(self._wanted(names, seconds), {}):
                 names = tuple(name for name in names if name != finding.name)
                 # Without a device, or where nothing can be started, nothing else can be done.
-                blocked |= finding.name in OPENING and not finding.ok
+                if finding.name in OPENING and not finding.ok:
+                    blocked = finding.name
                 yield finding
         for name in names:
-            if blocked:
-                yield Finding(name, "not tried", ok=False, advice="first mend the line above")
-            else:
-                yield Finding(name, "no time left", ok=False, advice=MORE_TIME)
+            yield _not_tried(name, blocked) if blocked else _not_in_time(name)
 
     def _lives(self) -> Iterator[Finding]:
         small = {"steps": lives.STEPS, "start": None, "share": 1}
@@ -119,8 +117,15 @@ class Plan:
         # A home is a folder of its own.
         given = {"config": config.model_copy(update=changed), "home": self.options.home / "home"}
         options = self.options.model_copy(update=given)
-        wanted = self._wanted(LIVES, max(1.0, self._left))
-        yield from self.run(wanted.model_copy(update={"options": options}), {})
+        names = list(LIVES)
+        if self._left > 0:
+            wanted = self._wanted(LIVES, self._left).model_copy(update={"options": options})
+            for finding in self.run(wanted, {}):
+                names.remove(finding.name)
+                yield finding
+        late = self._left <= 0 or len(names) == len(LIVES)
+        for name in names:
+            yield _not_in_time(name) if late else _not_tried(name, LIVES[0])
 
     def _streams(self, found: Mapping[str, Finding]) -> Iterator[Finding]:
         device, start, own = (found.get(name) for name in ("device", "start", "speed"))
@@ -145,6 +150,15 @@ class Plan:
         shortest, longest = WINDOWS
         window = min(longest, max(shortest, WINDOW * self.seconds))
         return Wanted(names=tuple(names), options=self.options, window=window, seconds=seconds)
+
+
+def _not_in_time(name: str) -> Finding:
+    return Finding(name, "no time left", ok=False, advice=MORE_TIME)
+
+
+def _not_tried(name: str, why: str) -> Finding:
+    """Of a check that cannot be made, or tells nothing, because of what another one has found."""
+    return Finding(name, f"not tried: see {why}", ok=False, advice="first mend that line")
 
 
 def document(findings: Sequence[Finding], options: Options, seconds: float) -> dict[str, Any]:
