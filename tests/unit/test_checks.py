@@ -187,10 +187,20 @@ async def test_an_engine_that_refuses_and_lives_on_is_ok() -> None:
     )
 
 
-async def test_one_that_finds_memory_all_the_same_is_ok() -> None:
-    found = await out_of_memory(pressed(workbench()))
+async def test_an_engine_that_begins_again_with_fewer_requests_is_ok() -> None:
+    bench = pressed(workbench())
+    fallbacks = count()
+    bench.fallbacks = lambda: 3 * next(fallbacks)
+    found = await out_of_memory(bench)
     assert found.ok
-    assert "succeeded all the same" in found.value
+    assert "sampling succeeded after 3 fall-backs" in found.value
+    assert (found.data["tried"], found.data["fallbacks"]) == (True, 3)
+
+
+async def test_one_that_needed_no_memory_was_not_tried() -> None:
+    found = await out_of_memory(pressed(workbench()))
+    assert found.value.startswith("not tried: the engine needed no memory (a fault)")
+    assert (found.data["tried"], found.data["fallbacks"]) == (False, 0)
 
 
 @pytest.mark.parametrize("kind", [EngineFailed, SampleRefused])

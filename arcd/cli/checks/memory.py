@@ -58,13 +58,18 @@ async def out_of_memory(bench: Workbench) -> Finding:
     adapter, _ = await bench.adapters()
     requests = _hungry(bench)
     before = await bench.sample(requests, adapter)
+    fallen = bench.fallbacks()
     refused: ArcdError | None = None
     with bench.pressure() as how:
         try:
             await bench.sample(requests, adapter)
         except (SampleRefused, EngineFailed) as error:
             refused = error
-    told = "sampling succeeded all the same" if refused is None else f"refused ({refused})"
+    fallen = bench.fallbacks() - fallen
+    told = f"sampling succeeded after {fallen} fall-backs"
+    if refused is not None:
+        told = f"refused ({refused})"
+    tried = refused is not None or fallen > 0
     try:
         after = await bench.sample(requests, adapter)
     except (SampleRefused, EngineFailed) as error:
@@ -73,10 +78,15 @@ async def out_of_memory(bench: Workbench) -> Finding:
             "leave it more room with a smaller --set engine.gpu_memory, and report this document"
         )
         value = f"{how}: {told}; the retry failed: {error}"
-        return Finding("out of memory", value, ok=False, advice=advice)
+        data = {"tried": tried, "fallbacks": fallen}
+        return Finding("out of memory", value, ok=False, advice=advice, data=data)
     same = sum(before[each].tokens == after[each].tokens for each in before)
+    data = {"same": same, "of": len(before), "tried": tried, "fallbacks": fallen}
     value = f"{how}: {told}; the retry succeeded, {same} of {len(before)} answers as before"
-    return Finding("out of memory", value, data={"same": same, "of": len(before)})
+    if not tried:
+        # All that its steps use may have been there since the start: a full device proves nothing.
+        value = f"not tried: the engine needed no memory ({how})"
+    return Finding("out of memory", value, data=data)
 
 
 def _hungry(bench: Workbench) -> list[Request]:

@@ -119,7 +119,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
     folder = Path(tempfile.mkdtemp(dir=options.home))
     compiled = options.compiled or options.home / "compiled"
     from arcd.backends.device_report import compiled_now, memory_in_use, memory_report
-    from arcd.backends.memory_pressure import memory_pressure
+    from arcd.backends.memory_pressure import fallbacks, memory_pressure
 
     before, begun, opened = memory_report(device), time.monotonic(), False
     try:
@@ -145,6 +145,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
                 wanted.window,
                 memory=partial(memory_in_use, device),
                 pressure=partial(memory_pressure, device),
+                fallbacks=partial(fallbacks, runtime.engine),
                 compiled=partial(compiled_now, device, compiled),
             )
             names = [name for name in wanted.names if name in CHECKS]

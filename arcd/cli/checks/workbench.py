@@ -45,6 +45,8 @@ class Workbench:
     """Bytes in use."""
     pressure: Callable[[], AbstractContextManager[str]]
     """While it is open, the engine gets no memory."""
+    fallbacks: Callable[[], int] = lambda: 0
+    """How often the engine has found no memory and begun again with fewer requests at once."""
     compiled: Callable[[], bool | None] = lambda: None
     """Whether the trainer's functions are compiled; None if they never will be."""
     clock: Callable[[], float] = time.monotonic
