@@ -14,7 +14,7 @@ from support.small import candidate, task
 from arcd.arc.selection import Candidate, verdict
 from arcd.cli.checks import environment, lives
 from arcd.cli.checks.lives import Observed, kill_finding, tasks_finding
-from arcd.cli.checks.part import OPENING, Wanted, raised, start_finding
+from arcd.cli.checks.part import OPENING, Wanted, not_opened, raised, start_finding
 from arcd.cli.checks.thorough import RUNTIME_CHECKS, Plan, document
 from arcd.cli.finding import Finding
 from arcd.config import resolve
@@ -83,7 +83,8 @@ def test_on_a_cpu_two_processes_make_all_checks() -> None:
     found = processes.all()
     assert tuple(found) == EVERYTHING
     assert all(finding.ok for finding in found.values())
-    assert processes.asked == [(RUNTIME_CHECKS, {}), (("kill", "tasks"), {})]
+    apart = {"ARCD_ONE_STREAM": "0"}
+    assert processes.asked == [(RUNTIME_CHECKS, apart), (("kill", "tasks"), {})]
     assert found["streams"].value == "skipped: only a GPU has streams"
 
 
@@ -91,6 +92,8 @@ def test_on_a_gpu_a_third_one_shares_its_stream() -> None:
     processes = Processes(device="cuda")
     found = processes.all()
     assert processes.asked[-1] == (("one stream",), {"ARCD_ONE_STREAM": "1"})
+    # Also where the user has set the variable.
+    assert processes.asked[0] == (RUNTIME_CHECKS, {"ARCD_ONE_STREAM": "0"})
     assert "1.50 with streams of their own, 1.20 with one" in found["streams"].value
 
 
@@ -139,6 +142,11 @@ def test_without_time_for_another_start_streams_are_not_compared() -> None:
     found = Processes(device="cuda", findings={"start": start}, seconds=100.0).all()
     assert not found["streams"].ok
     assert "--seconds" in found["streams"].advice
+
+
+def test_where_the_speed_could_not_be_measured_streams_are_not_compared() -> None:
+    found = Processes(device="cuda", crash="speed").all()
+    assert (found["streams"].value, found["streams"].ok) == ("not tried: see speed", False)
 
 
 def test_the_doctor_itself_imports_neither_torch_nor_vllm() -> None:
@@ -313,15 +321,37 @@ def test_an_error_is_told_in_one_line_with_its_type() -> None:
     assert raised("x", RuntimeError()).value == "RuntimeError: (no message)"
 
 
+def test_a_start_that_fails_after_a_crash_is_the_finding_of_the_first_check_left() -> None:
+    error = RuntimeError("the GPU is gone")
+    assert not_opened("start", error, RUNTIME_CHECKS) == raised("start", error)
+    assert not_opened("device", error, RUNTIME_CHECKS) == raised("device", error)
+    later = not_opened("start", error, ("adapters", "out of memory"))
+    assert (later.name, later.ok) == ("adapters", False)
+    assert later.value == "not started again: RuntimeError: the GPU is gone"
+
+
 def test_a_start_tells_memory_before_and_after() -> None:
     found = start_finding(
         9.0,
         {"torch": 1.0},
         {"process": 100 * MIB, "device_used": 0},
         {"process": 900 * MIB, "device_used": 4000 * MIB},
+        None,
     )
-    assert found.value == "9.0 s; memory: the process 100 to 900 MiB, the device 0 to 4000 MiB"
+    assert found.value == (
+        "9.0 s; base in memory once; memory: the process 100 to 900 MiB, the device 0 to 4000 MiB"
+    )
     assert found.seconds == {"torch": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("twice", "told"),
+    [(None, "base in memory once"), ("no room", "base in memory twice: no room")],
+)
+def test_a_start_tells_how_often_the_base_is_in_memory(twice: str | None, told: str) -> None:
+    found = start_finding(9.0, {}, {}, {}, twice)
+    assert found.value == f"9.0 s; {told}"
+    assert found.data["twice"] == twice
 
 
 def test_variables_that_matter_are_told_and_secrets_are_not() -> None:

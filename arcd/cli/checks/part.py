@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -114,7 +115,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
             device = pick_device(options.device, options.config.precision)
         _tell(tell, device_finding(device), wanted.names)
     except Exception as error:
-        tell(raised("device", error))
+        tell(not_opened("device", error, wanted.names))
         return False
     folder = Path(tempfile.mkdtemp(dir=options.home))
     compiled = options.compiled or options.home / "compiled"
@@ -137,7 +138,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
             seconds = time.monotonic() - begun
             after = memory_report(device)
             stages = ledger.account().stages
-            _tell(tell, start_finding(seconds, stages, before, after), wanted.names)
+            _tell(tell, start_finding(seconds, stages, before, after, runtime.twice), wanted.names)
             bench = Workbench(
                 runtime,
                 options.config,
@@ -155,7 +156,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
     except Exception as error:
         if opened:
             raise
-        tell(raised("start", error))
+        tell(not_opened("start", error, wanted.names))
         return False
     return True
 
@@ -187,6 +188,18 @@ def raised(name: str, error: Exception) -> Finding:
     return Finding(name, f"{type(inner).__name__}: {_first(inner)}", ok=False, advice=REPORT)
 
 
+def not_opened(name: str, error: Exception, names: Sequence[str]) -> Finding:
+    """The finding of a runtime that could not be opened, under a name that is wanted.
+
+    After a crash the earlier process has told "device" and "start": the first check that is left
+    has the reason then.
+    """
+    found = raised(name, error)
+    if name in names:
+        return found
+    return replace(found, name=names[0], value=f"not started again: {found.value}")
+
+
 def device_finding(device: Device) -> Finding:
     """What trainer and engine compute on, and what torch says of it."""
     from arcd.backends.device_report import torch_facts
@@ -208,15 +221,22 @@ def start_finding(
     stages: Mapping[str, float],
     before: Mapping[str, int | None],
     after: Mapping[str, int | None],
+    twice: str | None,
 ) -> Finding:
-    """How long the opening of the runtime took, and what it holds; memory is in bytes."""
+    """How long the opening of the runtime took, and what it holds; memory is in bytes.
+
+    `twice` is `Runtime.twice`.
+    """
     told = []
     for key, what in (("process", "the process"), ("device_used", "the device")):
         old, new = before.get(key), after.get(key)
         if old is not None and new is not None:
             told.append(f"{what} {old / MIB:.0f} to {new / MIB:.0f} MiB")
-    data = {"memory": {"before": dict(before), "after": dict(after)}}
-    return Finding("start", f"{seconds:.1f} s; memory: {', '.join(told)}", True, stages, "", data)
+    data = {"memory": {"before": dict(before), "after": dict(after)}, "twice": twice}
+    value = f"{seconds:.1f} s; base in memory " + (f"twice: {twice}" if twice else "once")
+    if told:
+        value += f"; memory: {', '.join(told)}"
+    return Finding("start", value, True, stages, "", data)
 
 
 def _tell(tell: Tell, finding: Finding, names: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from arcd.backends.streams import ONE_STREAM
 from arcd.cli.checks import environment, lives, part, speed
 from arcd.cli.checks.part import LIVES, OPENING, Wanted
 from arcd.cli.checks.processes import findings_of
@@ -39,9 +40,6 @@ RUNTIME_SHARE = 0.6
 
 RUNTIME_CHECKS = (*OPENING, "parity", "speed", "adapters", "out of memory")
 """Findings of the process with a runtime, in their order."""
-
-ONE_STREAM = "ARCD_ONE_STREAM"
-"""The environment variable with which trainer and engine share a stream."""
 
 MORE_TIME = "give it more time: --seconds"
 
@@ -98,7 +96,7 @@ class Plan:
         names: tuple[str, ...] = RUNTIME_CHECKS
         blocked = ""
         while names and not blocked and (seconds := end - self.clock()) > 0:
-            for finding in self.run(self._wanted(names, seconds), {}):
+            for finding in self.run(self._wanted(names, seconds), {ONE_STREAM: "0"}):
                 names = tuple(name for name in names if name != finding.name)
                 # Without a device, or where nothing can be started, nothing else can be done.
                 if finding.name in OPENING and not finding.ok:
@@ -134,8 +132,11 @@ class Plan:
             return
         own_gain = own.data.get("gain") if own else None
         needed = sum(start.seconds.values()) if start else 0.0
-        if own_gain is None or self._left < needed:
-            yield Finding("streams", "no time left", ok=False, advice=MORE_TIME)
+        if own_gain is None:
+            yield _not_tried("streams", "speed")
+            return
+        if self._left < needed:
+            yield _not_in_time("streams")
             return
         wanted = self._wanted(("one stream",), self._left)
         shared = None
