@@ -1,6 +1,7 @@
 """The plan of `arcd doctor --thorough`, a daemon's lives as they were seen, the document."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -394,6 +395,23 @@ def test_the_environment_is_found_where_there_is_no_gpu(
     found = environment.environment()
     assert "driver 580.65.06" in found.value
     assert found.data["gpus"][0]["compute_cap"] == "8.9"
+
+
+def test_numbers_that_json_does_not_have_are_null_in_the_document() -> None:
+    data = {"apart": [math.nan, math.inf, 1.0], "none": {"b": -math.inf}}
+    found = document([Finding("parity", "nan apart", False, {"a": math.nan}, "", data)], OPTIONS, 1)
+    text = json.dumps(found, allow_nan=False)
+    told = json.loads(text)["findings"]["parity"]
+    assert told["data"] == {"apart": [None, None, 1.0], "none": {"b": None}}
+    assert told["seconds"] == {"a": None}
+
+
+def test_the_document_has_the_whole_log_of_the_first_crash_alone() -> None:
+    log = [f"line {number}" for number in range(60)]
+    crashes = [Finding(name, "died", False, data={"log": log}) for name in "abc"]
+    found = document(crashes, OPTIONS, 1)["findings"]
+    assert [len(found[name]["data"]["log"]) for name in "abc"] == [60, 10, 10]
+    assert found["c"]["data"]["log"][-1] == "line 59"
 
 
 def test_the_document_is_json_and_tells_whether_all_is_ok() -> None:

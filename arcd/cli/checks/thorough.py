@@ -22,7 +22,7 @@ from arcd.backends.streams import ONE_STREAM
 from arcd.cli.checks import environment, lives, part, speed
 from arcd.cli.checks.part import LIVES, OPENING, Wanted
 from arcd.cli.checks.processes import findings_of
-from arcd.cli.finding import Finding
+from arcd.cli.finding import Finding, finite
 from arcd.daemon.options import Options
 from arcd.version import __version__
 
@@ -40,6 +40,9 @@ RUNTIME_SHARE = 0.6
 
 RUNTIME_CHECKS = (*OPENING, "parity", "speed", "adapters", "out of memory")
 """Findings of the process with a runtime, in their order."""
+
+LATER_LOG_LINES = 10
+"""Last lines of the log of each crash but the first, in the document."""
 
 MORE_TIME = "give it more time: --seconds"
 
@@ -153,6 +156,16 @@ class Plan:
         return Wanted(names=tuple(names), options=self.options, window=window, seconds=seconds)
 
 
+def _short_logs(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """The findings, of which the first with a log keeps all of it: an issue has limited room."""
+    whole = True
+    for finding in findings:
+        if "log" in finding.data:
+            kept = finding.data["log"] if whole else finding.data["log"][-LATER_LOG_LINES:]
+            finding, whole = replace(finding, data={**finding.data, "log": kept}), False
+        yield finding
+
+
 def _not_in_time(name: str) -> Finding:
     return Finding(name, "no time left", ok=False, advice=MORE_TIME)
 
@@ -171,8 +184,9 @@ def document(findings: Sequence[Finding], options: Options, seconds: float) -> d
         "base": "/".join(options.base.parts[-2:]),
         "device": options.device,
         "settings": options.config.model_dump(mode="json", exclude_unset=True),
-        "findings": {finding.name: finding.to_json() for finding in findings},
+        "findings": {finding.name: finding.to_json() for finding in _short_logs(findings)},
     }
+    value = finite(value)
     shown = environment.without_secrets(value, os.environ, str(Path.home()))
     assert isinstance(shown, dict)
     return shown
