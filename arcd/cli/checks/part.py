@@ -60,6 +60,10 @@ CHECK_SHARE = 0.7
 """Share of a process's time that one check may take: then it hangs, and the others have the rest.
 """
 
+PATIENCE = 0.75
+"""The same of a check that does not end when it is cancelled, for native code hangs in a thread:
+the process is killed then."""
+
 STACKS_S = 5.0
 """Seconds before the deadline at which a process writes its stacks."""
 
@@ -76,6 +80,11 @@ class Wanted(BaseModel):
     """Seconds of a measurement."""
     seconds: float
     """Seconds after which the process is killed."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after its last finding after which it is killed."""
+        return self.seconds if set(self.names) <= set(LIVES) else PATIENCE * self.seconds
 
 
 def make(wanted: Wanted, tell: Tell) -> bool:
@@ -262,12 +271,20 @@ def main() -> int:
     die_with_parent()
     wanted = Wanted.model_validate_json(sys.argv[1])
     set_environment(wanted.options.device)
-    faulthandler.dump_traceback_later(max(1.0, wanted.seconds - STACKS_S))
+    end = time.monotonic() + wanted.seconds
+
+    def expect_a_finding() -> None:
+        # A second call puts the first one off.
+        seconds = min(wanted.patience, end - time.monotonic())
+        faulthandler.dump_traceback_later(max(1.0, seconds - STACKS_S))
+
+    expect_a_finding()
     with _own_output() as own:
 
         def tell(finding: Finding) -> None:
             own.write(json.dumps({"name": finding.name, **finding.to_json()}) + "\n")
             own.flush()
+            expect_a_finding()
 
         return 0 if make(wanted, tell) else RAISED
 

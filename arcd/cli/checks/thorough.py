@@ -62,7 +62,14 @@ def examine_thoroughly(options: Options, seconds: float) -> Iterator[Finding]:
 
         def run(wanted: Wanted, env: Mapping[str, str]) -> Iterator[Finding]:
             command = [sys.executable, "-m", part.__name__, wanted.model_dump_json()]
-            return findings_of(command, wanted.names, wanted.seconds, log, {**os.environ, **env})
+            return findings_of(
+                command,
+                wanted.names,
+                wanted.seconds,
+                log,
+                {**os.environ, **env},
+                patience=wanted.patience,
+            )
 
         given = {"home": Path(folder), "compiled": Path(folder) / "compiled"}
         plan = Plan(options.model_copy(update=given), time.monotonic() + seconds, seconds, run)
