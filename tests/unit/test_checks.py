@@ -1,7 +1,7 @@
 """The checks of `arcd doctor --thorough` on fakes: all is well, and with a fault put in."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 
@@ -144,27 +144,32 @@ async def test_the_trainer_is_measured_when_its_functions_are_compiled() -> None
 # Memory.
 
 
-def growing(step: int) -> Iterator[int]:
-    return count(100 << 20, step)
+def growing(**steps: int) -> Callable[[], Mapping[str, int]]:
+    """Memory that grows by so many bytes from look to look, by its place."""
+    looks = count()
+
+    def memory() -> Mapping[str, int]:
+        look = next(looks)
+        return {place: (100 << 20) + look * step for place, step in steps.items()}
+
+    return memory
 
 
 @pytest.mark.parametrize(
-    ("device", "step", "ok"),
+    ("steps", "ok"),
     [
-        pytest.param(CPU, 0, True, id="flat"),
-        pytest.param(CPU, 3 << 20, False, id="a leak on a CPU"),
-        pytest.param(GPU, 1 << 20, False, id="a leak on a GPU"),
-        pytest.param(GPU, 1 << 10, True, id="some bytes"),
+        pytest.param({"process": 0}, True, id="flat"),
+        pytest.param({"process": 3 << 20}, False, id="a leak on a CPU"),
+        pytest.param({"process": 0, "tensors": 1 << 20}, False, id="a leak on a GPU"),
+        pytest.param({"process": 3 << 20, "tensors": 0}, False, id="a leak in RAM beside a GPU"),
+        pytest.param({"process": 1 << 20, "tensors": 1 << 10}, True, id="some bytes"),
     ],
 )
-async def test_adapters_that_stay_in_memory_are_found_out(
-    device: Device, step: int, ok: bool
-) -> None:
-    used = growing(step)
-    found = await adapters_in_and_out(workbench(device=device, memory=lambda: next(used)))
+async def test_adapters_that_stay_in_memory_are_found_out(steps: dict[str, int], ok: bool) -> None:
+    found = await adapters_in_and_out(workbench(memory=growing(**steps)))
     assert found.ok is ok, found
     assert bool(found.advice) is not ok
-    assert len(found.data["used"]) == memory.ADAPTERS
+    assert [len(sizes) for sizes in found.data["used"].values()] == [memory.ADAPTERS] * len(steps)
 
 
 def pressed(bench: Workbench, *faults: Exception) -> Workbench:
@@ -238,9 +243,8 @@ async def test_a_check_that_hangs_ends_in_a_finding() -> None:
 
 
 async def test_checks_that_find_something_do_not_keep_the_others_from_being_made() -> None:
-    used = growing(64 << 20)
     told: list[Finding] = []
-    bench = workbench(memory=lambda: next(used))
+    bench = workbench(memory=growing(process=64 << 20))
     assert await part.made(bench, ["adapters", "out of memory"], told.append, 1e6)
     assert [(finding.name, finding.ok) for finding in told] == [
         ("adapters", False),

@@ -16,7 +16,7 @@ from arcd.arc.selection import Candidate, verdict
 from arcd.cli.checks import environment, lives
 from arcd.cli.checks.lives import Observed, kill_finding, tasks_finding
 from arcd.cli.checks.part import OPENING, Wanted, not_opened, raised, start_finding
-from arcd.cli.checks.thorough import RUNTIME_CHECKS, Plan, document
+from arcd.cli.checks.thorough import RUNTIME_CHECKS, Examination, document
 from arcd.cli.finding import Finding
 from arcd.config import resolve
 from arcd.daemon.options import Options
@@ -70,7 +70,7 @@ class Processes:
                 return
 
     def all(self, seconds: float = 480.0) -> dict[str, Finding]:
-        plan = Plan(OPTIONS, seconds, seconds, self.run, clock=lambda: self.now)
+        plan = Examination(OPTIONS, seconds, seconds, self.run, clock=lambda: self.now)
         found = list(plan.findings())
         assert len({finding.name for finding in found}) == len(found), "one finding a check"
         return {finding.name: finding for finding in found}

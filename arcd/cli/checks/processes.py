@@ -50,6 +50,10 @@ def findings_of(
     left = list(names)
     deadline = clock() + seconds
     end = min(deadline, clock() + patience)
+
+    def time_left() -> float:
+        return end - clock()
+
     with (
         log.open("wb") as output,
         subprocess.Popen(
@@ -63,7 +67,7 @@ def findings_of(
     ):
         identity = identify(process.pid) or Process(process.pid, None)
         try:
-            for line in _lines(process, lambda: end - clock()):
+            for line in _lines(process, time_left):
                 finding = _finding(line)
                 if finding is not None and finding.name in left:
                     left.remove(finding.name)
@@ -71,7 +75,7 @@ def findings_of(
                     yield finding
                 if not left:
                     return  # its end in order takes time and tells nothing
-            code = _code(process, end - clock())
+            code = _code(process, time_left())
         finally:
             kill_group(identity)
             process.wait()

@@ -72,12 +72,14 @@ def examine_thoroughly(options: Options, seconds: float) -> Iterator[Finding]:
             )
 
         given = {"home": Path(folder), "compiled": Path(folder) / "compiled"}
-        plan = Plan(options.model_copy(update=given), time.monotonic() + seconds, seconds, run)
+        plan = Examination(
+            options.model_copy(update=given), time.monotonic() + seconds, seconds, run
+        )
         yield from plan.findings()
 
 
 @dataclass
-class Plan:
+class Examination:
     """The checks in processes of their own."""
 
     options: Options
@@ -169,8 +171,10 @@ def _short_logs(findings: Sequence[Finding]) -> Iterator[Finding]:
     for finding in findings:
         if "log" in finding.data:
             kept = finding.data["log"] if whole else finding.data["log"][-LATER_LOG_LINES:]
-            finding, whole = replace(finding, data={**finding.data, "log": kept}), False
-        yield finding
+            yield replace(finding, data={**finding.data, "log": kept})
+            whole = False
+        else:
+            yield finding
 
 
 def _not_in_time(name: str) -> Finding:
