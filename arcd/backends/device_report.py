@@ -1,6 +1,5 @@
 """What torch says of itself, the device and its memory, for the report of `arcd doctor`."""
 
-import ctypes
 import gc
 import os
 import shutil
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 
 from arcd.backends.compilation import MARK, can_compile
-from arcd.backends.lora_trainer import resident_bytes
 from arcd.model.device import Device
+from arcd.system.processes import resident_bytes, return_freed_memory
 
 
 def torch_facts() -> dict[str, Any]:
@@ -30,19 +29,18 @@ def torch_facts() -> dict[str, Any]:
     }
 
 
-def memory_in_use(device: Device) -> int:
-    """Bytes that this process uses: tensors on a GPU, resident memory on a CPU (0: not known).
+def memory_in_use(device: Device) -> dict[str, int]:
+    """Bytes that this process uses: "process" in RAM (0: not known), on a GPU "tensors" there.
 
     What is garbage, or freed and not returned, does not count.
     """
     gc.collect()
+    return_freed_memory()
+    found = {"process": resident_bytes() or 0}
     if device.kind == "cuda":
         torch.cuda.synchronize()
-        return torch.cuda.memory_allocated()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    return resident_bytes() or 0
+        found["tensors"] = torch.cuda.memory_allocated()
+    return found
 
 
 def memory_report(device: Device) -> dict[str, int | None]:

@@ -6,7 +6,6 @@ tasks beyond their lessons, nor of who serves the adapter.
 """
 
 import asyncio
-import ctypes
 import errno
 import gc
 import json
@@ -39,6 +38,7 @@ from arcd.model.base_model import MARKER, fingerprint
 from arcd.model.device import Device
 from arcd.model.lessons import lengths
 from arcd.system.ledger import Ledger
+from arcd.system.processes import resident_bytes, return_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class LoraTrainer:
             raise TrainerFailed(f"the loss became {done.loss} in training")
         with self._ledger.span("trainer", "hand-over"):
             saved = attempt(lambda: self._handed_over(adapter, wanted.serial), self._memory)
-            _return_freed_memory()
+            return_freed_memory()
         seconds = time.monotonic() - begun
         return Trained(saved, done.steps, tokens, seconds, done.loss, resident_bytes())
 
@@ -311,22 +311,3 @@ def _no_room(error: OSError | SafetensorError) -> bool:
     # safetensors tells the number in its text alone: "(os error 28)", before 0.6 "code: 28".
     told = re.search(r"(?:os error|code:) (\d+)", str(error))
     return told is not None and int(told[1]) in NO_ROOM
-
-
-def _return_freed_memory() -> None:
-    """Give the system back what the last task freed, if the C library can (glibc).
-
-    By itself glibc keeps the memory of the longest task for the rest of the run.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def resident_bytes() -> int | None:
-    """Bytes of this process that are in RAM now; None on a system without /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")

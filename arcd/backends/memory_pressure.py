@@ -9,10 +9,18 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 
+from arcd.backends.protocols import Engine
 from arcd.model.device import Device
 
 SMALLEST_PIECE = 1 << 21
 """Bytes of the last pieces of ballast: torch asks CUDA for no less."""
+
+
+def fallbacks(engine: Engine) -> int:
+    """How often a step found no memory and the engine began again with fewer requests at once."""
+    from arcd.backends.vllm.engine import VllmEngine
+
+    return engine.fallbacks if isinstance(engine, VllmEngine) else 0
 
 
 def memory_pressure(device: Device) -> AbstractContextManager[str]:

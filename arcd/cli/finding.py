@@ -1,5 +1,6 @@
 """A finding: what one check of `arcd doctor` has found, as a value that is printed and sent."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -29,3 +30,15 @@ class Finding:
     def from_json(cls, name: str, value: Mapping[str, Any]) -> Self:
         """The finding that `to_json` made the object from."""
         return cls(name, **value)
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON has it, in which null is in place of NaN and infinities: JSON has none."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: finite(each) for key, each in value.items()}
+        case list() | tuple():
+            return [finite(each) for each in value]
+    return value

@@ -37,6 +37,25 @@ class Process:
     system has no /proc: there the pid alone has to do."""
 
 
+def resident_bytes() -> int | None:
+    """Bytes of this process that are in RAM now; None on a system without /proc."""
+    try:
+        pages = int((PROC / "self" / "statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_freed_memory() -> None:
+    """Give the system back what this process has freed, if the C library can (glibc).
+
+    By itself glibc keeps the memory of the longest task for the rest of the run.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def identify(pid: int) -> Process | None:
     """The process that has this pid now, also a zombie; None if there is none."""
     found = _look_up(pid)

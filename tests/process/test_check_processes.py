@@ -87,6 +87,21 @@ def test_a_process_that_hangs_is_killed_with_all_that_it_has_started(
     until(lambda: identify(int(second.value)) is None)
 
 
+def test_one_check_that_hangs_leaves_time_for_the_others(tmp_path: Path) -> None:
+    """It is killed a while after the last finding, however much time there is."""
+    told: list[Finding] = []
+
+    def clock() -> float:
+        return 40.0 if told else 0.0
+
+    command = [sys.executable, "-c", TELL + "time.sleep(600)"]
+    log = tmp_path / "log"
+    for finding in findings_of(command, "abc", LONG_S, log, os.environ, clock, patience=30.0):
+        told.append(finding)
+    assert [(finding.name, finding.ok) for finding in told] == [("a", True), ("b", False)]
+    assert told[1].value == "no result after 30 s"
+
+
 def test_nobody_waits_for_the_end_of_a_process_that_has_told_everything(tmp_path: Path) -> None:
     assert len(found(tmp_path, "tell('c'); tell('b'); time.sleep(600)")) == 3
 

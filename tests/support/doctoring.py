@@ -4,7 +4,7 @@ Trainer and engine agree on how likely each token is, with each adapter, as a mo
 nothing of the checks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -119,7 +119,7 @@ def workbench(
     device: Device = CPU,
     trainer: Trainer | None = None,
     engine: type[Engine] = Engine,
-    memory: Callable[[], int] = lambda: 0,
+    memory: Callable[[], Mapping[str, int]] = lambda: {"process": 0},
     pressure: Callable[[], AbstractContextManager[str]] = no_pressure,
     window: float = 1.0,
     settings: Sequence[str] = (),

@@ -188,6 +188,7 @@ def test_a_step_without_memory_is_survived(
     answers = worked.serve()
     assert right(answers)
     assert sorted(a.request.sample for a in answers if isinstance(a, Completion)) == [*range(9)]
+    assert worked.worker.fallbacks == (number < 7)  # there are no more steps
 
 
 @MODES

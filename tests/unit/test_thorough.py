@@ -1,6 +1,7 @@
 """The plan of `arcd doctor --thorough`, a daemon's lives as they were seen, the document."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,8 @@ from support.small import candidate, task
 from arcd.arc.selection import Candidate, verdict
 from arcd.cli.checks import environment, lives
 from arcd.cli.checks.lives import Observed, kill_finding, tasks_finding
-from arcd.cli.checks.part import OPENING, Wanted, raised, start_finding
-from arcd.cli.checks.thorough import RUNTIME_CHECKS, Plan, document
+from arcd.cli.checks.part import OPENING, Wanted, not_opened, raised, start_finding
+from arcd.cli.checks.thorough import RUNTIME_CHECKS, Examination, document
 from arcd.cli.finding import Finding
 from arcd.config import resolve
 from arcd.daemon.options import Options
@@ -69,7 +70,7 @@ class Processes:
                 return
 
     def all(self, seconds: float = 480.0) -> dict[str, Finding]:
-        plan = Plan(OPTIONS, seconds, seconds, self.run, clock=lambda: self.now)
+        plan = Examination(OPTIONS, seconds, seconds, self.run, clock=lambda: self.now)
         found = list(plan.findings())
         assert len({finding.name for finding in found}) == len(found), "one finding a check"
         return {finding.name: finding for finding in found}
@@ -83,7 +84,8 @@ def test_on_a_cpu_two_processes_make_all_checks() -> None:
     found = processes.all()
     assert tuple(found) == EVERYTHING
     assert all(finding.ok for finding in found.values())
-    assert processes.asked == [(RUNTIME_CHECKS, {}), (("kill", "tasks"), {})]
+    apart = {"ARCD_ONE_STREAM": "0"}
+    assert processes.asked == [(RUNTIME_CHECKS, apart), (("kill", "tasks"), {})]
     assert found["streams"].value == "skipped: only a GPU has streams"
 
 
@@ -91,6 +93,8 @@ def test_on_a_gpu_a_third_one_shares_its_stream() -> None:
     processes = Processes(device="cuda")
     found = processes.all()
     assert processes.asked[-1] == (("one stream",), {"ARCD_ONE_STREAM": "1"})
+    # Also where the user has set the variable.
+    assert processes.asked[0] == (RUNTIME_CHECKS, {"ARCD_ONE_STREAM": "0"})
     assert "1.50 with streams of their own, 1.20 with one" in found["streams"].value
 
 
@@ -114,7 +118,7 @@ def test_where_nothing_can_be_started_the_other_checks_say_so(name: str) -> None
     found = processes.all()
     assert set(found) == set(EVERYTHING)
     assert found["speed"] == Finding(
-        "speed", "not tried", ok=False, advice="first mend the line above"
+        "speed", f"not tried: see {name}", ok=False, advice="first mend that line"
     )
     assert found["kill"].ok
 
@@ -122,9 +126,16 @@ def test_where_nothing_can_be_started_the_other_checks_say_so(name: str) -> None
 def test_where_the_time_is_up_the_checks_that_are_left_say_so() -> None:
     processes = Processes(seconds=1000.0)
     found = processes.all()
-    assert set(found) >= {*RUNTIME_CHECKS, "kill", "streams"}
+    assert tuple(found) == EVERYTHING
     assert "--seconds" in found["speed"].advice
+    assert (found["tasks"].value, found["tasks"].ok) == ("no time left", False)
     assert processes.now <= 480.0
+
+
+def test_a_daemon_whose_process_ends_has_a_finding_of_its_tasks_too() -> None:
+    found = Processes(crash="kill").all()
+    assert tuple(found) == EVERYTHING
+    assert found["tasks"].value == "not tried: see kill"
 
 
 def test_without_time_for_another_start_streams_are_not_compared() -> None:
@@ -132,6 +143,11 @@ def test_without_time_for_another_start_streams_are_not_compared() -> None:
     found = Processes(device="cuda", findings={"start": start}, seconds=100.0).all()
     assert not found["streams"].ok
     assert "--seconds" in found["streams"].advice
+
+
+def test_where_the_speed_could_not_be_measured_streams_are_not_compared() -> None:
+    found = Processes(device="cuda", crash="speed").all()
+    assert (found["streams"].value, found["streams"].ok) == ("not tried: see speed", False)
 
 
 def test_the_doctor_itself_imports_neither_torch_nor_vllm() -> None:
@@ -195,6 +211,15 @@ def test_a_daemon_that_was_killed_and_came_back_is_ok() -> None:
     assert "its processes are gone" in kill_finding(seen(before=None, after=None)).value
 
 
+def test_the_kill_is_judged_as_soon_as_its_task_is_answered() -> None:
+    """The other tasks may take longer than there is time: that is no fault of the kill."""
+    happened = (*BEGUN, events.Interrupted("a"), *life("a"), *life("b"))
+    over = [seen(records=records(*happened[:count])).over for count in range(len(happened) + 1)]
+    assert over == [False] * 7 + [True] * 5
+    assert kill_finding(seen(records=records(*happened[:7]))).ok
+    assert not seen(killed=None).over
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -230,17 +255,39 @@ def test_three_tasks_have_answers_and_seconds_of_each_part() -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", [events.Sampled, events.Answered], ids=["without samples", "without an answer"]
+    ("lost", "told"),
+    [
+        (events.Trained, "not trained: b"),
+        (events.Sampled, "without an answer: b"),
+        (events.Answered, "without an answer: b"),
+    ],
 )
-def test_a_task_without_an_answer_is_found_out(lost: type[events.Event]) -> None:
+def test_a_task_that_something_was_left_out_of_is_found_out(
+    lost: type[events.Event], told: str
+) -> None:
     kept = [
         event
         for event in life(*NAMES)
         if not isinstance(event, lost) or getattr(event, "task", "") != "b"
     ]
     found = tasks_finding(seen(records=records(*BEGUN, events.Interrupted("a"), *kept)))
-    assert (found.ok, found.value) == (False, "without an answer: b")
+    assert (found.ok, found.value) == (False, told)
     assert found.advice
+
+
+def test_a_daemon_that_died_again_is_found_out_though_all_tasks_are_answered() -> None:
+    """It may have died after the finding of the kill was told."""
+    found = tasks_finding(seen(incidents=[DEATH, Incident("death", "out of memory", 2)]))
+    assert (found.ok, found.value) == (False, "died again: out of memory")
+
+
+def test_a_task_that_was_not_trained_tells_why() -> None:
+    drawn = candidate(task("a"))
+    by_base = verdict("a", 1, [drawn], None, ("trained nothing: the device was full",))
+    answered = (*life("a")[:3], events.Answered("a", by_base))
+    found = tasks_finding(seen(tasks=["a"], records=records(*answered)))
+    assert not found.ok
+    assert found.value == "not trained: a (trained nothing: the device was full)"
 
 
 def test_without_nvidia_smi_nothing_is_said_of_device_memory(
@@ -275,15 +322,37 @@ def test_an_error_is_told_in_one_line_with_its_type() -> None:
     assert raised("x", RuntimeError()).value == "RuntimeError: (no message)"
 
 
+def test_a_start_that_fails_after_a_crash_is_the_finding_of_the_first_check_left() -> None:
+    error = RuntimeError("the GPU is gone")
+    assert not_opened("start", error, RUNTIME_CHECKS) == raised("start", error)
+    assert not_opened("device", error, RUNTIME_CHECKS) == raised("device", error)
+    later = not_opened("start", error, ("adapters", "out of memory"))
+    assert (later.name, later.ok) == ("adapters", False)
+    assert later.value == "not started again: RuntimeError: the GPU is gone"
+
+
 def test_a_start_tells_memory_before_and_after() -> None:
     found = start_finding(
         9.0,
         {"torch": 1.0},
         {"process": 100 * MIB, "device_used": 0},
         {"process": 900 * MIB, "device_used": 4000 * MIB},
+        None,
     )
-    assert found.value == "9.0 s; memory: the process 100 to 900 MiB, the device 0 to 4000 MiB"
+    assert found.value == (
+        "9.0 s; base in memory once; memory: the process 100 to 900 MiB, the device 0 to 4000 MiB"
+    )
     assert found.seconds == {"torch": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("twice", "told"),
+    [(None, "base in memory once"), ("no room", "base in memory twice: no room")],
+)
+def test_a_start_tells_how_often_the_base_is_in_memory(twice: str | None, told: str) -> None:
+    found = start_finding(9.0, {}, {}, {}, twice)
+    assert found.value == f"9.0 s; {told}"
+    assert found.data["twice"] == twice
 
 
 def test_variables_that_matter_are_told_and_secrets_are_not() -> None:
@@ -326,6 +395,23 @@ def test_the_environment_is_found_where_there_is_no_gpu(
     found = environment.environment()
     assert "driver 580.65.06" in found.value
     assert found.data["gpus"][0]["compute_cap"] == "8.9"
+
+
+def test_numbers_that_json_does_not_have_are_null_in_the_document() -> None:
+    data = {"apart": [math.nan, math.inf, 1.0], "none": {"b": -math.inf}}
+    found = document([Finding("parity", "nan apart", False, {"a": math.nan}, "", data)], OPTIONS, 1)
+    text = json.dumps(found, allow_nan=False)
+    told = json.loads(text)["findings"]["parity"]
+    assert told["data"] == {"apart": [None, None, 1.0], "none": {"b": None}}
+    assert told["seconds"] == {"a": None}
+
+
+def test_the_document_has_the_whole_log_of_the_first_crash_alone() -> None:
+    log = [f"line {number}" for number in range(60)]
+    crashes = [Finding(name, "died", False, data={"log": log}) for name in "abc"]
+    found = document(crashes, OPTIONS, 1)["findings"]
+    assert [len(found[name]["data"]["log"]) for name in "abc"] == [60, 10, 10]
+    assert found["c"]["data"]["log"][-1] == "line 59"
 
 
 def test_the_document_is_json_and_tells_whether_all_is_ok() -> None:

@@ -125,6 +125,11 @@ class VllmEngine:
         return bool(self._calls)
 
     @property
+    def fallbacks(self) -> int:
+        """Steps that found no memory, after which fewer requests were asked at once."""
+        return self._worker.fallbacks
+
+    @property
     def base_tensors(self) -> "Mapping[str, Tensor]":
         """See `startup.base_tensors`."""
         return self._worker.base_tensors

@@ -60,6 +60,8 @@ class Worker:
     ) -> None:
         """`answer` is called in the engine thread."""
         self.steps = 0
+        self.fallbacks = 0
+        """Steps that found no memory."""
         self.usage: deque[EngineUsage] = deque(maxlen=UNREAD_USAGE_LIMIT)
         self.base_tensors: dict[str, Tensor] = {}
         """See `startup.base_tensors`; none before the start and after the end."""
@@ -143,6 +145,7 @@ class Worker:
 
     def _fall_back(self) -> None:
         """Memory ran out in a step: begin again with its requests, fewer of them at once."""
+        self.fallbacks += 1
         entries = list(self._open.values())
         self._abort_named(list(self._open))
         settle(self._engine)

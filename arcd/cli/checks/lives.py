@@ -68,17 +68,33 @@ class Observed:
     account: Account | None = None
     """Where the time of the last daemon went."""
 
+    @property
+    def over(self) -> bool:
+        """Whether the tasks that were interrupted by the kill are answered."""
+        interrupted = {e.task for e in _events(self, events.Interrupted)}
+        answered = {e.task for e in _events(self, events.Answered)}
+        return self.killed is not None and bool(interrupted) and interrupted <= answered
 
-def observe(options: Options, used: Callable[[], int | None], source: str = TASKS) -> Observed:
+
+def observe(
+    options: Options,
+    used: Callable[[], int | None],
+    over: Callable[[Observed], None],
+    source: str = TASKS,
+) -> Observed:
     """Solve the tasks with a daemon that is killed at the first step of the first training.
 
-    `used` tells the bytes of device memory in use. To be called in the main thread.
+    `used` tells the bytes of device memory in use. `over` is called once when the interrupted tasks
+    are answered, if they ever are, in another thread. To be called in the main thread.
     """
     tasks = load(source)
     seen = Observed([task.id for task in tasks.tasks], before=used())
 
     def listen(record: Record) -> None:
+        before = seen.over
         seen.records.append(record)
+        if seen.over and not before:
+            over(seen)
         if seen.killed is None and isinstance(record.event, events.Training):
             seen.during = used()
             seen.killed = _kill(options.home)
@@ -112,8 +128,8 @@ def kill_finding(seen: Observed) -> Finding:
         wrong.append("processes of the killed daemon are still there")
     if lost := [task for task in interrupted if task not in answered]:
         wrong.append(f"not answered afterwards: {', '.join(lost)}")
-    if len(seen.incidents) > 1:
-        wrong.append("died again: " + "; ".join(each.text for each in seen.incidents[1:]))
+    if again := _died_again(seen):
+        wrong.append(again)
     memory, kept = _memory(seen)
     if kept:
         wrong.append(kept)
@@ -130,6 +146,10 @@ def tasks_finding(seen: Observed) -> Finding:
     answers = {e.task: e.verdict for e in _events(seen, events.Answered)}
     sampled = {e.task for e in _events(seen, events.Sampled)}
     missing = [task for task in seen.tasks if task not in answers or task not in sampled]
+    # An adapter may be trained and lost: then the base has answered.
+    by_adapter = {task for task, verdict in answers.items() if verdict.adapter is not None}
+    trained = by_adapter & {e.task for e in _events(seen, events.Trained)}
+    untrained = [task for task in seen.tasks if task not in trained]
     parts = dict(_parts(seen))
     notes = [note for verdict in answers.values() for note in verdict.notes]
     data = {"notes": notes, "stages": dict(seen.account.stages) if seen.account else {}}
@@ -137,6 +157,13 @@ def tasks_finding(seen: Observed) -> Finding:
         advice = "see the lines above; if all of them are ok, report this document"
         value = f"without an answer: {', '.join(missing)}"
         return Finding("tasks", value, False, parts, advice, data)
+    if untrained:
+        why = f" ({notes[0]})" if notes else ""
+        advice = "answers of the base alone are poor ones: mend what the line says, or report"
+        value = f"not trained: {', '.join(untrained)}{why}"
+        return Finding("tasks", value, False, parts, f"{advice} this document", data)
+    if again := _died_again(seen):
+        return Finding("tasks", again, False, parts, "report this document", data)
     value = f"{len(answers)} answered in {_seconds(seen):.1f} s after the start"
     return Finding("tasks", value, True, parts, "", data)
 
@@ -197,6 +224,12 @@ def _memory(seen: Observed) -> tuple[str, str]:
     kept = seen.after - seen.before
     told = f"{(seen.during - seen.before) / MIB:.0f} MiB of device memory are back"
     return told, f"{kept / MIB:.0f} MiB of device memory are not back" if kept > KEPT else ""
+
+
+def _died_again(seen: Observed) -> str:
+    """Deaths after the kill, which is the first one; in words, none where there was none."""
+    texts = [each.text for each in seen.incidents[1:]]
+    return "died again: " + "; ".join(texts) if texts else ""
 
 
 def _last_life(seen: Observed) -> list[Record]:

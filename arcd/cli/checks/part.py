@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -59,6 +60,10 @@ CHECK_SHARE = 0.7
 """Share of a process's time that one check may take: then it hangs, and the others have the rest.
 """
 
+PATIENCE = 0.75
+"""The same of a check that does not end when it is cancelled, for native code hangs in a thread:
+the process is killed then."""
+
 STACKS_S = 5.0
 """Seconds before the deadline at which a process writes its stacks."""
 
@@ -76,6 +81,11 @@ class Wanted(BaseModel):
     seconds: float
     """Seconds after which the process is killed."""
 
+    @property
+    def patience(self) -> float:
+        """Seconds after its last finding after which it is killed."""
+        return self.seconds if set(self.names) <= set(LIVES) else PATIENCE * self.seconds
+
 
 def make(wanted: Wanted, tell: Tell) -> bool:
     """Make the checks; whether none of them raised."""
@@ -85,16 +95,25 @@ def make(wanted: Wanted, tell: Tell) -> bool:
 
 
 def _lives(wanted: Wanted, tell: Tell) -> bool:
-    try:
-        seen = lives.observe(wanted.options, lives.gpu_memory_used)
-    except Exception as error:
-        for name in wanted.names:
-            tell(raised(name, error))
-        return False
-    found = lives.kill_finding(seen), lives.tasks_finding(seen)
-    for name, finding in zip(LIVES, found, strict=True):
-        if name in wanted.names:
+    told: list[str] = []
+
+    def tell_once(finding: Finding) -> None:
+        if finding.name in wanted.names and finding.name not in told:
+            told.append(finding.name)
             tell(finding)
+
+    def over(seen: lives.Observed) -> None:
+        # At once: the other tasks may take longer than there is time.
+        tell_once(lives.kill_finding(seen))
+
+    try:
+        seen = lives.observe(wanted.options, lives.gpu_memory_used, over)
+    except Exception as error:
+        for name in LIVES:
+            tell_once(raised(name, error))
+        return False
+    for finding in lives.kill_finding(seen), lives.tasks_finding(seen):
+        tell_once(finding)
     return True
 
 
@@ -105,12 +124,12 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
             device = pick_device(options.device, options.config.precision)
         _tell(tell, device_finding(device), wanted.names)
     except Exception as error:
-        tell(raised("device", error))
+        tell(not_opened("device", error, wanted.names))
         return False
     folder = Path(tempfile.mkdtemp(dir=options.home))
     compiled = options.compiled or options.home / "compiled"
     from arcd.backends.device_report import compiled_now, memory_in_use, memory_report
-    from arcd.backends.memory_pressure import memory_pressure
+    from arcd.backends.memory_pressure import fallbacks, memory_pressure
 
     before, begun, opened = memory_report(device), time.monotonic(), False
     try:
@@ -128,7 +147,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
             seconds = time.monotonic() - begun
             after = memory_report(device)
             stages = ledger.account().stages
-            _tell(tell, start_finding(seconds, stages, before, after), wanted.names)
+            _tell(tell, start_finding(seconds, stages, before, after, runtime.twice), wanted.names)
             bench = Workbench(
                 runtime,
                 options.config,
@@ -136,6 +155,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
                 wanted.window,
                 memory=partial(memory_in_use, device),
                 pressure=partial(memory_pressure, device),
+                fallbacks=partial(fallbacks, runtime.engine),
                 compiled=partial(compiled_now, device, compiled),
             )
             names = [name for name in wanted.names if name in CHECKS]
@@ -145,7 +165,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
     except Exception as error:
         if opened:
             raise
-        tell(raised("start", error))
+        tell(not_opened("start", error, wanted.names))
         return False
     return True
 
@@ -177,6 +197,18 @@ def raised(name: str, error: Exception) -> Finding:
     return Finding(name, f"{type(inner).__name__}: {_first(inner)}", ok=False, advice=REPORT)
 
 
+def not_opened(name: str, error: Exception, names: Sequence[str]) -> Finding:
+    """The finding of a runtime that could not be opened, under a name that is wanted.
+
+    After a crash the earlier process has told "device" and "start": the first check that is left
+    has the reason then.
+    """
+    found = raised(name, error)
+    if name in names:
+        return found
+    return replace(found, name=names[0], value=f"not started again: {found.value}")
+
+
 def device_finding(device: Device) -> Finding:
     """What trainer and engine compute on, and what torch says of it."""
     from arcd.backends.device_report import torch_facts
@@ -198,15 +230,22 @@ def start_finding(
     stages: Mapping[str, float],
     before: Mapping[str, int | None],
     after: Mapping[str, int | None],
+    twice: str | None,
 ) -> Finding:
-    """How long the opening of the runtime took, and what it holds; memory is in bytes."""
+    """How long the opening of the runtime took, and what it holds; memory is in bytes.
+
+    `twice` is `Runtime.twice`.
+    """
     told = []
     for key, what in (("process", "the process"), ("device_used", "the device")):
         old, new = before.get(key), after.get(key)
         if old is not None and new is not None:
             told.append(f"{what} {old / MIB:.0f} to {new / MIB:.0f} MiB")
-    data = {"memory": {"before": dict(before), "after": dict(after)}}
-    return Finding("start", f"{seconds:.1f} s; memory: {', '.join(told)}", True, stages, "", data)
+    data = {"memory": {"before": dict(before), "after": dict(after)}, "twice": twice}
+    value = f"{seconds:.1f} s; base in memory " + (f"twice: {twice}" if twice else "once")
+    if told:
+        value += f"; memory: {', '.join(told)}"
+    return Finding("start", value, True, stages, "", data)
 
 
 def _tell(tell: Tell, finding: Finding, names: Sequence[str]) -> None:
@@ -232,12 +271,20 @@ def main() -> int:
     die_with_parent()
     wanted = Wanted.model_validate_json(sys.argv[1])
     set_environment(wanted.options.device)
-    faulthandler.dump_traceback_later(max(1.0, wanted.seconds - STACKS_S))
+    end = time.monotonic() + wanted.seconds
+
+    def expect_a_finding() -> None:
+        # A second call puts the first one off.
+        seconds = min(wanted.patience, end - time.monotonic())
+        faulthandler.dump_traceback_later(max(1.0, seconds - STACKS_S))
+
+    expect_a_finding()
     with _own_output() as own:
 
         def tell(finding: Finding) -> None:
             own.write(json.dumps({"name": finding.name, **finding.to_json()}) + "\n")
             own.flush()
+            expect_a_finding()
 
         return 0 if make(wanted, tell) else RAISED
 

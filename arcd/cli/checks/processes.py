@@ -5,6 +5,7 @@ something else.
 """
 
 import json
+import math
 import os
 import select
 import signal
@@ -37,15 +38,22 @@ def findings_of(
     log: Path,
     env: Mapping[str, str],
     clock: Callable[[], float] = time.monotonic,
+    patience: float = math.inf,
 ) -> Iterator[Finding]:
     """The findings with these names that a command sends, each at most once, as they arrive.
 
-    The process and all that it has started are killed after so many seconds. The first check that
+    The process and all that it has started are killed after so many seconds, or `patience` seconds
+    after its last finding: a check may hang where no exception ends it. The first check that
     it has sent nothing of, if there is any, is the one at which it ended: its finding says how.
     Further ones have none. `log` is the file for what it writes to standard error.
     """
     left = list(names)
     deadline = clock() + seconds
+    end = min(deadline, clock() + patience)
+
+    def time_left() -> float:
+        return end - clock()
+
     with (
         log.open("wb") as output,
         subprocess.Popen(
@@ -59,20 +67,21 @@ def findings_of(
     ):
         identity = identify(process.pid) or Process(process.pid, None)
         try:
-            for line in _lines(process, lambda: deadline - clock()):
+            for line in _lines(process, time_left):
                 finding = _finding(line)
                 if finding is not None and finding.name in left:
                     left.remove(finding.name)
+                    end = min(deadline, clock() + patience)
                     yield finding
                 if not left:
                     return  # its end in order takes time and tells nothing
-            code = _code(process, deadline - clock())
+            code = _code(process, time_left())
         finally:
             kill_group(identity)
             process.wait()
             sweep_group(identity)
     if code != RAISED or len(left) == len(names):
-        yield _ended(left[0], seconds, code, log)
+        yield _ended(left[0], min(seconds, patience), code, log)
 
 
 def _code(process: "subprocess.Popen[bytes]", seconds: float) -> int | None:

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from arcd.backends.streams import ONE_STREAM
 from arcd.cli.checks import environment, lives, part, speed
 from arcd.cli.checks.part import LIVES, OPENING, Wanted
 from arcd.cli.checks.processes import findings_of
-from arcd.cli.finding import Finding
+from arcd.cli.finding import Finding, finite
 from arcd.daemon.options import Options
 from arcd.version import __version__
 
@@ -40,8 +41,8 @@ RUNTIME_SHARE = 0.6
 RUNTIME_CHECKS = (*OPENING, "parity", "speed", "adapters", "out of memory")
 """Findings of the process with a runtime, in their order."""
 
-ONE_STREAM = "ARCD_ONE_STREAM"
-"""The environment variable with which trainer and engine share a stream."""
+LATER_LOG_LINES = 10
+"""Last lines of the log of each crash but the first, in the document."""
 
 MORE_TIME = "give it more time: --seconds"
 
@@ -61,15 +62,24 @@ def examine_thoroughly(options: Options, seconds: float) -> Iterator[Finding]:
 
         def run(wanted: Wanted, env: Mapping[str, str]) -> Iterator[Finding]:
             command = [sys.executable, "-m", part.__name__, wanted.model_dump_json()]
-            return findings_of(command, wanted.names, wanted.seconds, log, {**os.environ, **env})
+            return findings_of(
+                command,
+                wanted.names,
+                wanted.seconds,
+                log,
+                {**os.environ, **env},
+                patience=wanted.patience,
+            )
 
         given = {"home": Path(folder), "compiled": Path(folder) / "compiled"}
-        plan = Plan(options.model_copy(update=given), time.monotonic() + seconds, seconds, run)
+        plan = Examination(
+            options.model_copy(update=given), time.monotonic() + seconds, seconds, run
+        )
         yield from plan.findings()
 
 
 @dataclass
-class Plan:
+class Examination:
     """The checks in processes of their own."""
 
     options: Options
@@ -96,18 +106,16 @@ class Plan:
         """A process after the other: each makes the checks that are left, until one raises."""
         end = self.clock() + RUNTIME_SHARE * self._left
         names: tuple[str, ...] = RUNTIME_CHECKS
-        blocked = False
+        blocked = ""
         while names and not blocked and (seconds := end - self.clock()) > 0:
-            for finding in self.run(self._wanted(names, seconds), {}):
+            for finding in self.run(self._wanted(names, seconds), {ONE_STREAM: "0"}):
                 names = tuple(name for name in names if name != finding.name)
                 # Without a device, or where nothing can be started, nothing else can be done.
-                blocked |= finding.name in OPENING and not finding.ok
+                if finding.name in OPENING and not finding.ok:
+                    blocked = finding.name
                 yield finding
         for name in names:
-            if blocked:
-                yield Finding(name, "not tried", ok=False, advice="first mend the line above")
-            else:
-                yield Finding(name, "no time left", ok=False, advice=MORE_TIME)
+            yield _not_tried(name, blocked) if blocked else _not_in_time(name)
 
     def _lives(self) -> Iterator[Finding]:
         small = {"steps": lives.STEPS, "start": None, "share": 1}
@@ -119,8 +127,15 @@ class Plan:
         # A home is a folder of its own.
         given = {"config": config.model_copy(update=changed), "home": self.options.home / "home"}
         options = self.options.model_copy(update=given)
-        wanted = self._wanted(LIVES, max(1.0, self._left))
-        yield from self.run(wanted.model_copy(update={"options": options}), {})
+        names = list(LIVES)
+        if self._left > 0:
+            wanted = self._wanted(LIVES, self._left).model_copy(update={"options": options})
+            for finding in self.run(wanted, {}):
+                names.remove(finding.name)
+                yield finding
+        late = self._left <= 0 or len(names) == len(LIVES)
+        for name in names:
+            yield _not_in_time(name) if late else _not_tried(name, LIVES[0])
 
     def _streams(self, found: Mapping[str, Finding]) -> Iterator[Finding]:
         device, start, own = (found.get(name) for name in ("device", "start", "speed"))
@@ -129,8 +144,11 @@ class Plan:
             return
         own_gain = own.data.get("gain") if own else None
         needed = sum(start.seconds.values()) if start else 0.0
-        if own_gain is None or self._left < needed:
-            yield Finding("streams", "no time left", ok=False, advice=MORE_TIME)
+        if own_gain is None:
+            yield _not_tried("streams", "speed")
+            return
+        if self._left < needed:
+            yield _not_in_time("streams")
             return
         wanted = self._wanted(("one stream",), self._left)
         shared = None
@@ -147,6 +165,27 @@ class Plan:
         return Wanted(names=tuple(names), options=self.options, window=window, seconds=seconds)
 
 
+def _short_logs(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """The findings, of which the first with a log keeps all of it: an issue has limited room."""
+    whole = True
+    for finding in findings:
+        if "log" in finding.data:
+            kept = finding.data["log"] if whole else finding.data["log"][-LATER_LOG_LINES:]
+            yield replace(finding, data={**finding.data, "log": kept})
+            whole = False
+        else:
+            yield finding
+
+
+def _not_in_time(name: str) -> Finding:
+    return Finding(name, "no time left", ok=False, advice=MORE_TIME)
+
+
+def _not_tried(name: str, why: str) -> Finding:
+    """Of a check that cannot be made, or tells nothing, because of what another one has found."""
+    return Finding(name, f"not tried: see {why}", ok=False, advice="first mend that line")
+
+
 def document(findings: Sequence[Finding], options: Options, seconds: float) -> dict[str, Any]:
     """All findings as one JSON value that shows nothing private, to be pasted into an issue."""
     value = {
@@ -156,8 +195,9 @@ def document(findings: Sequence[Finding], options: Options, seconds: float) -> d
         "base": "/".join(options.base.parts[-2:]),
         "device": options.device,
         "settings": options.config.model_dump(mode="json", exclude_unset=True),
-        "findings": {finding.name: finding.to_json() for finding in findings},
+        "findings": {finding.name: finding.to_json() for finding in _short_logs(findings)},
     }
+    value = finite(value)
     shown = environment.without_secrets(value, os.environ, str(Path.home()))
     assert isinstance(shown, dict)
     return shown

@@ -5,7 +5,7 @@ processes.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -41,10 +41,12 @@ class Workbench:
     device: Device
     window: float
     """Seconds that a measurement lasts."""
-    memory: Callable[[], int]
-    """Bytes in use."""
+    memory: Callable[[], Mapping[str, int]]
+    """Bytes in use: of the "process" in RAM, on a GPU of its "tensors" there."""
     pressure: Callable[[], AbstractContextManager[str]]
     """While it is open, the engine gets no memory."""
+    fallbacks: Callable[[], int] = lambda: 0
+    """How often the engine has found no memory and begun again with fewer requests at once."""
     compiled: Callable[[], bool | None] = lambda: None
     """Whether the trainer's functions are compiled; None if they never will be."""
     clock: Callable[[], float] = time.monotonic
