@@ -39,6 +39,9 @@ MARK = "compiled"
 OUTPUT = "output.log"
 """A file in the folder: what the child said."""
 
+READER = "arcd-compiled"
+"""The name of the thread that reads compiled functions."""
+
 REHEARSED_TOKENS = 96, 64
 """Tokens of the rehearsed steps: two numbers, so that what is compiled is for any number."""
 
@@ -159,7 +162,7 @@ class Compilation:
         if self._reader is not None:
             return
         if (self._folder / MARK).exists():
-            self._reader = threading.Thread(target=self._read, name="arcd-compiled", daemon=True)
+            self._reader = threading.Thread(target=self._read, name=READER, daemon=True)
             self._reader.start()
         elif self._child is None:
             if can_compile(self._rehearsal.device):
@@ -201,6 +204,11 @@ class Compilation:
         capability = torch.backends.cpu.get_cpu_capability()
         parts = (sys.version, torch.__version__, capability, source, self._rehearsal.to_json())
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def reading() -> bool:
+    """Whether compiled functions are being read in this process."""
+    return any(thread.name == READER for thread in threading.enumerate())
 
 
 def can_compile(device: str) -> bool:

@@ -128,6 +128,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
         return False
     folder = Path(tempfile.mkdtemp(dir=options.home))
     compiled = options.compiled or options.home / "compiled"
+    from arcd.backends.compilation import reading
     from arcd.backends.device_report import compiled_now, memory_in_use, memory_report
     from arcd.backends.memory_pressure import fallbacks, memory_pressure
 
@@ -157,6 +158,7 @@ async def _with_runtime(wanted: Wanted, tell: Tell) -> bool:
                 pressure=partial(memory_pressure, device),
                 fallbacks=partial(fallbacks, runtime.engine),
                 compiled=partial(compiled_now, device, compiled),
+                reading=reading,
             )
             names = [name for name in wanted.names if name in CHECKS]
             if not await made(bench, names, tell, CHECK_SHARE * wanted.seconds):

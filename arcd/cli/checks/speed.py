@@ -126,11 +126,16 @@ def streams_finding(own: float | None, shared: float | None) -> Finding:
 
 
 async def compiled(bench: Workbench) -> bool | None:
-    """Wait for the compilation that the first training has begun; whether it is done."""
+    """Wait for what the first training compiles, and the next one reads; whether it is there."""
     await bench.adapters()
     end = bench.clock() + min(COMPILING_S, 10 * bench.window)
     while (state := bench.compiled()) is False and bench.clock() < end:
         await anyio.sleep(LOOK_S)
+    if state:
+        async with training(bench) as steps:
+            await steps.warm(bench)
+        while bench.reading() and bench.clock() < end:
+            await anyio.sleep(LOOK_S)
     return state
 
 

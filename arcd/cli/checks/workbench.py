@@ -49,6 +49,8 @@ class Workbench:
     """How often the engine has found no memory and begun again with fewer requests at once."""
     compiled: Callable[[], bool | None] = lambda: None
     """Whether the trainer's functions are compiled; None if they never will be."""
+    reading: Callable[[], bool] = lambda: False
+    """Whether they are being read, which the first training after that begins."""
     clock: Callable[[], float] = time.monotonic
     _adapters: list[Adapter] = field(default_factory=list)
 
