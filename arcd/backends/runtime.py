@@ -16,9 +16,10 @@ from typing import Protocol, TypeVar
 
 from anyio import from_thread, to_thread
 
+from arcd.backends.memory import UNLIMITED, GpuMemory, Memory
 from arcd.backends.protocols import Engine, Trainer
 from arcd.backends.trainer_pool import TrainerPool
-from arcd.config import Config
+from arcd.config import Config, EngineConfig
 from arcd.errors import MissingPackage
 from arcd.model.base_model import open_encoding
 from arcd.model.device import Device
@@ -108,7 +109,6 @@ async def open_runtime(
         with ledger.stage("transformers"):
             from arcd.backends import base_copies
             from arcd.backends.lora_trainer import LoraTrainer
-            from arcd.backends.memory import UNLIMITED, GpuMemory, Memory
             from arcd.backends.resident_base import ResidentBase
             from arcd.backends.vllm.engine import vllm_engine
     except ImportError:
@@ -127,12 +127,7 @@ async def open_runtime(
 
         def trainer(index: int) -> LoraTrainer:
             threads = partial(split.threads, index)
-            memory: Memory = UNLIMITED
-            if device.kind != "cpu":
-                # With bytes of its own for the cache, the engine has what it holds, not a share.
-                fixed = config.engine.kv_cache_memory_bytes is not None
-                share = None if fixed else config.engine.gpu_memory
-                memory = GpuMemory(share, lambda: resident.own_bytes, trainings)
+            memory = _memory(device, config.engine, lambda: resident.own_bytes, trainings)
             return LoraTrainer(
                 resident.lora, base, adapters, device, ledger, cores=threads, memory=memory
             )
@@ -189,6 +184,17 @@ class _CoreSplit:
         if alone and index == 0:
             return 1 + self._spare - each * (self._trainings - 1)
         return 1 + each
+
+
+def _memory(
+    device: Device, engine: EngineConfig, base: Callable[[], int], trainings: int
+) -> Memory:
+    """What each of some trainers may use beside the engine; `base` tells their base's own bytes."""
+    if device.kind == "cpu":
+        return UNLIMITED
+    # With bytes of its own for the cache, the engine has what it holds, not a share.
+    share = engine.gpu_memory if engine.kv_cache_memory_bytes is None else None
+    return GpuMemory(share, base, trainings)
 
 
 def _trainings(wanted: int | None, device: Device) -> int:

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcd.backends.memory import UNLIMITED, WORKSPACE, Occupation, share_of_trainer
+from arcd.backends import runtime
+from arcd.backends.memory import UNLIMITED, WORKSPACE, GpuMemory, Occupation, share_of_trainer
 from arcd.backends.memory_forecast import MARGIN, MemoryForecast, Plan, StepMemory
+from arcd.config import EngineConfig
 from arcd.decoder.footprint import Footprint, Linear, Sizes, footprint
 from arcd.errors import OutOfMemory
+from arcd.model.device import Device
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -202,3 +205,14 @@ def test_qwen3_4b_at_rank_256() -> None:
     assert found.lasting == pytest.approx(5.9 * GIB, rel=0.01)
     assert found.plain.token == pytest.approx(6.1 * MIB, rel=0.02)
     assert found.recomputed.token == pytest.approx(0.70 * MIB, rel=0.02)
+
+
+@pytest.mark.parametrize(("cache", "share"), [(None, 0.3), (GIB, None)])
+def test_the_engines_claim_is_its_share_unless_its_cache_has_bytes_of_its_own(
+    cache: int | None, share: float | None
+) -> None:
+    engine = EngineConfig(gpu_memory=0.3, kv_cache_memory_bytes=cache)
+    found = runtime._memory(Device("cuda", "bfloat16"), engine, lambda: 0, 1)
+    assert isinstance(found, GpuMemory)
+    assert found._share == share
+    assert runtime._memory(Device("cpu", "bfloat16"), engine, lambda: 0, 1) is UNLIMITED
