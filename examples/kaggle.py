@@ -90,7 +90,7 @@ def write_blank(tasks: Path, submission: Path) -> None:
 
 def say(line: str) -> None:
     """Tell what takes long, before it begins."""
-    print(f"kaggle.py: {line}", flush=True)
+    print(f"kaggle.py: {line}", file=sys.stderr, flush=True)
 
 
 def read(path: Path) -> dict[str, Any]:
