@@ -25,6 +25,7 @@ from arcd.errors import OutOfMemory
 from arcd.jobs import events
 from arcd.jobs.events import Record
 from arcd.model.base_model import bundled
+from arcd.system.cuda_driver import Driver
 from arcd.system.ledger import Account
 from arcd.system.processes import Process
 
@@ -208,7 +209,15 @@ def test_a_daemon_that_was_killed_and_came_back_is_ok() -> None:
     assert found.value == (
         "killed while it trained a; 4900 MiB of device memory are back; answered by the next daemon"
     )
-    assert "its processes are gone" in kill_finding(seen(before=None, after=None)).value
+    more = kill_finding(seen(during=90 * MIB)).value
+    assert "; 0 MiB of device memory are back;" in more, "others may give memory back"
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_device_memory_that_is_not_known_is_not_said_to_be_back(on_gpu: bool) -> None:
+    found = kill_finding(seen(before=None, after=None, on_gpu=on_gpu))
+    unknown = "; device memory not known: nvidia-smi does not tell" if on_gpu else ""
+    assert f"; its processes are gone{unknown}; answered" in found.value
 
 
 def test_the_kill_is_judged_as_soon_as_its_task_is_answered() -> None:
@@ -294,11 +303,15 @@ def test_without_nvidia_smi_nothing_is_said_of_device_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert lives.gpu_memory_used() is None
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 100\necho 23\n")
     program.chmod(0o755)
     assert lives.gpu_memory_used() == 123 * MIB
+    program.write_text('#!/bin/sh\ntest "$3 $4" = "-i 1" && echo 23\n')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert lives.gpu_memory_used() == 23 * MIB, "the GPU of this process alone"
     program.write_text("#!/bin/sh\necho '[N/A]'\n")
     assert lives.gpu_memory_used() is None
 
@@ -389,6 +402,10 @@ def test_the_environment_is_found_where_there_is_no_gpu(
     found = environment.environment()
     assert found.ok
     assert "no NVIDIA driver" in found.value
+    driver = Driver("580.65", (13, 0), 2, 2)
+    monkeypatch.setattr(environment, "find_driver", lambda: driver)
+    said = "nvidia-smi does not answer, driver 580.65 supports CUDA 13.0 and shows 2 GPUs"
+    assert said in environment.environment().value
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA L4, 580.65.06, 8.9, 23034 MiB, 1 MiB'\n")
     program.chmod(0o755)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arcd.cli.finding import Finding
+from arcd.system.cuda_driver import Driver, find_driver
 from arcd.system.processes import cores
 from arcd.version import __version__
 
@@ -47,13 +48,20 @@ def environment() -> Finding:
         "gpus": gpus,
         "variables": variables(os.environ),
     }
-    driver = f"driver {gpus[0].get('driver_version')}" if gpus else "no NVIDIA driver"
+    driver = f"driver {gpus[0].get('driver_version')}" if gpus else _without_nvidia_smi()
     built = f" ({commit})" if commit else ""
     value = (
         f"arcd {__version__}{built}, Python {platform.python_version()} on "
         f"{platform.system()} {platform.machine()}, {cores()} cores, {driver}"
     )
     return Finding("environment", value, data=data)
+
+
+def _without_nvidia_smi() -> str:
+    found = find_driver()
+    if found == Driver():
+        return "no NVIDIA driver"
+    return f"nvidia-smi does not answer, {found} and shows {found.gpus} GPUs"
 
 
 def packages() -> Finding:

@@ -4,6 +4,7 @@ The daemon is that of `arcd run`, in a temporary home. What is seen of it is an 
 findings follow from that.
 """
 
+import os
 import signal
 import subprocess
 import time
@@ -21,9 +22,11 @@ from arcd.daemon.supervisor import Incident
 from arcd.daemon.watchdog import Limits
 from arcd.jobs import events
 from arcd.jobs.events import Record
+from arcd.system.cuda_driver import find_driver
 from arcd.system.home_lock import Holders
 from arcd.system.ledger import Account
 from arcd.system.processes import PROC, Process, alive, send
+from arcd.system.visible_gpus import VISIBLE
 
 E = TypeVar("E", bound=events.Event)
 
@@ -53,8 +56,10 @@ class Observed:
     """What was seen of the daemons of a run."""
 
     tasks: Sequence[str]
+    on_gpu: bool = False
+    """Whether the daemons may have used a GPU."""
     before: int | None = None
-    """Bytes of all GPUs in use before the first daemon; None without a GPU."""
+    """Bytes of the GPU in use before the first daemon; None where they are not known."""
     during: int | None = None
     """The same when it was killed."""
     after: int | None = None
@@ -88,7 +93,8 @@ def observe(
     are answered, if they ever are, in another thread. To be called in the main thread.
     """
     tasks = load(source)
-    seen = Observed([task.id for task in tasks.tasks], before=used())
+    on_gpu = options.device != "cpu" and find_driver().gpus > 0
+    seen = Observed([task.id for task in tasks.tasks], on_gpu, before=used())
 
     def listen(record: Record) -> None:
         before = seen.over
@@ -169,8 +175,11 @@ def tasks_finding(seen: Observed) -> Finding:
 
 
 def gpu_memory_used() -> int | None:
-    """Bytes in use of all GPUs together, by nvidia-smi; None where it does not tell."""
+    """Bytes in use of the GPU of this process, by nvidia-smi; None where it does not tell."""
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    # One GPU, after `narrow`; of several, all together.
+    if shown := os.environ.get(VISIBLE):
+        query += ["-i", shown]
     try:
         told = subprocess.run(query, check=True, capture_output=True, text=True, timeout=30).stdout
         return sum(int(line) for line in told.split()) * MIB
@@ -220,9 +229,12 @@ def _returned(used: Callable[[], int | None], before: int | None) -> int | None:
 def _memory(seen: Observed) -> tuple[str, str]:
     """Of a run whose daemon was killed: what to tell, and what is wrong."""
     if seen.before is None or seen.during is None or seen.after is None:
-        return "its processes are gone", ""
+        unknown = "; device memory not known: nvidia-smi does not tell" if seen.on_gpu else ""
+        return "its processes are gone" + unknown, ""
     kept = seen.after - seen.before
-    told = f"{(seen.during - seen.before) / MIB:.0f} MiB of device memory are back"
+    # Another program may have given memory back meanwhile.
+    held = max(0, seen.during - seen.before)
+    told = f"{held / MIB:.0f} MiB of device memory are back"
     return told, f"{kept / MIB:.0f} MiB of device memory are not back" if kept > KEPT else ""
 
 
