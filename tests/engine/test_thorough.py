@@ -29,7 +29,8 @@ from arcd.model.base_model import bundled
 from arcd.model.device import pick_device
 from arcd.system.ledger import Ledger
 
-pytestmark = pytest.mark.engine
+# Alone: beside other work a check has too little time.
+pytestmark = [pytest.mark.engine, pytest.mark.timing]
 
 SECONDS = 120
 """A budget for the gate; the checks end before, unless the machine is busy."""
