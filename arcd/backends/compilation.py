@@ -216,8 +216,14 @@ def can_compile(device: str) -> bool:
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return False
     if device == "cpu":
-        return any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++")))
+        return cpp_compiler() is not None
     return importlib.util.find_spec("triton") is not None
+
+
+def cpp_compiler() -> str | None:
+    """The path of the C++ compiler that torch would take; None where there is none."""
+    names = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def _use_cache(folder: Path) -> None:

@@ -119,19 +119,9 @@ class DecoderLora:
         )
 
     def _layer(self, weights: LayerWeights, prefix: str) -> Layer:
-        qkv, output, gate_up, down = (
+        return weights.layer(
             self._adapted(stack, f"{prefix}{module}.")
             for stack, module in zip(weights.stacks, MODULES, strict=True)
-        )
-        return Layer(
-            weights.attention_norm,
-            qkv,
-            output,
-            weights.mlp_norm,
-            gate_up,
-            down,
-            weights.q_norm,
-            weights.k_norm,
         )
 
     def _adapted(self, stack: Stack, prefix: str) -> Adapted:

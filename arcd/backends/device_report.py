@@ -1,15 +1,13 @@
 """What torch says of itself, the device and its memory, for the report of `arcd doctor`."""
 
 import gc
-import os
-import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from arcd.backends.compilation import MARK, can_compile
+from arcd.backends.compilation import MARK, can_compile, cpp_compiler
 from arcd.model.device import Device
 from arcd.system.processes import resident_bytes, return_freed_memory
 
@@ -24,7 +22,7 @@ def torch_facts() -> dict[str, Any]:
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_bf16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        "cpp_compiler": next(filter(None, map(shutil.which, _compilers())), None),
+        "cpp_compiler": cpp_compiler(),
         "triton": _triton(),
     }
 
@@ -57,10 +55,6 @@ def compiled_now(device: Device, folder: Path) -> bool | None:
     if any(folder.glob(f"*/{MARK}")):
         return True
     return False if can_compile(device.kind) and any(folder.glob("*")) else None
-
-
-def _compilers() -> tuple[str, ...]:
-    return os.environ.get("CXX", "g++"), "g++", "clang++"
 
 
 def _triton() -> str | None:

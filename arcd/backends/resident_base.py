@@ -157,16 +157,4 @@ class ResidentBase:
 
 def _plain(weights: LayerWeights) -> Layer:
     """A layer without LoRA."""
-    qkv, output, gate_up, down = (
-        Adapted(stack.weight, stack.bias, (), 1.0) for stack in weights.stacks
-    )
-    return Layer(
-        weights.attention_norm,
-        qkv,
-        output,
-        weights.mlp_norm,
-        gate_up,
-        down,
-        weights.q_norm,
-        weights.k_norm,
-    )
+    return weights.layer(Adapted(stack.weight, stack.bias, (), 1.0) for stack in weights.stacks)

@@ -6,7 +6,7 @@ not have is a reason, not an error: then transformers trains the model.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from arcd.decoder.layers import Shape
+from arcd.decoder.layers import Layer, Shape
+from arcd.decoder.lora import Linear
 from arcd.errors import BadBase, in_one_line
 
 FAMILY = ("llama", "qwen2", "qwen3")
@@ -64,6 +65,20 @@ class LayerWeights:
     def stacks(self) -> tuple[Stack, ...]:
         """All linear layers, stacked, in the order of `LINEARS`."""
         return self.qkv, self.output, self.gate_up, self.down
+
+    def layer(self, linears: Iterable[Linear]) -> Layer:
+        """The layer whose products are made by these, one for each of `stacks`."""
+        qkv, output, gate_up, down = linears
+        return Layer(
+            self.attention_norm,
+            qkv,
+            output,
+            self.mlp_norm,
+            gate_up,
+            down,
+            self.q_norm,
+            self.k_norm,
+        )
 
 
 @dataclass(frozen=True, slots=True)

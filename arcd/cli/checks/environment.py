@@ -34,7 +34,7 @@ GPU_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "memory.u
 
 def environment() -> Finding:
     """Versions of Python, system and arcd, the driver, the variables that matter."""
-    lines = _told("nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader")
+    lines = told("nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader")
     gpus = [dict(zip(GPU_FIELDS, line.split(", "), strict=False)) for line in lines]
     commit = _commit()
     data = {
@@ -117,10 +117,10 @@ def _commit() -> str | None:
     clone = Path(__file__).parents[3]
     if not (clone / ".git").exists():
         return None
-    return next(iter(_told("git", "-C", str(clone), "rev-parse", "--short=12", "HEAD")), None)
+    return next(iter(told("git", "-C", str(clone), "rev-parse", "--short=12", "HEAD")), None)
 
 
-def _told(*command: str) -> list[str]:
+def told(*command: str) -> list[str]:
     """The lines that a program prints; none where there is no such program, or it fails."""
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)

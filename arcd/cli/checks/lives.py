@@ -6,7 +6,6 @@ findings follow from that.
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from arcd.arc.tasks import load
+from arcd.cli.checks.environment import told
 from arcd.cli.finding import Finding
 from arcd.daemon import foreground, schema
 from arcd.daemon.options import Options
@@ -176,15 +176,15 @@ def tasks_finding(seen: Observed) -> Finding:
 
 def gpu_memory_used() -> int | None:
     """Bytes in use of the GPU of this process, by nvidia-smi; None where it does not tell."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     # One GPU, after `narrow`; of several, all together.
     if shown := os.environ.get(VISIBLE):
         query += ["-i", shown]
     try:
-        told = subprocess.run(query, check=True, capture_output=True, text=True, timeout=30).stdout
-        return sum(int(line) for line in told.split()) * MIB
-    except (OSError, ValueError, subprocess.SubprocessError):
+        used = [int(line) for line in told("nvidia-smi", *query)]
+    except ValueError:
         return None
+    return sum(used) * MIB if used else None
 
 
 def _kill(home: Path) -> Process | None:
@@ -234,8 +234,8 @@ def _memory(seen: Observed) -> tuple[str, str]:
     kept = seen.after - seen.before
     # Another program may have given memory back meanwhile.
     held = max(0, seen.during - seen.before)
-    told = f"{held / MIB:.0f} MiB of device memory are back"
-    return told, f"{kept / MIB:.0f} MiB of device memory are not back" if kept > KEPT else ""
+    back = f"{held / MIB:.0f} MiB of device memory are back"
+    return back, f"{kept / MIB:.0f} MiB of device memory are not back" if kept > KEPT else ""
 
 
 def _died_again(seen: Observed) -> str:
